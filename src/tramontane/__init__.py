@@ -1,0 +1,3 @@
+"""Tramontane: open language models, fast, on the machine at hand."""
+
+__version__ = "0.1.0"

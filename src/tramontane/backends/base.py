@@ -1,0 +1,80 @@
+"""Backend: three methods and some abilities. Anything that runs models for Tramontane looks like this.
+
+Owns the protocols and what a backend says of itself. Must not know: any one backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from tramontane.types import Chunk, Message, Request, Stats
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do with its model, down to the field."""
+
+    name: str
+    model: str
+    """The model's source, as it was named."""
+    context_length: int
+    sampling_fields: frozenset[str]
+    """Names of the SamplingParams fields that it honours; it refuses the others by name."""
+    chat: bool
+    """Whether messages can be rendered (there is a chat template)."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A loaded model that answers requests. Safe to call from any event loop of the process."""
+
+    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """The chunks of all choices; each choice ends with one whose finish_reason is set. Closing the iterator early
+        cancels the request. A refused request raises (InvalidRequest, ContextLengthExceeded, OutOfMemory, ...) from
+        the first `__anext__`; a failure midway ends each open choice with finish_reason "error"."""
+        ...
+
+    def capabilities(self) -> Capabilities: ...
+
+    def close(self) -> None:
+        """Ends every open request as cancelled and frees the model. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """A backend that shows its tokenizer and template."""
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
+        """The prompt that a chat request with these messages becomes."""
+        ...
+
+
+@runtime_checkable
+class HasStats(Protocol):
+    def stats(self) -> Stats: ...
+
+
+@runtime_checkable
+class Listening(Protocol):
+    """A backend that tells of its cache: `listener.allocated(request_id, index, blocks)` and `.released(...)`."""
+
+    def add_allocation_listener(self, listener: AllocationListener) -> None: ...
+
+
+class AllocationListener(Protocol):
+    """Hears of each sequence's blocks, on the engine's thread: return soon, never raise."""
+
+    def allocated(self, request_id: str, index: int, blocks: int) -> None:
+        """The sequence now holds `blocks` more blocks."""
+        ...
+
+    def released(self, request_id: str, index: int, blocks: int) -> None:
+        """The sequence gave back `blocks` blocks (end, preemption, window)."""
+        ...

@@ -1,0 +1,162 @@
+"""Settings: what a user may configure of an engine, checked once and then frozen.
+
+Owns EngineConfig, its groups, their ranges and the environment variables. One spelling inside; the aliases that
+callers know from elsewhere are taken only at the facade (`EngineConfig.from_options`).
+Must not know: models, arrays, how memory is measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
+
+from tramontane.errors import InvalidRequest
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+T = TypeVar("T")
+
+
+def _check(name: str, value: object, kind: type | tuple[type, ...], low: float | None = None, high: float | None = None) -> None:
+    if value is None:
+        return
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
+        expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise InvalidRequest(name, f"{value!r} is not of type {expected}")
+    if isinstance(value, (int, float)) and (
+        value != value or (low is not None and value < low) or (high is not None and value > high)
+    ):
+        raise InvalidRequest(name, f"{value!r} is out of range", f"It must be between {low} and {high or 'any size'}.")
+
+
+def _check_dtype(name: str, value: str) -> None:
+    if value not in get_args(DType):
+        raise InvalidRequest(name, f"{value!r} is not a dtype", f"Use one of {', '.join(get_args(DType))}.")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The KV cache. At most one of `num_blocks`, `memory_bytes` and `memory_fraction` (of free memory) sets its size;
+    with none of them it holds what `max_num_seqs` full contexts need, but at most a quarter of the free memory."""
+
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_bytes: int | None = None
+    memory_fraction: float | None = None
+    prefix_caching: bool = True
+    paged_attention: bool = True
+    """False: each sequence reserves the blocks of a whole context, contiguous, and shares nothing."""
+    dtype: DType = "auto"
+    """auto: float32 where the model computes in float32 weights, else float16."""
+
+    def __post_init__(self) -> None:
+        _check("block_size", self.block_size, int, 1, 1024)
+        _check("num_blocks", self.num_blocks, int, 1)
+        _check("memory_bytes", self.memory_bytes, int, 1)
+        _check("memory_fraction", self.memory_fraction, (int, float), 0.001, 1.0)
+        _check("prefix_caching", self.prefix_caching, bool)
+        _check("paged_attention", self.paged_attention, bool)
+        _check_dtype("cache_dtype", self.dtype)
+        sized = [n for n in ("num_blocks", "memory_bytes", "memory_fraction") if getattr(self, n) is not None]
+        if len(sized) > 1:
+            raise InvalidRequest(sized[1], f"the cache's size is already set by {sized[0]}", "Give one of them.")
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How much runs at once: sequences, and tokens a step."""
+
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        _check("max_num_seqs", self.max_num_seqs, int, 1, 65536)
+        _check("max_num_batched_tokens", self.max_num_batched_tokens, int, 1, 1 << 20)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """All that shapes an engine, besides the model itself."""
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or metal."""
+    device_fallback: bool = False
+    """Whether a missing explicit device falls back to the best present one (logged) instead of raising."""
+    kernels: Literal["auto", "cpu", "torch", "reference"] = "auto"
+    """Which implementation of the ops; auto takes the fastest that the device has."""
+    threads: int | None = None
+    """CPU threads; None: as many as this process may use."""
+    dtype: DType = "auto"
+    """Of dense weights; auto keeps the checkpoint's. Quantized weights stay as they are."""
+    architecture: str = "auto"
+    """A model family's name to load the checkpoint as; auto reads it from the checkpoint."""
+    context_length: int | None = None
+    """Longest sequence, prompt and answer together; None: the model's."""
+    deterministic: bool = False
+    """One arithmetic: a row's result never depends on the batch or the number of threads."""
+
+    def __post_init__(self) -> None:
+        _check("device", self.device, str)
+        _check("threads", self.threads, int, 1, 1024)
+        _check_dtype("dtype", self.dtype)
+        _check("architecture", self.architecture, str)
+        _check("context_length", self.context_length, int, 2)
+        _check("device_fallback", self.device_fallback, bool)
+        _check("deterministic", self.deterministic, bool)
+        if self.kernels not in ("auto", "cpu", "torch", "reference"):
+            raise InvalidRequest("kernels", f"{self.kernels!r} is unknown", "Use auto, cpu, torch or reference.")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
+        """A config from flat keyword options, aliases included. An unknown option is an error that names it."""
+        left = {ALIASES.get(name, name): value for name, value in options.items() if value is not None}
+        if len(left) < sum(v is not None for v in options.values()):
+            raise InvalidRequest("options", "the same setting is given under two names")
+        if "cache_dtype" in left:
+            left["dtype_of_cache"] = left.pop("cache_dtype")
+        cache = CacheConfig(**_take(left, CacheConfig, skip=("dtype",)))
+        if "dtype_of_cache" in left:
+            cache = replace(cache, dtype=left.pop("dtype_of_cache"))
+        scheduler = SchedulerConfig(**_take(left, SchedulerConfig))
+        own = _take(left, cls, skip=("cache", "scheduler"))
+        if left:
+            name = next(iter(left))
+            raise InvalidRequest(name, "no such option", f"Options are: {', '.join(option_names())}.")
+        return cls(cache=cache, scheduler=scheduler, **own)
+
+
+ALIASES: Mapping[str, str] = {
+    "max_num_blocks": "num_blocks",
+    "max_blocks": "num_blocks",
+    "max_pages": "num_blocks",
+    "enable_prefix_caching": "prefix_caching",
+    "gpu_memory_fraction": "memory_fraction",
+    "paged_attn": "paged_attention",
+    "max_seqs": "max_num_seqs",
+    "max_model_len": "context_length",
+}
+
+
+def _take(options: dict[str, Any], group: type, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    names = [f.name for f in fields(group) if f.name not in skip]
+    return {name: options.pop(name) for name in names if name in options}
+
+
+def option_names() -> list[str]:
+    """The flat options that `EngineConfig.from_options` knows, aliases apart."""
+    groups = (CacheConfig, SchedulerConfig, EngineConfig)
+    names = {f.name for g in groups for f in fields(g)} - {"cache", "scheduler"}
+    return sorted(names | {"cache_dtype"})
+
+
+def flag(name: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether an environment variable is set to something that means yes."""
+    value = (os.environ if environ is None else environ).get(name, "").strip().lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise InvalidRequest(name, f"{value!r} is neither yes nor no", "Set it to 1 or 0.")

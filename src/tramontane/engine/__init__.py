@@ -1,0 +1,1 @@
+"""The engine: sequences, blocks, the schedule and its execution, in tokens. Must not know: text, files, requests' origin."""

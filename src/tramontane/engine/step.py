@@ -1,0 +1,80 @@
+"""Step and StepResult: what crosses between the scheduler and the executor, as plain picklable host data.
+
+Owns the dataclasses only. Must not know: arrays, blocks' bookkeeping, how a step is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tramontane.types import SamplingParams
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One token to draw after the last token of a scheduled sequence."""
+
+    params: SamplingParams
+    """Resolved: nothing that `SAMPLING_DEFAULTS` sets is None."""
+    seed: int
+    """Of this choice; the uniform number comes from (seed, len(output)) alone, so recomputing changes nothing."""
+    prompt: Sequence[int]
+    output: Sequence[int]
+    banned: tuple[int, ...] = ()
+    """Tokens that may not be drawn: the ends, while min_tokens is not reached."""
+
+
+@dataclass(frozen=True)
+class ScheduledSequence:
+    """The tokens that one sequence computes in this step."""
+
+    sequence_id: int
+    start: int
+    """Tokens whose keys and values are in the cache already."""
+    tokens: tuple[int, ...]
+    block_tables: tuple[tuple[int, ...], ...]
+    """A table a cache group, covering start + len(tokens) tokens; -1 where a window freed the block."""
+    draws: tuple[Draw, ...] = ()
+    """Empty until the sequence has caught up; several when choices fork here."""
+    prompt_logprobs: int | None = None
+    """Report each of these rows' log probability of the next prompt token (targets), with so many alternatives."""
+    targets: tuple[int, ...] = ()
+    """With prompt_logprobs: the token that follows each of `tokens` within the prompt (one fewer at its end)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    id: int
+    sequences: tuple[ScheduledSequence, ...]
+    copies: tuple[tuple[int, int], ...] = ()
+    """Blocks to copy before anything is written: (source, target)."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(s.tokens) for s in self.sequences)
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """A token with its natural-log probability before processors, its rank (1: likeliest) and alternatives (id, logprob)."""
+
+    token_id: int
+    logprob: float | None = None
+    rank: int | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    sequence_id: int
+    tokens: tuple[TokenInfo, ...]
+    """One a draw, in the order of the draws; logprob is None where logprobs were not asked for."""
+    prompt_logprobs: tuple[TokenInfo, ...] = ()
+    """One a target."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    step_id: int
+    sequences: tuple[SequenceResult, ...]

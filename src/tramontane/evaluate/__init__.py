@@ -1,0 +1,1 @@
+"""Evaluation of a loaded model: perplexity. Must not know: the shell, how a backend computes."""

@@ -1,0 +1,175 @@
+"""The contract of the ops: what every kernel module must offer, with shapes and dtypes.
+
+Owns the `Ops` protocol and the geometry of quantized blocks. Must not know: weights, layers, models.
+
+Conventions: T tokens of the step, R rows wanted, S sequences, N outputs, K inputs, V vocabulary, H heads, D head size.
+Activations are float32 on the CPU; on other devices the ops keep them in float32 too and may compute inside in less.
+An op writes into `out` (never overlapping its inputs unless it says "in place") and neither allocates results,
+reads back to the host, nor branches on values. Arrays are contiguous, rows first. `Array` is what the module works
+on: numpy arrays on the CPU, torch tensors elsewhere. Where T, R or S is 0, an op does nothing.
+
+Arithmetic. Quantized weights are what the format says in float32 (d * q + m, each operation rounded), products
+accumulate in float32. With `deterministic=True` a row of a result depends on its own inputs alone, bit for bit:
+not on the other rows, their number, or the number of threads. Attention visits a row's context in absolute order
+in tiles of one cache block, so that chunks, cache hits and neighbours do not change it either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """A quantized block: `elements` weights of one row stored in `nbytes` bytes (GGML's layouts, see gguf's docs)."""
+
+    elements: int
+    nbytes: int
+
+
+BLOCKS: Mapping[str, BlockLayout] = {
+    "Q4_0": BlockLayout(32, 18),
+    "Q4_1": BlockLayout(32, 20),
+    "Q8_0": BlockLayout(32, 34),
+    "Q4_K": BlockLayout(256, 144),
+    "Q6_K": BlockLayout(256, 210),
+}
+
+
+class Ops(Protocol):
+    """The ops of one device."""
+
+    name: str
+    """The implementation: "reference", "cpu" (with its instruction set, such as "cpu-avx512") or "torch"."""
+    device: str
+    threads: int
+    deterministic: bool
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """New uninitialised array; dtype is a numpy name or "bfloat16". Memory counts once it is touched."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array: ...
+
+    def from_host(self, array: NDArray[Any]) -> Array:
+        """The array on the device; the same memory, read-only maps included, where the device can use it."""
+        ...
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        """A numpy array with the values (bfloat16 through ml_dtypes); may share memory on the CPU."""
+        ...
+
+    def view(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """The first prod(shape) elements of a contiguous array, as `shape`, same memory."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for has been computed."""
+        ...
+
+    def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
+        """out[T,N] = x[T,K] @ weight[N,K].T (+ bias[N]); weight float32, float16 or bfloat16, the rest float32."""
+        ...
+
+    def matmul_blocks(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None = None) -> None:
+        """The same with weight rows as quantized blocks: blocks uint8 [N, K / elements * nbytes]."""
+        ...
+
+    def rows(self, out: Array, ids: Array, weight: Array) -> None:
+        """out[R,K] float32 = weight[ids], ids int32 [R]; weight [V,K] float32, float16 or bfloat16."""
+        ...
+
+    def rows_blocks(self, out: Array, ids: Array, blocks: Array, format: str) -> None:
+        """out[R,K] float32 = the rows `ids` of quantized blocks, dequantized exactly."""
+        ...
+
+    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
+        """out[T,K] = x / sqrt(mean(x²) + eps) * weight[K] (Zhang and Sennrich, 2019). out may be x."""
+        ...
+
+    def add(self, out: Array, x: Array) -> None:
+        """In place: out += x, same shapes, float32."""
+        ...
+
+    def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
+        """cos, sin [T,D/2] = scale * cos / sin(positions[T] int32 * inv_freq[D/2] float32), the angle in float32."""
+        ...
+
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
+        """In place rotation of x [T,H,D] (Su et al., 2021) over its first 2 * cos.shape[1] elements a head.
+
+        Pairs are (i, i + half), or (2i, 2i + 1) where interleaved.
+        """
+        ...
+
+    def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
+        """Store k, v [T,H,D] float32 at slots [T] int32 (block * block_size + offset), rounded to the cache's dtype.
+
+        Caches are [num_blocks, H, block_size, D] in float32, float16 or bfloat16.
+        """
+        ...
+
+    def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
+        """cache[target[i]] = cache[source[i]] for int32 block ids; no target is also a source."""
+        ...
+
+    def attention(
+        self,
+        out: Array,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        block_tables: Array,
+        query_start: Array,
+        context_lens: Array,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        """Causal attention of ragged rows over the paged cache, float32 softmax.
+
+        out, q [T,Hq,D]; caches [num_blocks,Hkv,block_size,D], Hq a multiple of Hkv; block_tables int32 [S,B];
+        query_start int32 [S+1]; context_lens int32 [S], tokens of a sequence in the cache, those of this step
+        included. The i-th of n query rows of a sequence stands at position context_len - n + i and sees positions
+        p with p <= own, and own - p < window where window > 0. Table entries wholly outside every row's window
+        are never read and may be -1.
+        """
+        ...
+
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+        """out[T,N] = act(gate) * up; kind: silu, gelu (erf), gelu_tanh, relu. out may be gate."""
+        ...
+
+    def take_rows(self, out: Array, x: Array, rows: Array) -> None:
+        """out[R,K] = x[rows], rows int32 [R]."""
+        ...
+
+    def apply_edits(self, logits: Array, rows: Array, ids: Array, penalties: Array, biases: Array) -> None:
+        """In place sparse edits of logits [R,V], edit e at (rows[e], ids[e]): l = l / p if l > 0 else l * p; l += b.
+
+        rows, ids int32 [E]; penalties, biases float32 [E]; a bias of -inf masks. Each (row, id) stands once.
+        """
+        ...
+
+    def log_softmax(self, out: Array, logits: Array) -> None:
+        """out[R,V] = logits - log(sum(exp(logits))), float32. out may be logits."""
+        ...
+
+    def sample(
+        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+    ) -> None:
+        """tokens int32 [R]: one draw a row of logits [R,V]; the parameters are [R], top_k int32, the rest float32.
+
+        temperature 0: the highest logit, the lowest id on ties. Else, as transformers' warpers in this order: divide
+        by the temperature; keep the top_k highest logits (0: all; ties at the edge kept); keep the smallest set of
+        the most likely whose probability reaches top_p (at least one); keep those with probability at least min_p
+        times the highest; renormalise; take the token, in order of descending probability (lower id first on ties),
+        at which the running sum first exceeds uniform in [0, 1).
+        """
+        ...

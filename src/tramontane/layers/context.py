@@ -1,0 +1,38 @@
+"""The batch as layers see it: device arrays that say which token is whose and where its cache lies.
+
+Owns the dataclasses only. Must not know: scheduling, requests, how the arrays were made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tramontane.kernels import Array
+
+
+@dataclass(frozen=True)
+class GroupContext:
+    """One cache group's view of the batch."""
+
+    slots: Array
+    """int32 [T]: where each token's key and value go: block * block_size + offset."""
+    block_tables: Array
+    """int32 [S, B]: the blocks of each sequence, -1 where a window has freed them or past the end."""
+
+
+@dataclass(frozen=True)
+class BatchContext:
+    """A ragged batch of T tokens of S sequences, flattened without padding, sequence after sequence."""
+
+    num_tokens: int
+    num_seqs: int
+    tokens: Array
+    """int32 [T]: token ids."""
+    positions: Array
+    """int32 [T]."""
+    query_start: Array
+    """int32 [S + 1]: where each sequence's rows start."""
+    context_lens: Array
+    """int32 [S]: tokens in the cache after this step."""
+    groups: tuple[GroupContext, ...]
+    """In the order of `models.spec.cache_groups`."""

@@ -1,0 +1,341 @@
+"""The data that crosses the front door: requests, sampling parameters, chunks, results, usage.
+
+Owns plain frozen dataclasses, picklable, with no behaviour beyond checks of their own ranges.
+Must not know: any other module of ours but the errors; arrays; how anything is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Protocol, Union
+
+from tramontane.errors import InvalidRequest
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class LogitsProcessor(Protocol):
+    """A user's own processor: gets the row's history and a private float32 copy of its logits, returns the new logits."""
+
+    def __call__(self, prompt_ids: Sequence[int], output_ids: Sequence[int], logits: Any) -> Any:
+        """`logits`: numpy float32 [vocab]; return an array of the same shape (may be the same one, changed)."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image by URL, data URL or path. No model of this build takes it: it is refused by name."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class AudioPart:
+    """Audio by URL, data URL or path. No model of this build takes it: it is refused by name."""
+
+    source: str
+
+
+Part = Union[TextPart, ImagePart, AudioPart]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str | tuple[Part, ...] = ""
+
+    @property
+    def text(self) -> str:
+        """The text parts joined."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+
+# field -> (lowest, highest, lowest is excluded); None means no bound on that side.
+_RANGES: dict[str, tuple[float | None, float | None, bool]] = {
+    "temperature": (0.0, 100.0, False),
+    "top_k": (0, None, False),
+    "top_p": (0.0, 1.0, True),
+    "min_p": (0.0, 1.0, False),
+    "repetition_penalty": (0.0, 100.0, True),
+    "presence_penalty": (-2.0, 2.0, False),
+    "frequency_penalty": (-2.0, 2.0, False),
+    "seed": (-(2**63), 2**64 - 1, False),
+    "n": (1, 1024, False),
+    "logprobs": (0, 1000, False),
+    "prompt_logprobs": (0, 1000, False),
+    "min_tokens": (0, None, False),
+    "max_tokens": (1, None, False),
+}
+_INTEGERS = frozenset({"top_k", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"})
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when a request ends. None means "not set": the next default applies.
+
+    Order of defaults: the request, the model-level defaults given to the constructor, `generation_config.json`,
+    then `SAMPLING_DEFAULTS`. Order of operations on a row: penalties, logit bias, custom processors, temperature,
+    top-k, top-p, min-p, one draw. Frequency and presence penalties count generated tokens; repetition counts the
+    prompt too. `temperature=0` is greedy. `top_k=0` is off.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    n: int | None = None
+    logprobs: int | None = None
+    """Report the chosen token's log probability and this many alternatives for each generated token."""
+    prompt_logprobs: int | None = None
+    """The same for each prompt token (the first has none)."""
+    stop: tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    include_stop: bool | None = None
+    """Keep the matched stop string in the text."""
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    """None: as many as the context holds."""
+    ignore_eos: bool | None = None
+    echo: bool | None = None
+    """Put the prompt's text before the answer's."""
+    skip_special_tokens: bool | None = None
+    logits_processors: tuple[LogitsProcessor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, (low, high, open_low) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            kinds = (int,) if name in _INTEGERS else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                kind = "an integer" if name in _INTEGERS else "a number"
+                raise InvalidRequest(name, f"{value!r} is not {kind}")
+            if not math.isfinite(value):
+                raise InvalidRequest(name, f"{value!r} is not finite")
+            if (low is not None and (value < low or (open_low and value == low))) or (high is not None and value > high):
+                left = "above" if open_low else "at least"
+                bounds = f"{left} {low}" + (f" and at most {high}" if high is not None else "")
+                raise InvalidRequest(name, f"{value!r} is out of range", f"It must be {bounds}.")
+        self._normalise()
+
+    def _normalise(self) -> None:
+        """Accept what callers naturally write (a lone string, lists) and freeze it."""
+        put = object.__setattr__
+        for name, kind in (("stop", str), ("stop_token_ids", int)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            values = (value,) if isinstance(value, kind) else tuple(value)
+            if not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+                raise InvalidRequest(name, f"{value!r} must hold only {kind.__name__} values")
+            if kind is str and "" in values:
+                raise InvalidRequest(name, "an empty stop string would stop at once", "Leave it out.")
+            put(self, name, values)
+        if self.logits_processors is not None:
+            put(self, "logits_processors", tuple(self.logits_processors))
+            if not all(callable(p) for p in self.logits_processors):
+                raise InvalidRequest("logits_processors", "every processor must be callable")
+        if self.logit_bias is not None:
+            try:
+                bias = {int(k): float(v) for k, v in self.logit_bias.items()}
+            except (TypeError, ValueError, AttributeError):
+                raise InvalidRequest("logit_bias", "it must map token ids to numbers") from None
+            if any(math.isnan(v) or v == math.inf for v in bias.values()):
+                raise InvalidRequest("logit_bias", "values must be finite numbers or -inf")
+            if any(k < 0 for k in bias):
+                raise InvalidRequest("logit_bias", "token ids must not be negative")
+            put(self, "logit_bias", bias)
+        for name in ("include_stop", "ignore_eos", "echo", "skip_special_tokens"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                raise InvalidRequest(name, f"{value!r} is not a boolean")
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest("min_tokens", f"{self.min_tokens} exceeds max_tokens={self.max_tokens}")
+
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """These parameters, with what is unset taken from `defaults`."""
+        unset = {f.name: getattr(defaults, f.name) for f in fields(self) if getattr(self, f.name) is None}
+        return replace(self, **unset)
+
+
+SAMPLING_DEFAULTS = SamplingParams(
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    n=1,
+    stop=(),
+    stop_token_ids=(),
+    include_stop=False,
+    min_tokens=0,
+    ignore_eos=False,
+    echo=False,
+    skip_special_tokens=True,
+    logits_processors=(),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing asked of a backend: exactly one of `prompt` (text), `prompt_ids` or `messages`."""
+
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    messages: tuple[Message, ...] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Extra variables for the chat template; only with `messages`."""
+    cache_salt: str = ""
+    """Requests share cached prefixes only with requests of the same salt."""
+    id: str = ""
+    """Chosen by the backend when empty."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("prompt", "prompt_ids", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InvalidRequest("prompt", f"give exactly one of prompt, prompt_ids and messages, not {given or 'none'}")
+        if self.template_kwargs and self.messages is None:
+            raise InvalidRequest("template_kwargs", "only a request with messages uses a chat template")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token with its natural-log probability (before processors) and the most likely alternatives, best first."""
+
+    token_id: int
+    text: str
+    logprob: float
+    rank: int
+    """1 for the most likely token."""
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of a request. `cached_tokens` of the prompt came out of the prefix cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one choice's answer. Each choice ends with exactly one chunk whose `finish_reason` is set."""
+
+    request_id: str
+    index: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """Once, on the first chunk of choice 0, when asked for."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended the choice, when one did."""
+    usage: Usage | None = None
+    """On the final chunk of each choice: the prompt's and this choice's tokens."""
+    error: Exception | None = None
+    """With finish_reason "error": what went wrong."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One finished answer."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The whole answer to one request; `text` is the first choice's."""
+
+    request_id: str
+    choices: tuple[Choice, ...]
+    usage: Usage
+    prompt_ids: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log probabilities of a text under the model: `logprobs[i]` belongs to `token_ids[i]`; the first has none."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+
+    @property
+    def total(self) -> float:
+        """Sum of the natural-log probabilities."""
+        return sum(p for p in self.logprobs if p is not None)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log probability of the scored tokens."""
+        scored = [p for p in self.logprobs if p is not None]
+        if not scored:
+            raise InvalidRequest("prompt", "a text of fewer than two tokens has no perplexity")
+        return math.exp(-sum(scored) / len(scored))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A moment's state of an engine. Counters count since it was built; bytes are bytes."""
+
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    requests_finished: int = 0
+    requests_failed: int = 0
+    requests_cancelled: int = 0
+    blocks_total: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    weight_bytes: int = 0
+    cache_bytes: int = 0
+    workspace_bytes: int = 0

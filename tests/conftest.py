@@ -1,0 +1,52 @@
+"""What all tests share: where real weights and data are, and what happens when they are not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def missing(reason: str) -> None:
+    """Skip, naming what is missing; under CI=true that is a failure: CI must have everything."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (under CI nothing may be missing)")
+    pytest.skip(reason)
+
+
+def model_path(name: str) -> Path:
+    """A file or folder of real weights below $TEST_MODELS (default ~/.cache/test-models)."""
+    path = Path(os.environ.get("TEST_MODELS", Path.home() / ".cache" / "test-models")) / name
+    if not path.exists():
+        missing(f"no {name} in $TEST_MODELS ({path.parent})")
+    return path
+
+
+def data_path(name: str) -> Path:
+    """A file or folder of test data below $TRAMONTANE_TEST_DATA."""
+    root = os.environ.get("TRAMONTANE_TEST_DATA")
+    if not root:
+        missing("TRAMONTANE_TEST_DATA is not set")
+    path = Path(root or "") / name
+    if not path.exists():
+        missing(f"no {name} in $TRAMONTANE_TEST_DATA ({root})")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    return model_path("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def stories15m() -> Path:
+    path = model_path("stories15m")
+    if not (path / "model.safetensors").exists():
+        missing(f"no model.safetensors in {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> Path:
+    return data_path("wikitext2-test.txt")
