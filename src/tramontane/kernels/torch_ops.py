@@ -1,0 +1,507 @@
+"""The ops on torch tensors: any torch device, mainly CUDA and Metal.
+
+Owns all of torch that inference on a GPU needs; importing this module imports torch. Must not know: weights, layers,
+models. Everything is computed in float32 (sums that choose tokens in float64 where the device has it).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.errors import DeviceNotAvailable, MissingExtra
+from tramontane.kernels.base import BLOCKS, Array
+from tramontane.kernels.checks import (
+    FLOAT32,
+    FLOATS,
+    INT32,
+    UINT8,
+    check,
+    check_attention,
+    check_blocks,
+    check_sample,
+)
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtra("torch", "Running on torch") from error
+
+__all__ = ["TorchOps"]
+
+_GROUP = 64
+"""Rows reduced together in deterministic mode. A reduction's order depends on its shape, so the shape is fixed."""
+
+
+def _half(blocks: Array, start: int) -> Array:
+    """The float16 at byte `start` of each block, as float32 [n, 1]."""
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(packed: Array) -> Array:
+    """[..., B] bytes to [..., 2, B] values: the low halves, then the high halves."""
+    return torch.stack((packed & 15, packed >> 4), dim=-2)
+
+
+def _q4_0(blocks: Array) -> Array:
+    q = _nibbles(blocks[:, 2:]).reshape(-1, 32).view(torch.int8) - 8
+    return q * _half(blocks, 0)
+
+
+def _q4_1(blocks: Array) -> Array:
+    return (_nibbles(blocks[:, 4:]).reshape(-1, 32) * _half(blocks, 0)).add_(_half(blocks, 2))
+
+
+def _q8_0(blocks: Array) -> Array:
+    return blocks[:, 2:].view(torch.int8) * _half(blocks, 0)
+
+
+def _q4_k(blocks: Array) -> Array:
+    first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scales = torch.cat((first & 63, (rest & 15) | (first >> 6 << 4)), dim=1) * _half(blocks, 0)
+    mins = torch.cat((second & 63, (rest >> 4) | (second >> 6 << 4)), dim=1) * _half(blocks, 2)
+    q = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return (q * scales[:, :, None]).sub_(mins[:, :, None]).reshape(-1, 256)
+
+
+def _q6_k(blocks: Array) -> Array:
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device).reshape(4, 1)
+    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3
+    q = (low | (high << 4)).view(torch.int8) - 32
+    scales = blocks[:, 192:208].view(torch.int8) * _half(blocks, 208)
+    return (q.reshape(-1, 16, 16) * scales[:, :, None]).reshape(-1, 256)
+
+
+# The layouts are told in reference.py; these are the same words in torch.
+_DEQUANTIZE: Mapping[str, Callable[[Array], Array]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q6_K": _q6_k,
+}
+
+
+def _dequantize(format: str, blocks: Array) -> Array:
+    """uint8 [n, bytes] to float32 [n, elements]."""
+    values = _DEQUANTIZE[format](blocks.reshape(-1, BLOCKS[format].nbytes))
+    return values.reshape(len(blocks), -1)
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+}
+
+
+def _resolve(device: str) -> Any:
+    """The torch device of a name: cpu, cuda, cuda:N or metal. Raises DeviceNotAvailable."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and (not index or index.isdigit()):
+        if not torch.cuda.is_available():
+            raise DeviceNotAvailable(device, "torch sees no CUDA device")
+        if index and int(index) >= torch.cuda.device_count():
+            raise DeviceNotAvailable(device, f"torch sees {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    if device == "metal":
+        if not torch.backends.mps.is_available():
+            raise DeviceNotAvailable(device, "torch sees no Metal device")
+        return torch.device("mps")
+    if device == "cpu":
+        return torch.device("cpu")
+    raise DeviceNotAvailable(device, "torch runs on cpu, cuda, cuda:N and metal")
+
+
+def _share(array: NDArray[Any]) -> Array:
+    """A CPU tensor on a numpy array's own memory. Ops never write to what they were given as input."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return _share(array.view(np.int16)).view(torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _integers(array: Array) -> list[int]:
+    """The values of an int32 array, without waiting for the device where it came from the host."""
+    values: list[int] = getattr(array, "host_values", None) or array.tolist()
+    return values
+
+
+class TorchOps:
+    """Every op of `Ops` in torch, on one device.
+
+    `threads` sets torch's own number of CPU threads (of the whole process) when the device is the CPU. Deterministic,
+    reductions run over groups of a fixed shape and products are one product and one sum a row: slower, and a row's
+    bits depend on nothing else.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: str = "cpu", threads: int = 1, deterministic: bool = False) -> None:
+        self.device = device
+        self.threads = threads
+        self.deterministic = deterministic
+        self._device = _resolve(device)
+        on_cpu = self._device.type == "cpu"
+        # Elements held at a time: of weights made float32; of cached keys, values and scores in attention.
+        self._strip = 1 << 18 if on_cpu else 1 << 26
+        self._gather = 1 << 22 if on_cpu else 1 << 26
+        self._wide = torch.float32 if self._device.type == "mps" else torch.float64
+        if on_cpu:
+            torch.set_num_threads(threads)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return torch.zeros(shape, dtype=getattr(torch, dtype), device=self._device)
+
+    def from_host(self, array: NDArray[Any]) -> Array:
+        array = np.ascontiguousarray(array)
+        tensor = _share(array)
+        if self._device.type == "cpu":
+            return tensor
+        tensor = tensor.to(self._device)
+        if array.dtype == np.int32 and array.ndim == 1:
+            tensor.host_values = array.tolist()
+        return tensor
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        host = array.detach().cpu()
+        values: NDArray[Any]
+        if host.dtype == torch.bfloat16:
+            values = host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        else:
+            values = host.numpy()
+        return values
+
+    def view(self, array: Array, shape: tuple[int, ...]) -> Array:
+        return array.view(-1)[: math.prod(shape)].view(shape)
+
+    def synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+    def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
+        check(
+            "matmul",
+            ("out", out, "T N", FLOAT32),
+            ("x", x, "T K", FLOAT32),
+            ("weight", weight, "N K", FLOATS),
+            ("bias", bias, "N", FLOAT32),
+        )
+        self._product(out, x, lambda part: part.float(), weight, bias)
+
+    def matmul_blocks(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None = None) -> None:
+        check(
+            "matmul_blocks",
+            ("out", out, "T N", FLOAT32),
+            ("x", x, "T K", FLOAT32),
+            ("blocks", blocks, "N bytes", UINT8),
+            ("bias", bias, "N", FLOAT32),
+        )
+        check_blocks("matmul_blocks", blocks, format, x.shape[1])
+        self._product(out, x, lambda part: _dequantize(format, part), blocks, bias)
+
+    def _product(
+        self, out: Array, x: Array, decode: Callable[[Array], Array], weight: Array, bias: Array | None
+    ) -> None:
+        """out = x @ decode(weight).T + bias, a strip of the weight's rows at a time."""
+        if not len(x):
+            return
+        step = max(1, self._strip // max(1, x.shape[1]))
+        for start in range(0, len(weight), step):
+            values = decode(weight[start : start + step])
+            part = out[:, start : start + step]
+            if self.deterministic:
+                for t in range(len(x)):
+                    torch.sum(values * x[t], dim=-1, out=part[t])
+            else:
+                part.copy_(x @ values.T)
+        if bias is not None:
+            out += bias
+
+    def rows(self, out: Array, ids: Array, weight: Array) -> None:
+        check("rows", ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32), ("weight", weight, "V K", FLOATS))
+        out.copy_(weight.index_select(0, ids))
+
+    def rows_blocks(self, out: Array, ids: Array, blocks: Array, format: str) -> None:
+        check(
+            "rows_blocks",
+            ("out", out, "R K", FLOAT32),
+            ("ids", ids, "R", INT32),
+            ("blocks", blocks, "V bytes", UINT8),
+        )
+        check_blocks("rows_blocks", blocks, format, out.shape[1])
+        if len(ids):
+            out.copy_(_dequantize(format, blocks.index_select(0, ids)))
+
+    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
+        check("rms_norm", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("weight", weight, "K", FLOAT32))
+        for rows, part in self._groups(x):
+            root = part.square().mean(dim=-1, keepdim=True).add_(eps).sqrt_()
+            out[rows] = (part / root * weight)[: len(x[rows])]
+
+    def _groups(self, x: Array) -> Iterator[tuple[slice, Array]]:
+        """All rows at once; deterministic, `_GROUP` at a time, the last group filled up with zeros."""
+        if not self.deterministic:
+            yield slice(0, len(x)), x
+            return
+        for start in range(0, len(x), _GROUP):
+            part = x[start : start + _GROUP]
+            if len(part) < _GROUP:
+                part = torch.cat((part, part.new_zeros(_GROUP - len(part), *part.shape[1:])))
+            yield slice(start, start + _GROUP), part
+
+    def add(self, out: Array, x: Array) -> None:
+        if out.shape != x.shape:
+            raise ValueError(f"add: out has shape {list(out.shape)}, x {list(x.shape)}")
+        out += x
+
+    def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
+        check(
+            "rope_angles",
+            ("cos", cos, "T half", FLOAT32),
+            ("sin", sin, "T half", FLOAT32),
+            ("positions", positions, "T", INT32),
+            ("inv_freq", inv_freq, "half", FLOAT32),
+        )
+        angles = positions.float()[:, None] * inv_freq
+        torch.mul(angles.cos(), scale, out=cos)
+        torch.mul(angles.sin(), scale, out=sin)
+
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
+        check("rope", ("x", x, "T H D", FLOAT32), ("cos", cos, "T half", FLOAT32), ("sin", sin, "T half", FLOAT32))
+        half = cos.shape[1]
+        if 2 * half > x.shape[2]:
+            raise ValueError(f"rope: {half} angles rotate {2 * half} elements, heads have {x.shape[2]}")
+        if interleaved:
+            a, b = x[:, :, 0 : 2 * half : 2], x[:, :, 1 : 2 * half : 2]
+        else:
+            a, b = x[:, :, :half], x[:, :, half : 2 * half]
+        c, s = cos[:, None, :], sin[:, None, :]
+        turned = a * c - b * s, b * c + a * s
+        a.copy_(turned[0])
+        b.copy_(turned[1])
+
+    def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
+        check(
+            "write_cache",
+            ("k_cache", k_cache, "blocks H size D", FLOATS),
+            ("v_cache", v_cache, "blocks H size D", FLOATS),
+            ("k", k, "T H D", FLOAT32),
+            ("v", v, "T H D", FLOAT32),
+            ("slots", slots, "T", INT32),
+        )
+        size = k_cache.shape[2]
+        blocks, offsets = (slots // size).long(), (slots % size).long()
+        k_cache[blocks, :, offsets] = k.to(k_cache.dtype)
+        v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+
+    def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
+        check(
+            "copy_blocks",
+            ("cache", cache, "blocks H size D", FLOATS),
+            ("source", source, "n", INT32),
+            ("target", target, "n", INT32),
+        )
+        cache.index_copy_(0, target.long(), cache.index_select(0, source))
+
+    def attention(
+        self,
+        out: Array,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        block_tables: Array,
+        query_start: Array,
+        context_lens: Array,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens)
+        starts, contexts = _integers(query_start), _integers(context_lens)
+        if self.deterministic:
+            self._attend_rows(out, q, k_cache, v_cache, block_tables, starts, contexts, scale, window)
+            return
+        page = k_cache[0].numel() if len(k_cache) else 0
+        for a, b in _runs(starts, contexts, self._gather // max(1, page), k_cache.shape[2]):
+            rows = slice(starts[a], starts[b])
+            n = (starts[b] - starts[a]) // (b - a)
+            self._attend(
+                out[rows].view(b - a, n, *q.shape[1:]),
+                q[rows].view(b - a, n, *q.shape[1:]),
+                k_cache,
+                v_cache,
+                block_tables[a:b],
+                contexts[a:b],
+                context_lens[a:b],
+                scale,
+                window,
+            )
+
+    def _attend(
+        self,
+        out: Array,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        tables: Array,
+        contexts: list[int],
+        lens: Array,
+        scale: float,
+        window: int,
+    ) -> None:
+        """Sequences of n query rows each, together: out, q [G, n, Hq, D], tables [G, B], lens [G]."""
+        count, n, query_heads, width = q.shape
+        _, heads, size, _ = k_cache.shape
+        first = max(0, min(contexts) - n - window + 1) // size if window > 0 else 0
+        last = -(-max(contexts) // size)
+        pages = tables[:, first:last].clamp(min=0).long()
+        k, v = (c[pages].transpose(1, 2).reshape(count, heads, -1, width).float() for c in (k_cache, v_cache))
+        keys = torch.arange(first * size, last * size, device=self._device)
+        lens = lens[:, None]
+        unseen = keys >= lens
+        if window > 0:
+            unseen |= keys <= lens - n - window
+        v = v.masked_fill(unseen[:, None, :, None], 0)  # no row sees these, and they may be anything, NaN included
+        positions = lens - n + torch.arange(n, device=self._device)
+        step = max(1, self._gather // (count * query_heads * len(keys)))
+        for a in range(0, n, step):
+            part = (q[:, a : a + step] * scale).unflatten(2, (heads, -1)).transpose(1, 2)
+            scores = (part.flatten(2, 3) @ k.transpose(2, 3)).view(*part.shape[:4], -1)
+            hidden = ~_visible(positions[:, a : a + step, None], keys, window)
+            weights = scores.masked_fill_(hidden[:, None, :, None, :], -math.inf).softmax(dim=-1)
+            mixed = (weights.flatten(2, 3) @ v).view(part.shape)
+            out[:, a : a + step] = mixed.transpose(1, 2).flatten(2, 3)
+
+    def _attend_rows(
+        self,
+        out: Array,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        tables: Array,
+        starts: list[int],
+        contexts: list[int],
+        scale: float,
+        window: int,
+    ) -> None:
+        """Each row by itself, `_GROUP` at a time, with an online softmax over its cache blocks in absolute order."""
+        _, heads, size, width = k_cache.shape
+        owners = [s for s in range(len(contexts)) for _ in range(starts[s], starts[s + 1])]
+        places = [contexts[s] - starts[s + 1] + row for row, s in enumerate(owners)]
+        for rows, part in self._groups(q):
+            fill = [0] * (_GROUP - len(owners[rows]))
+            places_here = places[rows]
+            owner = torch.tensor(owners[rows] + fill, device=self._device)
+            place = torch.tensor(places_here + fill, device=self._device)[:, None]
+            queries = (part * scale).view(_GROUP, heads, -1, 1, width)
+            best = queries.new_full(queries.shape[:3], -math.inf)
+            total = torch.zeros_like(best)
+            mixed = torch.zeros_like(queries[:, :, :, 0])
+            first = max(0, min(places_here) - window + 1) // size if window > 0 else 0
+            for page in range(first, max(places_here) // size + 1):
+                keys = torch.arange(page * size, (page + 1) * size, device=self._device)
+                seen = _visible(place, keys, window)[:, None, :]
+                block = tables[owner, page].clamp(min=0).long()
+                k, v = k_cache[block].float(), v_cache[block].float().masked_fill(~seen[..., None], 0)
+                scores = (queries * k[:, :, None]).sum(dim=-1).masked_fill(~seen[:, :, None], -math.inf)
+                new = torch.maximum(best, scores.amax(dim=-1))
+                finite = new.masked_fill(new == -math.inf, 0)
+                keep = (best - finite).exp()
+                weights = (scores - finite[..., None]).exp()
+                total = total * keep + weights.sum(dim=-1)
+                mixed = mixed * keep[..., None] + (weights[..., None] * v[:, :, None]).sum(dim=-2)
+                best = new
+            out[rows] = (mixed / total[..., None]).flatten(1, 2)[: len(places_here)]
+
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+        check(
+            "gated_activation",
+            ("out", out, "T N", FLOAT32),
+            ("gate", gate, "T N", FLOAT32),
+            ("up", up, "T N", FLOAT32),
+        )
+        if kind not in _ACTIVATIONS:
+            raise ValueError(f"gated_activation: kind {kind!r} is none of {', '.join(_ACTIVATIONS)}")
+        torch.mul(_ACTIVATIONS[kind](gate), up, out=out)
+
+    def take_rows(self, out: Array, x: Array, rows: Array) -> None:
+        check("take_rows", ("out", out, "R K", FLOAT32), ("x", x, "T K", FLOAT32), ("rows", rows, "R", INT32))
+        torch.index_select(x, 0, rows, out=out)
+
+    def apply_edits(self, logits: Array, rows: Array, ids: Array, penalties: Array, biases: Array) -> None:
+        check(
+            "apply_edits",
+            ("logits", logits, "R V", FLOAT32),
+            ("rows", rows, "E", INT32),
+            ("ids", ids, "E", INT32),
+            ("penalties", penalties, "E", FLOAT32),
+            ("biases", biases, "E", FLOAT32),
+        )
+        at = (rows.long(), ids.long())
+        values = logits[at]
+        logits[at] = torch.where(values > 0, values / penalties, values * penalties) + biases
+
+    def log_softmax(self, out: Array, logits: Array) -> None:
+        check("log_softmax", ("out", out, "R V", FLOAT32), ("logits", logits, "R V", FLOAT32))
+        out.copy_(logits.log_softmax(dim=-1))
+
+    def sample(
+        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+    ) -> None:
+        check_sample(tokens, logits, temperature, top_k, top_p, min_p, uniform)
+        if not len(logits):
+            return
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        ordered = ordered.to(self._wide)
+        greedy = temperature == 0
+        warmth = torch.where(greedy, 1, temperature).to(self._wide)[:, None]
+        weights = ((ordered - ordered[:, :1]) / warmth).exp()
+        # In descending order each cut keeps a prefix; what is cut weighs nothing from then on.
+        vocabulary = logits.shape[1]
+        edge = torch.where(top_k > 0, top_k.clamp(max=vocabulary), vocabulary).long() - 1
+        weights *= ordered >= ordered.gather(1, edge[:, None])
+        sums = weights.cumsum(dim=-1)
+        whole = (top_p >= 1)[:, None]
+        before = sums - weights
+        before[:, 0] = -1  # one token is always kept
+        weights *= whole | (before < top_p.to(self._wide)[:, None] * sums[:, -1:])
+        weights *= weights >= min_p.to(self._wide)[:, None]
+        sums = weights.cumsum(dim=-1)
+        drawn = (sums <= uniform.to(self._wide)[:, None] * sums[:, -1:]).sum(dim=-1).clamp(max=vocabulary - 1)
+        drawn = torch.where(greedy, 0, drawn)
+        tokens.copy_(order.gather(1, drawn[:, None])[:, 0])
+
+
+def _visible(positions: Array, keys: Array, window: int) -> Array:
+    """Which key positions each query position sees."""
+    ahead = positions - keys
+    return (ahead >= 0) & (ahead < window) if window > 0 else ahead >= 0
+
+
+def _runs(starts: list[int], contexts: list[int], pages: int, size: int) -> Iterator[tuple[int, int]]:
+    """Runs [a, b) of neighbouring sequences with equally many query rows and `pages` padded cache pages at most."""
+    a, end = 0, len(contexts)
+    while a < end:
+        n, longest, b = starts[a + 1] - starts[a], contexts[a], a + 1
+        while b < end and starts[b + 1] - starts[b] == n:
+            longest = max(longest, contexts[b])
+            if (b + 1 - a) * -(-longest // size) > pages:
+                break
+            b += 1
+        if n:
+            yield a, b
+        a = b
