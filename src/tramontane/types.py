@@ -362,3 +362,15 @@ class Stats:
     weight_bytes: int = 0
     cache_bytes: int = 0
     workspace_bytes: int = 0
+
+
+class AllocationListener(Protocol):
+    """Hears of each sequence's blocks, on the engine's thread: return soon, never raise."""
+
+    def allocated(self, request_id: str, index: int, blocks: int) -> None:
+        """The sequence now holds `blocks` more blocks."""
+        ...
+
+    def released(self, request_id: str, index: int, blocks: int) -> None:
+        """The sequence gave back `blocks` blocks (end, preemption, window)."""
+        ...

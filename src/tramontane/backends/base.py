@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from tramontane.types import Chunk, Message, Request, Stats
+from tramontane.types import AllocationListener, Chunk, Message, Request, Stats
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,3 @@ class Listening(Protocol):
     """A backend that tells of its cache: `listener.allocated(request_id, index, blocks)` and `.released(...)`."""
 
     def add_allocation_listener(self, listener: AllocationListener) -> None: ...
-
-
-class AllocationListener(Protocol):
-    """Hears of each sequence's blocks, on the engine's thread: return soon, never raise."""
-
-    def allocated(self, request_id: str, index: int, blocks: int) -> None:
-        """The sequence now holds `blocks` more blocks."""
-        ...
-
-    def released(self, request_id: str, index: int, blocks: int) -> None:
-        """The sequence gave back `blocks` blocks (end, preemption, window)."""
-        ...

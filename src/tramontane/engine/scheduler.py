@@ -1,0 +1,449 @@
+"""The policy: which sequences compute how many tokens in the next step, and what a step's result means for them.
+
+Owns admission, order, preemption, forks, ends and the allocation listeners. Must not know: arrays, text, how a step is
+computed.
+
+There are no phases. A sequence has tokens and a count of those computed; each step spends a budget of tokens letting
+the counts catch up, and a sequence that has caught up draws. Decoding is catching up by one, a chunked prefill by
+many, a prefix hit starts further on, and a preempted sequence starts again from nothing: one rule for all.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tramontane.config import SchedulerConfig
+from tramontane.engine.blocks import Pool
+from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence
+from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
+from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory
+from tramontane.types import AllocationListener, FinishReason
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Counters:
+    """Since the scheduler was built."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass
+class _Open:
+    """A request that has not ended."""
+
+    open: set[int]
+    """Choices without a final event."""
+    sequences: list[Sequence]
+    reasons: set[FinishReason] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A scheduled sequence, as it was when its step left."""
+
+    sequence: Sequence
+    choices: tuple[int, ...]
+    """Those that draw in the step."""
+    scheduled: ScheduledSequence
+
+
+def _age(sequence: Sequence) -> tuple[int, int]:
+    return sequence.age
+
+
+class Scheduler:
+    """Host-side state of all open requests. One step is in flight at a time: `schedule`, then `update` or `fail`.
+
+    `add`, `abort` and `finish` may come at any moment, between the two as well. Both lists are kept in order of age,
+    and the oldest sequence can always be served by preempting the others: so all requests end.
+    """
+
+    def __init__(self, config: SchedulerConfig, pool: Pool, context_length: int) -> None:
+        self._pool = pool
+        self._budget = config.max_num_batched_tokens
+        # no more sequences than tokens a step: each running one can draw in every step
+        self._seats = min(config.max_num_seqs, config.max_num_batched_tokens)
+        self._context_length = context_length
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._open: dict[str, _Open] = {}
+        self._flights: list[_Flight] | None = None
+        self._listeners: list[AllocationListener] = []
+        self._arrivals = 0
+        self._sequence_ids = 0
+        self.counters = Counters()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def pool(self) -> Pool:
+        return self._pool
+
+    def sequences(self) -> Iterable[Sequence]:
+        """All that have not ended."""
+        return [*self._running, *self._waiting]
+
+    def add_listener(self, listener: AllocationListener) -> None:
+        self._listeners.append(listener)
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request. One that could never be served is refused here: ContextLengthExceeded, OutOfMemory or
+        InvalidRequest."""
+        self._refuse_the_impossible(request)
+        sequence = self._new_sequence(request, self._arrivals, list(range(request.num_choices)))
+        self._arrivals += 1
+        self._open[request.id] = _Open(set(sequence.choices), [sequence])
+        self._waiting.append(sequence)
+
+    def _refuse_the_impossible(self, request: EngineRequest) -> None:
+        prompt = len(request.prompt_ids)
+        if request.id in self._open:
+            raise InvalidRequest("id", f"a request {request.id!r} is open already", "Give each request its own id.")
+        if not prompt:
+            raise InvalidRequest("prompt", "it has no tokens", "Give at least one token to start from.")
+        if prompt >= self._context_length:
+            raise ContextLengthExceeded(prompt, self._context_length)
+        if request.num_choices > self._seats:
+            raise InvalidRequest(
+                "n",
+                f"{request.num_choices} choices exceed the {self._seats} sequences that run at once",
+                "Ask for fewer, or raise max_num_seqs (and max_num_batched_tokens, which bounds it).",
+            )
+        tokens = min(prompt + (request.params.max_tokens or self._context_length), self._context_length)
+        needed = self._pool.peak_blocks(tokens - 1)  # the last token drawn is never computed
+        if needed > self._pool.num_blocks:
+            raise OutOfMemory(
+                f"{tokens} tokens (a prompt of {prompt} and its answer) need {needed} cache blocks of "
+                f"{self._pool.block_size} tokens, and there are {self._pool.num_blocks}",
+                "Lower max_tokens, shorten the prompt, or give the cache more room (num_blocks, memory_bytes or "
+                "memory_fraction; with paged_attention=False also a smaller context_length).",
+            )
+
+    def _new_sequence(self, request: EngineRequest, arrival: int, choices: list[int]) -> Sequence:
+        self._sequence_ids += 1
+        tables = self._pool.new_tables(request.cache_salt)
+        sequence = Sequence(self._sequence_ids, request, arrival, choices, tables, list(request.prompt_ids))
+        sequence.told = (choices[0], 0)
+        return sequence
+
+    # ---- before a step
+
+    def schedule(self) -> Step | None:
+        """The next step; None when there is nothing to do."""
+        if self._flights is not None:
+            raise RuntimeError("schedule() called again before update() or fail()")
+        if not self._open:
+            return None
+        flights: list[_Flight] = []
+        budget = self._budget
+        preemptions = self.counters.preemptions
+        while len(flights) < len(self._running):
+            sequence = self._running[len(flights)]
+            behind = len(self._running) - len(flights) - 1  # each keeps a token, so none starves
+            count = self._make_room(sequence, min(sequence.remaining, budget - behind))
+            if count:
+                flights.append(self._flight(sequence, count))
+                budget -= count
+        if preemptions == self.counters.preemptions:
+            self._admit(flights, budget)
+        if not flights:
+            raise RuntimeError(f"the scheduler is stuck: {self.waiting} waiting, {self._pool.used} blocks in use")
+        self._flights = flights
+        self.counters.steps += 1
+        return Step(self.counters.steps, tuple(f.scheduled for f in flights), self._pool.take_copies())
+
+    def _make_room(self, sequence: Sequence, count: int) -> int:
+        """Reserve for up to `count` tokens of a running sequence, preempting from the youngest on; 0 when that was
+        the sequence itself."""
+        while not (granted := self._reserve(sequence, count)):
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return 0
+        self._tell(sequence)
+        return granted
+
+    def _reserve(self, sequence: Sequence, count: int) -> int:
+        """Reserve for as many of `count` tokens as fit, found by halving."""
+        while count and not self._pool.reserve(sequence.tables, count):
+            count //= 2
+        return count
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take all blocks away; the sequence computes its tokens again later. What it has drawn stays drawn."""
+        self._running.remove(sequence)
+        self._pool.release(sequence.tables)
+        self._tell(sequence)
+        self._wait(sequence)
+        self.counters.preemptions += 1
+
+    def _admit(self, flights: list[_Flight], budget: int) -> None:
+        """First come, first served: stops at the first that does not fit."""
+        seats = self._seats - sum(len(s.choices) for s in self._running)
+        while self._waiting and budget:
+            sequence = self._waiting[0]
+            if len(sequence.choices) > seats:
+                return
+            hit = 0 if sequence.wants_prompt_logprobs else self._pool.attach(sequence.tables, sequence.token_ids)
+            wanted = min(sequence.remaining, budget)
+            room = not self._running or self._pool.has_room(
+                sequence.tables, len(sequence.token_ids), len(self._running)
+            )
+            count = self._reserve(sequence, wanted) if room else 0
+            if not count:
+                self._pool.release(sequence.tables)
+                return
+            self._waiting.popleft()
+            self._run(sequence)
+            self._tell(sequence)
+            self._count_admission(sequence, hit)
+            flights.append(self._flight(sequence, count))
+            seats -= len(sequence.choices)
+            budget -= count
+            if count < wanted:
+                return
+
+    def _count_admission(self, sequence: Sequence, hit: int) -> None:
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = hit
+            self.counters.prompt_tokens += len(sequence.request.prompt_ids)
+            self.counters.cached_tokens += hit
+
+    def _flight(self, sequence: Sequence, count: int) -> _Flight:
+        start, end = sequence.num_computed, sequence.num_computed + count
+        draws = sequence.draws() if count == sequence.remaining else ()
+        logprobs = sequence.wants_prompt_logprobs
+        scheduled = ScheduledSequence(
+            sequence_id=sequence.id,
+            start=start,
+            tokens=tuple(sequence.token_ids[start:end]),
+            block_tables=sequence.tables.covering(end, self._pool.block_size),
+            draws=draws,
+            prompt_logprobs=sequence.request.params.prompt_logprobs if logprobs else None,
+            targets=sequence.targets(count) if logprobs else (),
+        )
+        return _Flight(sequence, tuple(sequence.choices) if draws else (), scheduled)
+
+    def _wait(self, sequence: Sequence) -> None:
+        sequence.status = "waiting"
+        insort(self._waiting, sequence, key=_age)
+
+    def _run(self, sequence: Sequence) -> None:
+        sequence.status = "running"
+        insort(self._running, sequence, key=_age)
+
+    # ---- after a step
+
+    def update(self, step: Step, result: StepResult) -> list[Event]:
+        """Take in what the executor computed. What belongs to choices ended meanwhile is dropped.
+
+        Raises RuntimeError, changing nothing, when the result does not answer the step; then call `fail`.
+        """
+        flights = self._in_flight(step)
+        answers = self._answers(flights, step, result)
+        self._flights = None
+        return [event for flight, answer in answers for event in self._advance(flight, answer)]
+
+    def _in_flight(self, step: Step) -> list[_Flight]:
+        if self._flights is None or step.id != self.counters.steps:
+            raise RuntimeError(f"step {step.id} is not in flight")
+        return self._flights
+
+    def _answers(self, flights: list[_Flight], step: Step, result: StepResult) -> list[tuple[_Flight, SequenceResult]]:
+        by_id = {answer.sequence_id: answer for answer in result.sequences}
+        answers = []
+        for flight in flights:
+            if flight.sequence.status == "finished":
+                continue
+            answer = by_id.get(flight.sequence.id)
+            asked = flight.scheduled
+            if (
+                result.step_id != step.id
+                or answer is None
+                or len(answer.tokens) != len(asked.draws)
+                or len(answer.prompt_logprobs) != len(asked.targets)
+            ):
+                raise RuntimeError(
+                    f"the executor's result does not answer step {step.id}, sequence {asked.sequence_id}"
+                )
+            answers.append((flight, answer))
+        return answers
+
+    def _advance(self, flight: _Flight, answer: SequenceResult) -> list[Event]:
+        sequence, asked = flight.sequence, flight.scheduled
+        self._pool.commit(sequence.tables, sequence.token_ids, len(asked.tokens))
+        self._tell(sequence)
+        # what is computed again after a preemption has been reported: the first report stands
+        known = len(sequence.prompt_infos) - asked.start
+        sequence.prompt_infos.extend(answer.prompt_logprobs[max(0, known) :])
+        events = []
+        survivors = []
+        for index, info in zip(flight.choices, answer.tokens, strict=True):
+            if index not in sequence.choices:
+                continue
+            self.counters.generated_tokens += 1
+            ending = sequence.request.ending(
+                info.token_id, len(sequence.output_ids) + 1, len(sequence.token_ids) + 1, self._context_length
+            )
+            events.append(self._event(sequence, index, (info,), ending))
+            if ending is None:
+                survivors.append((index, info.token_id))
+        for index, token_id in survivors[1:]:
+            self._fork(sequence, index, token_id)
+        if survivors:
+            sequence.append(survivors[0][1])
+            self._assign(sequence, [survivors[0][0]])
+        elif events:
+            self._assign(sequence, [])
+        return events
+
+    def _event(
+        self, sequence: Sequence, index: int, tokens: tuple[TokenInfo, ...] = (), ending: Ending | None = None
+    ) -> Event:
+        """Report to choice `index`; with an ending, close it."""
+        request = sequence.request
+        prompt_logprobs: tuple[TokenInfo | None, ...] | None = None
+        if request.params.prompt_logprobs is not None and tokens and index == 0 and not sequence.output_ids:
+            prompt_logprobs = (None, *sequence.prompt_infos)
+        cached = sequence.cached_tokens or 0
+        if ending is None:
+            return Event(request.id, index, tokens, prompt_logprobs, cached_tokens=cached)
+        self._close(request.id, index, ending.reason)
+        return Event(
+            request.id, index, tokens, prompt_logprobs, ending.reason, ending.stop_reason, cached, ending.error
+        )
+
+    def _close(self, request_id: str, index: int, reason: FinishReason) -> None:
+        state = self._open[request_id]
+        state.open.remove(index)
+        state.reasons.add(reason)
+        if state.open:
+            return
+        del self._open[request_id]
+        if "error" in state.reasons:
+            self.counters.failed += 1
+        elif "cancelled" in state.reasons:
+            self.counters.cancelled += 1
+        else:
+            self.counters.finished += 1
+
+    def _fork(self, parent: Sequence, index: int, token_id: int) -> None:
+        """Choice `index` goes its own way with its first token, out of the parent's blocks; where there is no room
+        for that, it waits and computes the prompt itself."""
+        child = self._new_sequence(parent.request, parent.arrival, [index])
+        child.cached_tokens = parent.cached_tokens
+        child.prompt_infos = parent.prompt_infos
+        tables = self._pool.fork(parent.tables)
+        child.append(token_id)
+        self._open[parent.request.id].sequences.append(child)
+        if tables is None:
+            self._wait(child)
+        else:
+            child.tables = tables
+            self._run(child)
+            self._tell(child)
+
+    def _assign(self, sequence: Sequence, choices: list[int]) -> None:
+        """Change which choices a sequence draws for; with none left it ends."""
+        sequence.choices = choices
+        if choices:
+            self._tell(sequence)
+            return
+        (self._running if sequence.status == "running" else self._waiting).remove(sequence)
+        sequence.status = "finished"
+        self._pool.release(sequence.tables)
+        self._tell(sequence)
+        if state := self._open.get(sequence.request.id):
+            state.sequences.remove(sequence)
+
+    def fail(self, step: Step, error: BaseException) -> list[Event]:
+        """The step could not be computed: its sequences end with the error; all others go on."""
+        flights = self._in_flight(step)
+        self._flights = None
+        return [
+            event
+            for flight in flights
+            for event in self._end(flight.sequence, list(flight.sequence.choices), Ending("error", error=error))
+        ]
+
+    def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "cancelled") -> list[Event]:
+        """End a request, or one choice of it, now. Returns the final events; none where it has ended already."""
+        return self._end_choices(request_id, index, Ending(reason))
+
+    def finish(self, request_id: str, index: int, stop_reason: str | int | None) -> list[Event]:
+        """End a choice because of what it said: a stop string, found where there is text."""
+        return self._end_choices(request_id, index, Ending("stop", stop_reason))
+
+    def _end_choices(self, request_id: str, index: int | None, ending: Ending) -> list[Event]:
+        state = self._open.get(request_id)
+        events: list[Event] = []
+        for sequence in list(state.sequences) if state else ():
+            ended = [choice for choice in sequence.choices if index is None or choice == index]
+            events.extend(self._end(sequence, ended, ending))
+        return events
+
+    def _end(self, sequence: Sequence, choices: list[int], ending: Ending) -> list[Event]:
+        if not choices:
+            return []
+        events = [self._event(sequence, index, ending=ending) for index in choices]
+        self._assign(sequence, [choice for choice in sequence.choices if choice not in choices])
+        return events
+
+    # ---- listeners, invariants
+
+    def _tell(self, sequence: Sequence) -> None:
+        """Let the listeners know how many blocks the sequence has come to hold."""
+        index, blocks = sequence.told
+        if index != sequence.index:  # its first choice ended before the fork: the next one takes its blocks over
+            self._report(sequence.request.id, index, -blocks)
+            blocks = 0
+        self._report(sequence.request.id, sequence.index, sequence.tables.held - blocks)
+        sequence.told = (sequence.index, sequence.tables.held)
+
+    def _report(self, request_id: str, index: int, blocks: int) -> None:
+        for listener in self._listeners if blocks else ():
+            try:
+                (listener.allocated if blocks > 0 else listener.released)(request_id, index, abs(blocks))
+            except Exception:
+                _log.exception("an allocation listener raised; it was told of request %s and goes on", request_id)
+
+    def check(self) -> None:
+        """Prove the invariants, the pool's included; AssertionError says what is broken. For tests."""
+        everyone = [*self._running, *self._waiting]
+        self._pool.check(s.tables for s in everyone)
+        owned = sorted(s.id for state in self._open.values() for s in state.sequences)
+        if owned != sorted(s.id for s in everyone):
+            raise AssertionError("open requests and queued sequences do not match")
+        for queue, status in ((self._running, "running"), (list(self._waiting), "waiting")):
+            if any(s.status != status for s in queue) or queue != sorted(queue, key=_age):
+                raise AssertionError(f"the {status} sequences are out of order")
+        if any(s.tables.held for s in self._waiting) or any(s.remaining < 1 for s in everyone):
+            raise AssertionError("a waiting sequence holds blocks, or one has nothing to compute")
+        if sum(len(s.choices) for s in self._running) > self._seats:
+            raise AssertionError("more sequences run than may")
+        for request_id, state in self._open.items():
+            if sorted(state.open) != sorted(i for s in state.sequences for i in s.choices):
+                raise AssertionError(f"request {request_id}: its choices do not add up")

@@ -1,0 +1,150 @@
+"""A request as the engine sees it, the state of one of its sequences, and what it reports.
+
+Owns these dataclasses and what follows from one sequence alone: its seeds, its ends. Must not know: arrays, blocks'
+bookkeeping, other sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Literal
+
+from tramontane.engine.blocks import BlockTables
+from tramontane.engine.step import Draw, TokenInfo
+from tramontane.types import FinishReason, SamplingParams
+
+Status = Literal["waiting", "running", "finished"]
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One prompt and its `params.n` choices."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    """Resolved: nothing that `SAMPLING_DEFAULTS` sets is None."""
+    eos_ids: frozenset[int]
+    seed: int
+    cache_salt: str = ""
+
+    @property
+    def num_choices(self) -> int:
+        return self.params.n or 1
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a choice: the stop tokens, and those of the model unless they are ignored."""
+        own = frozenset(self.params.stop_token_ids or ())
+        return own if self.params.ignore_eos else own | self.eos_ids
+
+    def ending(self, token_id: int, num_output: int, num_tokens: int, context_length: int) -> Ending | None:
+        """Whether the choice ends with `token_id`, the last of `num_output` drawn and of `num_tokens` in all."""
+        if token_id in self.ends and num_output > (self.params.min_tokens or 0):
+            is_eos = token_id in self.eos_ids and not self.params.ignore_eos
+            return Ending("stop", None if is_eos else token_id)
+        if num_output == self.params.max_tokens or num_tokens >= context_length:
+            return Ending("length")
+        return None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a choice ended."""
+
+    reason: FinishReason
+    stop_reason: str | int | None = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step brought to one choice. Each choice gets exactly one event with a finish_reason, its last."""
+
+    request_id: str
+    index: int
+    tokens: tuple[TokenInfo, ...] = ()
+    """The tokens drawn; one that ended the choice is among them."""
+    prompt_logprobs: tuple[TokenInfo | None, ...] | None = None
+    """On the first tokens of choice 0, where asked for: one a prompt token, None for the first."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop token or string; None for the model's own end."""
+    cached_tokens: int = 0
+    """Prompt tokens that came out of the prefix cache."""
+    error: BaseException | None = None
+    """With finish_reason "error": what the executor raised."""
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of choice `index`: the request's own for choice 0, else 64 bits derived from both."""
+    if index == 0:
+        return seed
+    return int.from_bytes(blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens being computed. Until the prompt is computed one sequence stands for all choices; then they fork."""
+
+    id: int
+    request: EngineRequest
+    arrival: int
+    """Requests are numbered as they come."""
+    choices: list[int]
+    """Choices that this sequence draws for; one, once it has drawn."""
+    tables: BlockTables
+    token_ids: list[int]
+    """Prompt and output."""
+    output_ids: list[int] = field(default_factory=list)
+    status: Status = "waiting"
+    cached_tokens: int | None = None
+    """None until first admitted."""
+    prompt_infos: list[TokenInfo] = field(default_factory=list)
+    """Log probabilities of prompt tokens 1, 2, ... as far as they are computed."""
+    told: tuple[int, int] = (0, 0)
+    """The index and the number of blocks that the allocation listeners know of."""
+
+    @property
+    def index(self) -> int:
+        return self.choices[0] if self.choices else self.told[0]
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders sequences from the oldest to the youngest."""
+        return (self.arrival, self.index)
+
+    @property
+    def num_computed(self) -> int:
+        return self.tables.num_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to be computed before the next draw."""
+        return len(self.token_ids) - self.tables.num_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        wanted = self.request.params.prompt_logprobs is not None
+        return wanted and len(self.prompt_infos) < len(self.request.prompt_ids) - 1
+
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self.output_ids.append(token_id)
+
+    def draws(self) -> tuple[Draw, ...]:
+        """One a choice. `output` is the live list: it changes only after the step's result is in."""
+        request = self.request
+        early = len(self.output_ids) < (request.params.min_tokens or 0)
+        banned = tuple(sorted(request.ends)) if early else ()
+        return tuple(
+            Draw(request.params, choice_seed(request.seed, index), request.prompt_ids, self.output_ids, banned)
+            for index in self.choices
+        )
+
+    def targets(self, count: int) -> tuple[int, ...]:
+        """The prompt tokens that follow each of the next `count` tokens."""
+        at = self.num_computed + 1
+        return self.request.prompt_ids[at : at + count]
