@@ -1,0 +1,87 @@
+"""How a tokenizer's decoder turns tokens into bytes, as data that decoding one token at a time can follow.
+
+Owns reading the `decoder` of a tokenizer.json. Must not know: encoding, special tokens, the tokenizers package.
+Sources: GPT-2's byte-to-unicode table; the decoders of Hugging Face tokenizers (ByteLevel, Replace, ByteFallback,
+Fuse, Strip), whose output is followed to the byte, also where it is invalid UTF-8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tramontane.errors import UnsupportedModel
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's table: printable Latin-1 stands for itself, the other 68 bytes for U+0100 and up, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+BYTE_ALPHABET = _byte_alphabet()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class PieceRules:
+    """What decoding does to a token. `byte_level` excludes the rest, which are SentencePiece's rules.
+
+    `replace` lists (from, to) pairs applied in order; `byte_fallback` reads `<0xHH>` as a byte;
+    `strip_left` is the number of leading spaces that the whole text loses.
+    """
+
+    byte_level: bool = False
+    replace: tuple[tuple[str, str], ...] = ()
+    byte_fallback: bool = False
+    strip_left: int = 0
+
+    def split(self, token: str) -> tuple[bytes, bool]:
+        """The token's bytes, and whether it is a lone fallback byte (which may be part of a character)."""
+        if self.byte_level:
+            try:
+                return bytes([BYTE_ALPHABET[c] for c in token]), False
+            except KeyError:  # an added token, written as it is read
+                return token.encode("utf-8"), False
+        for old, new in self.replace:
+            token = token.replace(old, new)
+        match = _BYTE_TOKEN.fullmatch(token) if self.byte_fallback else None
+        return (bytes([int(match[1], 16)]), True) if match else (token.encode("utf-8"), False)
+
+
+def rules_from_decoder(decoder: Mapping[str, Any] | None, source: str) -> PieceRules:
+    """Read the `decoder` entry of a tokenizer.json.
+
+    Raises UnsupportedModel for a decoder that cannot be followed token by token in the same words.
+    """
+    steps = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    # Fuse joins the tokens, which we do in any case; what matters is that Strip comes after it.
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return PieceRules(byte_level=True)
+    order = ["Replace", "ByteFallback", "Fuse", "Strip"]
+    known = bool(kinds) and all(kind in order for kind in kinds) and kinds == sorted(kinds, key=order.index)
+    if not known or kinds.count("Strip") > 1 or "Fuse" not in kinds:
+        raise _unsupported(kinds, source)
+    replace: list[tuple[str, str]] = []
+    strip_left = 0
+    for step in steps:
+        if step["type"] == "Replace":
+            if "String" not in step["pattern"]:
+                raise _unsupported(["Replace by regular expression"], source)
+            replace.append((step["pattern"]["String"], step["content"]))
+        elif step["type"] == "Strip":
+            if step["content"] != " " or step["stop"] != 0:
+                raise _unsupported(["Strip of other than leading spaces"], source)
+            strip_left = step["start"]
+    return PieceRules(False, tuple(replace), "ByteFallback" in kinds, strip_left)
+
+
+def _unsupported(kinds: list[str], source: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{source}: tokenizer decoder {' + '.join(kinds) or 'none'} is not supported.",
+        "Supported: ByteLevel (byte-level BPE) and Replace + ByteFallback + Fuse + Strip (SentencePiece).",
+    )
