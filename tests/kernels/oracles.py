@@ -1,0 +1,95 @@
+"""What ops must compute, in float64 or by the letter of a definition; test_oracles.py holds these to other projects."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.kernels import BLOCKS
+
+Floats = NDArray[Any]
+
+# Where the float16 fields of a block begin.
+_HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
+
+
+def random_blocks(rng: np.random.Generator, format: str, rows: int, columns: int) -> NDArray[np.uint8]:
+    """Any bytes but for the scales, which are finite and of both signs, some zero, some subnormal."""
+    layout = BLOCKS[format]
+    count = columns // layout.elements
+    blocks = rng.integers(0, 256, (rows * count, layout.nbytes), dtype=np.uint8)
+    for start in _HALVES[format]:
+        scales = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16)
+        scales[rng.random(len(blocks)) < 0.05] = 0
+        scales[rng.random(len(blocks)) < 0.05] = np.float16(6e-8)
+        blocks[:, start : start + 2] = scales.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, count * layout.nbytes)
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    wide = x.astype(np.float64)
+    return wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def rope(x: Floats, positions: NDArray[Any], inv_freq: Floats, interleaved: bool, scale: float = 1.0) -> Floats:
+    """Pairs as complex numbers, turned by e^(i * position * frequency)."""
+    half = len(inv_freq)
+    angles = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
+    turn = scale * np.exp(1j * angles)[:, None, :]
+    wide = x.astype(np.float64)
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    )
+    turned = (wide[..., first] + 1j * wide[..., second]) * turn
+    wide[..., first], wide[..., second] = turned.real, turned.imag
+    return wide
+
+
+def attention(q: Floats, k: Floats, v: Floats, scale: float, window: int = 0) -> Floats:
+    """One sequence: the last len(q) of len(k) positions ask; q [n,Hq,D], k and v [L,Hkv,D]."""
+    n, length = len(q), len(k)
+    shared = q.shape[1] // k.shape[1]
+    k, v = (np.repeat(a.astype(np.float64), shared, axis=1) for a in (k, v))
+    scores = np.einsum("nhd,lhd->hnl", q.astype(np.float64), k) * scale
+    ahead = np.arange(length - n, length)[:, None] - np.arange(length)[None, :]
+    seen = (ahead >= 0) & ((ahead < window) if window else True)
+    scores = np.where(seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("hnl,lhd->nhd", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+def activation(x: Floats, kind: str) -> Floats:
+    wide = x.astype(np.float64)
+    if kind == "silu":
+        return wide * np.exp(-np.logaddexp(0, -wide))
+    if kind == "gelu":
+        return wide * np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)), otypes=[np.float64])(wide)
+    if kind == "gelu_tanh":
+        return wide * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    assert kind == "relu"
+    return np.where(wide > 0, wide, 0)
+
+
+def log_softmax(logits: Floats) -> Floats:
+    wide = logits.astype(np.float64)
+    return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
+
+
+def probabilities(logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float) -> Floats:
+    """float64 [V]: what is left of a row's distribution after the four cuts, by their definitions."""
+    p = np.exp(log_softmax(logits / temperature))
+    if 0 < top_k < len(p):
+        p = np.where(p >= np.sort(p)[-top_k], p, 0)
+        p /= p.sum()
+    if top_p < 1:
+        taken = 0.0
+        for token in sorted(range(len(p)), key=lambda i: (-p[i], i)):
+            if taken >= top_p:
+                p[token] = 0
+            taken += p[token]
+        p /= p.sum()
+    p = np.where(p >= min_p * p.max(), p, 0)
+    return p / p.sum()

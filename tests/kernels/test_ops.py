@@ -1,0 +1,588 @@
+"""Every op of every kernel module that can be built here, against oracles, and the promises of deterministic mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.kernels import oracles
+from tests.kernels.modules import DETERMINISTIC, MODULES, call, make, unset
+from tramontane import kernels
+from tramontane.errors import DeviceNotAvailable, InvalidRequest
+from tramontane.kernels import BLOCKS, Ops
+from tramontane.kernels.reference import ReferenceOps, dequantize
+
+FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+each_dtype = pytest.mark.parametrize("dtype", FLOATS)
+each_format = pytest.mark.parametrize("format", BLOCKS)
+quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=MODULES, scope="module")
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return make(request.param)
+
+
+@pytest.fixture(params=DETERMINISTIC, scope="module")
+def fixed(request: pytest.FixtureRequest) -> Ops:
+    return make(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def ints(*values: int) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def assert_product(actual: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: Any, relative: float) -> None:
+    """Within `relative` of the sum of the products' magnitudes: what float32 accumulation can promise."""
+    wide, w = x.astype(np.float64), weight.astype(np.float64)
+    expected = wide @ w.T + (0 if bias is None else bias)
+    bound = relative * (np.abs(wide) @ np.abs(w).T) + 1e-6
+    assert actual.shape == expected.shape
+    assert np.all(np.abs(actual - expected) <= bound), np.max(np.abs(actual - expected) / bound)
+
+
+# ---- Quantized blocks
+
+
+@each_format
+def test_dequantize_is_ggufs_bit_for_bit(format: str, rng: np.random.Generator) -> None:
+    gguf = pytest.importorskip("gguf")
+    blocks = oracles.random_blocks(rng, format, 37, 768)
+    theirs = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[format])
+    ours = dequantize(format, blocks)
+    assert ours.dtype == np.float32
+    assert ours.shape == (37, 768)
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+@pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_that_gguf_quantized_are_near_the_values(format: str, rng: np.random.Generator) -> None:
+    gguf = pytest.importorskip("gguf")
+    values = normal(rng, 6, 128)
+    blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType[format])
+    assert np.abs(dequantize(format, blocks) - values).max() < (0.03 if format == "Q8_0" else 0.5)
+
+
+@each_format
+def test_rows_of_blocks_are_exact(ops: Ops, format: str, rng: np.random.Generator) -> None:
+    blocks = oracles.random_blocks(rng, format, 19, 512)
+    for ids in (ints(0), ints(18, 3, 3, 0, 7), ints()):
+        actual = call(ops, "rows_blocks", unset(len(ids), 512), ids, blocks, format)
+        np.testing.assert_array_equal(actual, dequantize(format, blocks[ids]))
+
+
+@each_format
+@pytest.mark.parametrize(
+    ("t", "n", "blocks_in_row"), [(0, 3, 1), (1, 1, 1), (1, 33, 3), (2, 17, 2), (5, 70, 1), (33, 31, 4)]
+)
+def test_matmul_blocks(ops: Ops, format: str, t: int, n: int, blocks_in_row: int, rng: np.random.Generator) -> None:
+    columns = BLOCKS[format].elements * blocks_in_row
+    blocks, x, bias = oracles.random_blocks(rng, format, n, columns), normal(rng, t, columns), normal(rng, n)
+    weight = dequantize(format, blocks)
+    for b in (None, bias):
+        actual = call(ops, "matmul_blocks", unset(t, n), x, blocks, format, b)
+        assert_product(actual, x, weight, b, quantized_tolerance(ops))
+
+
+def quantized_tolerance(ops: Ops) -> float:
+    """What a module states for products with blocks: only fast compiled kernels may round the activations."""
+    return 1e-2 if ops.name.startswith("cpu") and not ops.deterministic else 2e-6
+
+
+def test_a_large_product_spans_strips(ops: Ops, rng: np.random.Generator) -> None:
+    blocks, x = oracles.random_blocks(rng, "Q8_0", 1500, 576), normal(rng, 3, 576)
+    actual = call(ops, "matmul_blocks", unset(3, 1500), x, blocks, "Q8_0")
+    assert_product(actual, x, dequantize("Q8_0", blocks), None, quantized_tolerance(ops))
+
+
+# ---- Dense products and lookups
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("t", "n", "k"), [(0, 3, 8), (1, 1, 1), (1, 7, 33), (3, 5, 64), (17, 65, 96), (64, 130, 576), (2, 700, 515)]
+)
+def test_matmul(ops: Ops, dtype: str, t: int, n: int, k: int, rng: np.random.Generator) -> None:
+    weight, x, bias = normal(rng, n, k).astype(FLOATS[dtype]), normal(rng, t, k), normal(rng, n)
+    for b in (None, bias):
+        assert_product(call(ops, "matmul", unset(t, n), x, weight, b), x, weight, b, 2e-6)
+
+
+@each_dtype
+def test_rows(ops: Ops, dtype: str, rng: np.random.Generator) -> None:
+    weight = normal(rng, 11, 37).astype(FLOATS[dtype])
+    for ids in (ints(), ints(10), ints(4, 0, 4)):
+        actual = call(ops, "rows", unset(len(ids), 37), ids, weight)
+        np.testing.assert_array_equal(actual, weight[ids].astype(np.float32))
+
+
+def test_take_rows(ops: Ops, rng: np.random.Generator) -> None:
+    x = normal(rng, 9, 31)
+    for rows in (ints(), ints(8, 0, 8)):
+        np.testing.assert_array_equal(call(ops, "take_rows", unset(len(rows), 31), x, rows), x[rows])
+
+
+# ---- Element by element
+
+
+@pytest.mark.parametrize(("t", "k"), [(0, 8), (1, 1), (3, 33), (130, 64), (2, 1537)])
+def test_rms_norm(ops: Ops, t: int, k: int, rng: np.random.Generator) -> None:
+    x, weight = normal(rng, t, k) * 3, normal(rng, k)
+    expected = oracles.rms_norm(x, weight, 1e-5)
+    np.testing.assert_allclose(call(ops, "rms_norm", unset(t, k), x, weight, 1e-5), expected, rtol=3e-6, atol=1e-6)
+    here = ops.from_host(x.copy())
+    ops.rms_norm(here, here, ops.from_host(weight), 1e-5)
+    np.testing.assert_allclose(ops.to_host(here), expected, rtol=3e-6, atol=1e-6)
+
+
+def test_add(ops: Ops, rng: np.random.Generator) -> None:
+    for shape in ((0, 5), (3, 7), (65, 33)):
+        a, b = normal(rng, *shape), normal(rng, *shape)
+        np.testing.assert_array_equal(call(ops, "add", a, b), a + b)
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_gated_activation(ops: Ops, kind: str, rng: np.random.Generator) -> None:
+    for shape in ((0, 4), (1, 1), (5, 37)):
+        gate, up = normal(rng, *shape) * 5, normal(rng, *shape)
+        if gate.size > 4:
+            gate.flat[:4] = [0, -200, 200, -90]
+        expected = oracles.activation(gate, kind) * up
+        actual = call(ops, "gated_activation", unset(*shape), gate, up, kind)
+        np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=2e-6)
+        here = ops.from_host(gate.copy())
+        ops.gated_activation(here, here, ops.from_host(up), kind)
+        np.testing.assert_array_equal(ops.to_host(here), actual)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("t", "heads", "width", "half"), [(0, 2, 8, 4), (1, 1, 2, 1), (5, 3, 64, 32), (7, 2, 20, 6)])
+def test_rope(ops: Ops, interleaved: bool, t: int, heads: int, width: int, half: int, rng: np.random.Generator) -> None:
+    x = normal(rng, t, heads, width)
+    positions = rng.integers(0, 9000, t).astype(np.int32)
+    inv_freq = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
+    cos, sin = call(ops, "rope_angles", unset(t, half), unset(t, half), positions, inv_freq, 1.25, written=2)
+    actual = call(ops, "rope", x, cos, sin, interleaved)
+    np.testing.assert_allclose(actual, oracles.rope(x, positions, inv_freq, interleaved, 1.25), atol=5e-6)
+    np.testing.assert_array_equal(actual[..., 2 * half :], x[..., 2 * half :])
+
+
+def test_log_softmax(ops: Ops, rng: np.random.Generator) -> None:
+    for shape in ((0, 7), (1, 1), (3, 1000), (2, 50001)):
+        logits = normal(rng, *shape) * 10
+        if shape[1] > 5:
+            logits[:, 3] = -np.inf
+        expected = oracles.log_softmax(logits)
+        actual = call(ops, "log_softmax", unset(*shape), logits)
+        np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-5)
+        here = ops.from_host(logits.copy())
+        ops.log_softmax(here, here)
+        np.testing.assert_array_equal(ops.to_host(here), actual)
+
+
+# ---- The cache and attention
+
+
+@each_dtype
+@pytest.mark.parametrize(("size", "t"), [(4, 0), (4, 1), (16, 11)])
+def test_write_cache_rounds_and_touches_nothing_else(
+    ops: Ops, dtype: str, size: int, t: int, rng: np.random.Generator
+) -> None:
+    before = [normal(rng, 5, 3, size, 8).astype(FLOATS[dtype]) for _ in range(2)]
+    k, v = normal(rng, t, 3, 8), normal(rng, t, 3, 8)
+    slots = rng.permutation(5 * size)[:t].astype(np.int32)
+    expected = [a.copy() for a in before]
+    for i, slot in enumerate(slots):
+        for cache, values in zip(expected, (k, v), strict=True):
+            cache[slot // size, :, slot % size] = values[i].astype(FLOATS[dtype])
+    for actual, right in zip(call(ops, "write_cache", *before, k, v, slots, written=2), expected, strict=True):
+        np.testing.assert_array_equal(actual.astype(np.float32), right.astype(np.float32))
+
+
+@each_dtype
+def test_copy_blocks(ops: Ops, dtype: str, rng: np.random.Generator) -> None:
+    cache = normal(rng, 6, 2, 4, 8).astype(FLOATS[dtype])
+    expected = cache.copy()
+    expected[[1, 5]] = cache[[0, 2]]
+    for actual, right in (
+        (call(ops, "copy_blocks", cache, ints(0, 2), ints(1, 5)), expected),
+        (call(ops, "copy_blocks", cache, ints(), ints()), cache),
+    ):
+        np.testing.assert_array_equal(actual.astype(np.float32), right.astype(np.float32))
+
+
+class Paged:
+    """Sequences with their keys and values laid out in a paged cache, whose unwritten slots are NaN."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        lengths: Sequence[int],
+        query_heads: int,
+        heads: int,
+        width: int,
+        size: int,
+        dtype: str = "float32",
+        spare: int = 0,
+    ) -> None:
+        self.size = size
+        self.k, self.v = ([normal(rng, n, heads, width) for n in lengths] for _ in range(2))
+        self.q = [normal(rng, n, query_heads, width) for n in lengths]
+        counts = [-(-n // size) for n in lengths]
+        blocks = rng.permutation(sum(counts) + 2)
+        self.tables = np.full((len(lengths), max(counts, default=0) + spare), -1, np.int32)
+        self.k_cache, self.v_cache = (
+            np.full((len(blocks), heads, size, width), np.nan, np.float32).astype(FLOATS[dtype]) for _ in range(2)
+        )
+        for s, n in enumerate(lengths):
+            self.tables[s, : counts[s]] = blocks[sum(counts[:s]) : sum(counts[: s + 1])]
+            for cache, values in ((self.k_cache, self.k), (self.v_cache, self.v)):
+                at = np.arange(n)
+                cache[self.tables[s][at // size], :, at % size] = values[s].astype(cache.dtype)
+                values[s] = values[s].astype(cache.dtype).astype(np.float32)
+
+    def attend(self, ops: Ops, rows: Sequence[tuple[int, int, int]], scale: float, window: int) -> list[NDArray[Any]]:
+        """The rows [start, stop) of sequences, as one step: (sequence, start, stop) each."""
+        q = np.concatenate([self.q[s][a:b] for s, a, b in rows]) if rows else np.empty((0, *self.q[0].shape[1:]))
+        starts = np.cumsum([0] + [b - a for _, a, b in rows]).astype(np.int32)
+        tables = self.tables[np.array([s for s, _, _ in rows], int)]
+        for i, (_, a, _) in enumerate(rows):
+            if window:  # blocks that every row's window has left may be gone
+                tables[i, : max(0, a - window + 1) // self.size] = -1
+        contexts = ints(*(b for _, _, b in rows))
+        args = (q.astype(np.float32), self.k_cache, self.v_cache, tables, starts, contexts, scale, window)
+        out = call(ops, "attention", unset(*q.shape), *args)
+        return [out[a:b] for a, b in pairwise(starts)]
+
+    def expected(self, s: int, start: int, stop: int, scale: float, window: int) -> NDArray[Any]:
+        return oracles.attention(self.q[s][start:stop], self.k[s][:stop], self.v[s][:stop], scale, window)
+
+
+@each_dtype
+@pytest.mark.parametrize("window", [0, 5, 40])
+@pytest.mark.parametrize(("query_heads", "heads", "width", "size"), [(9, 3, 64, 16), (4, 4, 8, 4), (7, 1, 20, 16)])
+def test_attention(
+    ops: Ops, dtype: str, window: int, query_heads: int, heads: int, width: int, size: int, rng: np.random.Generator
+) -> None:
+    paged = Paged(rng, [1, 50, 16, 33, 70, 7], query_heads, heads, width, size, dtype, spare=2)
+    # A whole prompt, a chunk of one, single tokens (decode), a sequence without rows, the second half of one.
+    rows = [(0, 0, 1), (1, 0, 50), (2, 15, 16), (3, 32, 33), (5, 3, 3), (4, 20, 61), (5, 3, 7)]
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.3, window), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.3, window), atol=3e-6, rtol=3e-6)
+
+
+def test_attention_of_nothing(ops: Ops, rng: np.random.Generator) -> None:
+    paged = Paged(rng, [5], 2, 1, 8, 4)
+    assert paged.attend(ops, [], 1.0, 0) == []
+    assert [len(r) for r in paged.attend(ops, [(0, 5, 5)], 1.0, 0)] == [0]
+
+
+@quick
+@given(data=st.data())
+def test_attention_of_any_geometry(ops: Ops, data: st.DataObject) -> None:
+    draw = data.draw
+    heads, shared = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    paged = Paged(rng, lengths, heads * shared, heads, draw(st.integers(1, 33)), draw(st.sampled_from([1, 2, 5, 16])))
+    window = draw(st.integers(0, 45))
+    rows = []
+    for s, n in enumerate(lengths):
+        stop = draw(st.integers(1, n))
+        rows.append((s, draw(st.integers(0, stop)), stop))
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.2, window), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.2, window), atol=3e-6, rtol=3e-6)
+
+
+# ---- Sampling
+
+
+def test_apply_edits(ops: Ops, rng: np.random.Generator) -> None:
+    logits = normal(rng, 3, 50)
+    logits[0, 4] = 0
+    at = rng.permutation(150)[:40]
+    rows, ids = (at // 50).astype(np.int32), (at % 50).astype(np.int32)
+    penalties, biases = rng.uniform(0.5, 2, 40).astype(np.float32), normal(rng, 40)
+    biases[:3] = -np.inf
+    expected = logits.copy()
+    for row, token, penalty, bias in zip(rows, ids, penalties, biases, strict=True):
+        value = expected[row, token]
+        expected[row, token] = (value / penalty if value > 0 else value * penalty) + bias
+    actual = call(ops, "apply_edits", logits, rows, ids, penalties, biases)
+    np.testing.assert_allclose(actual, expected, rtol=3e-7)
+    none = np.empty(0, np.float32)
+    np.testing.assert_array_equal(call(ops, "apply_edits", logits, ints(), ints(), none, none), logits)
+
+
+def test_penalties_are_transformers(ops: Ops, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    logits, ids = normal(rng, 1, 30), ints(3, 9, 28)
+    processor = processors.RepetitionPenaltyLogitsProcessor(1.3)
+    theirs = processor(torch.from_numpy(ids)[None].long(), torch.from_numpy(logits.copy())).numpy()
+    edits = (np.zeros(3, np.int32), ids, np.full(3, 1.3, np.float32), np.zeros(3, np.float32))
+    np.testing.assert_allclose(call(ops, "apply_edits", logits, *edits), theirs, rtol=3e-7)
+
+
+def draw_many(ops: Ops, logits: NDArray[Any], uniform: Sequence[float], cuts: tuple[float, int, float, float]) -> Any:
+    """A token of the same row of logits for each number of `uniform`."""
+    count = len(uniform)
+    temperature, top_k, top_p, min_p = (np.full(count, c, np.float32) for c in cuts)
+    rows = np.tile(logits, (count, 1)).astype(np.float32)
+    numbers = np.array(uniform, np.float32)
+    return call(
+        ops, "sample", unset(count, dtype=np.int32), rows, temperature, top_k.astype(np.int32), top_p, min_p, numbers
+    )
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        (1.0, 0, 1.0, 0.0),
+        (0.5, 0, 1.0, 0.0),
+        (1.7, 4, 1.0, 0.0),
+        (1.0, 0, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.2),
+        (1.3, 8, 0.9, 0.05),
+        (1.0, 0, 0.001, 0.0),
+        (1.0, 1, 1.0, 0.0),
+        (1.0, 99, 1.0, 1.0),
+    ],
+)
+def test_a_sweep_of_uniform_draws_the_distribution(
+    ops: Ops, cuts: tuple[float, int, float, float], rng: np.random.Generator
+) -> None:
+    logits, count = normal(rng, 13) * 2, 3000
+    logits[5] = logits[8]  # a tie: the lower id is drawn first
+    uniform = (np.arange(count) + 0.5) / count
+    tokens = draw_many(ops, logits, uniform.tolist(), cuts)
+    expected = oracles.probabilities(logits, *cuts)
+    counts = np.bincount(tokens, minlength=13)
+    assert np.all(np.abs(counts - expected * count) <= 1.001)
+    assert not np.any(counts[expected == 0])
+    assert np.all(counts[expected * count > 1] > 0)
+    # Ever larger numbers draw ever less likely tokens.
+    order = np.argsort(-logits, kind="stable")
+    assert np.all(np.diff(np.argsort(order)[tokens]) >= 0)
+
+
+def test_greedy_takes_the_highest_and_the_lowest_id_of_a_tie(ops: Ops, rng: np.random.Generator) -> None:
+    logits = normal(rng, 4, 3000)
+    logits[1, [2999, 17, 400]] = 9
+    logits[2, 0] = 9
+    logits[3] = -np.inf
+    logits[3, 2998] = -5
+    zeros = np.zeros(4, np.float32)
+    ones = np.ones(4, np.float32)
+    tokens = call(ops, "sample", unset(4, dtype=np.int32), logits, zeros, ints(3, 0, 5, 0), ones, zeros, zeros + 0.99)
+    assert tokens.tolist() == [int(logits[0].argmax()), 17, 0, 2998]
+
+
+def test_masked_tokens_are_never_drawn_and_rows_keep_their_own_parameters(ops: Ops) -> None:
+    logits = np.full((3, 6), -np.inf, np.float32)
+    logits[0, [1, 4]] = [0, 1]
+    logits[1, 2] = -1e30
+    logits[2, :] = [5, 4, 3, 2, 1, 0]
+    tokens = call(
+        ops,
+        "sample",
+        unset(3, dtype=np.int32),
+        logits,
+        np.array([1, 1, 0], np.float32),
+        ints(0, 0, 0),
+        np.array([1, 0.5, 1], np.float32),
+        np.array([0, 0, 0], np.float32),
+        np.array([0.99999994, 0.99999994, 0.7], np.float32),
+    )
+    assert tokens.tolist() == [1, 2, 0]
+
+
+def test_a_tiny_temperature_is_greedy_without_overflow(ops: Ops) -> None:
+    tokens = draw_many(ops, np.array([1.0, 300.0, -300.0, 299.0]), [0.0, 0.5, 0.999], (1e-30, 0, 1.0, 0.0))
+    assert tokens.tolist() == [1, 1, 1]
+
+
+def test_sample_of_nothing(ops: Ops) -> None:
+    assert call(ops, "sample", ints(), np.empty((0, 9), np.float32), *_parameters(0)).tolist() == []
+
+
+def _parameters(rows: int, rng: np.random.Generator | None = None) -> tuple[NDArray[Any], ...]:
+    rng = rng or np.random.default_rng(0)
+    return (
+        rng.uniform(0.2, 2, rows).astype(np.float32),
+        rng.integers(0, 40, rows).astype(np.int32),
+        rng.uniform(0.5, 1, rows).astype(np.float32),
+        rng.uniform(0, 0.1, rows).astype(np.float32),
+        rng.random(rows, np.float32),
+    )
+
+
+@quick
+@given(
+    seed=st.integers(0, 1000),
+    size=st.integers(1, 60),
+    cuts=st.tuples(st.floats(0.1, 5), st.integers(0, 70), st.floats(0.01, 1), st.floats(0, 1)),
+    uniform=st.floats(0, 1, exclude_max=True, width=32),
+)
+def test_a_draw_is_where_the_running_sum_passes(
+    ops: Ops, seed: int, size: int, cuts: tuple[float, int, float, float], uniform: float
+) -> None:
+    temperature, top_k, top_p, min_p = cuts
+    cuts = (float(np.float32(temperature)), top_k, float(np.float32(top_p)), float(np.float32(min_p)))
+    logits = normal(np.random.default_rng(seed), size) * 3
+    (token,) = draw_many(ops, logits, [uniform], cuts)
+    # Where a cut falls within rounding of a token's edge, either side is right.
+    left = [
+        oracles.probabilities(logits, cuts[0], top_k, max(1e-9, cuts[2] + e), min(1, max(0, cuts[3] + e)))
+        for e in (-1e-5, 1e-5)
+    ]
+    assume(np.array_equal(left[0] > 0, left[1] > 0))
+    p = oracles.probabilities(logits, *cuts)
+    order = np.argsort(-logits, kind="stable")
+    sums = np.cumsum(p[order])
+    place = int(np.flatnonzero(order == token)[0])
+    assert p[token] > 0
+    assert sums[place] - p[token] - 1e-5 <= uniform <= sums[place] + 1e-5
+
+
+# ---- Deterministic: a row's bits depend on its own inputs alone
+
+
+def _row_operations(rng: np.random.Generator, t: int) -> dict[str, Callable[[Ops, slice], Any]]:
+    """Every op whose rows are independent, as a function of the ops and the rows to compute."""
+    x, weight, norm = normal(rng, t, 512), normal(rng, 77, 512), normal(rng, 512)
+    heads, angles = normal(rng, t, 3, 16), rng.uniform(-1, 1, (2, t, 8)).astype(np.float32)
+    logits, parameters = normal(rng, t, 1003) * 3, _parameters(t, rng)
+    positions, inv_freq = rng.integers(0, 5000, t).astype(np.int32), rng.random(8, np.float32)
+
+    def size(rows: slice) -> int:
+        return len(range(*rows.indices(t)))
+
+    operations: dict[str, Callable[[Ops, slice], Any]] = {}
+    for name, kind in FLOATS.items():
+        operations[f"matmul {name}"] = lambda ops, r, dtype=kind: call(
+            ops, "matmul", unset(size(r), 77), x[r], weight.astype(dtype), norm[:77]
+        )
+    for format in BLOCKS:
+        blocks = oracles.random_blocks(rng, format, 77, 512)
+        operations[f"matmul {format}"] = lambda ops, r, b=blocks, f=format: call(
+            ops, "matmul_blocks", unset(size(r), 77), x[r], b, f
+        )
+    operations["rms_norm"] = lambda ops, r: call(ops, "rms_norm", unset(size(r), 512), x[r], norm, 1e-6)
+    operations["rope_angles"] = lambda ops, r: call(
+        ops, "rope_angles", unset(size(r), 8), unset(size(r), 8), positions[r], inv_freq, 1.5, written=2
+    )[0]
+    operations["rope"] = lambda ops, r: call(ops, "rope", heads[r], angles[0][r], angles[1][r], False)
+    for kind in ("silu", "gelu", "gelu_tanh"):
+        operations[kind] = lambda ops, r, k=kind: call(ops, "gated_activation", unset(size(r), 512), x[r], x[r], k)
+    operations["log_softmax"] = lambda ops, r: call(ops, "log_softmax", unset(size(r), 1003), logits[r])
+    operations["sample"] = lambda ops, r: call(
+        ops, "sample", unset(size(r), dtype=np.int32), logits[r], *(p[r] for p in parameters)
+    )
+    return operations
+
+
+@pytest.mark.parametrize("module", DETERMINISTIC)
+def test_rows_do_not_depend_on_other_rows_nor_on_threads(module: str, rng: np.random.Generator) -> None:
+    operations = _row_operations(rng, 131)
+    whole = {name: operation(make(module, threads=2), slice(0, 131)) for name, operation in operations.items()}
+    ops = make(module, threads=1)
+    for name, operation in operations.items():
+        for rows in (slice(0, 1), slice(1, 2), slice(5, 7), slice(60, 67), slice(3, 67), slice(130, 131)):
+            np.testing.assert_array_equal(operation(ops, rows), whole[name][rows], err_msg=f"{name} {rows}")
+
+
+@each_dtype
+@pytest.mark.parametrize("window", [0, 7, 40])
+def test_attention_does_not_depend_on_chunks_nor_on_neighbours(
+    fixed: Ops, dtype: str, window: int, rng: np.random.Generator
+) -> None:
+    lengths = [100, 67, 16, 130]
+    paged = Paged(rng, lengths, 9, 3, 32, 16, dtype)
+    whole = [paged.attend(fixed, [(s, 0, n)], 0.125, window)[0] for s, n in enumerate(lengths)]
+    together = paged.attend(fixed, [(s, 0, n) for s, n in enumerate(lengths)], 0.125, window)
+    for alone, among in zip(whole, together, strict=True):
+        np.testing.assert_array_equal(alone, among)
+    for cuts in ([0, 1, 38, 40, 100], [0, 16, 32, 64, 100], [0, 99, 100]):
+        for a, b in pairwise(cuts):
+            rows = [(3, 128, 130), (0, a, b), (2, 15, 16)]
+            np.testing.assert_array_equal(paged.attend(fixed, rows, 0.125, window)[1], whole[0][a:b])
+
+
+# ---- Arrays, checks and the choice of a module
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, "int32", "uint8"])
+def test_arrays(ops: Ops, dtype: str) -> None:
+    assert ops.empty((2, 3), dtype).shape == (2, 3)
+    zeros = ops.to_host(ops.zeros((4, 3), dtype))
+    assert zeros.dtype == np.dtype(FLOATS.get(dtype, dtype))
+    assert not zeros.any()
+    host = np.arange(12).reshape(3, 4).astype(zeros.dtype)
+    host.setflags(write=False)
+    array = ops.from_host(host)
+    np.testing.assert_array_equal(ops.to_host(array).astype(np.float32), host.astype(np.float32))
+    if ops.device == "cpu":
+        assert np.shares_memory(ops.to_host(array), host)
+    part = ops.view(ops.from_host(host.copy()), (5, 1))
+    np.testing.assert_array_equal(ops.to_host(part).astype(np.float32).ravel(), np.arange(5))
+
+
+def test_a_view_is_the_same_memory(ops: Ops) -> None:
+    array = ops.zeros((3, 4), "float32")
+    ops.add(ops.view(array, (1, 2)), ops.from_host(np.ones((1, 2), np.float32)))
+    assert ops.to_host(array).ravel().tolist() == [1, 1] + [0] * 10
+
+
+def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> None:
+    x, weight = normal(rng, 2, 32), normal(rng, 3, 32)
+    blocks = oracles.random_blocks(rng, "Q8_0", 3, 32)
+    wrong: list[tuple[Any, ...]] = [
+        ("matmul", unset(2, 4), x, weight),
+        ("matmul", unset(2, 3), x, weight[:, :31].copy()),
+        ("matmul", unset(2, 3), x.astype(np.float64), weight),
+        ("matmul", unset(2, 3), x, weight, unset(4)),
+        ("matmul_blocks", unset(2, 3), x, blocks, "Q4_0"),
+        ("matmul_blocks", unset(2, 3), x, blocks, "Q9_9"),
+        ("rows", unset(1, 32), np.zeros(1, np.int64), weight),
+        ("rows_blocks", unset(1, 64), ints(0), blocks, "Q8_0"),
+        ("rms_norm", unset(2, 31), x, weight[0], 1e-5),
+        ("add", unset(2, 31), x),
+        ("gated_activation", unset(2, 32), x, x, "swish"),
+        ("log_softmax", unset(1, 32), x),
+    ]
+    for op, *arguments in wrong:
+        with pytest.raises(ValueError, match=op):
+            call(ops, op, *arguments)
+
+
+def test_the_choice_of_kernels() -> None:
+    assert isinstance(kernels.for_device("cpu", kernels="reference", deterministic=True), ReferenceOps)
+    with pytest.raises(InvalidRequest, match="kernels"):
+        kernels.for_device("cpu", kernels="abacus")
+    with pytest.raises(DeviceNotAvailable, match="cuda"):
+        kernels.for_device("cuda", kernels="reference")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "metal:0", "cuda:x", "tpu"])
+def test_a_missing_torch_device_is_named(device: str) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(DeviceNotAvailable, match=device):
+        kernels.for_device(device)
