@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tests.kernels import oracles
 from tests.kernels.modules import DETERMINISTIC, MODULES, call, make, unset
 from tramontane import kernels
-from tramontane.errors import DeviceNotAvailable, InvalidRequest
+from tramontane.errors import DeviceNotAvailable, InvalidRequest, MissingExtra
 from tramontane.kernels import BLOCKS, Ops
 from tramontane.kernels.reference import ReferenceOps, dequantize
 
@@ -286,6 +287,15 @@ def test_attention(
     rows = [(0, 0, 1), (1, 0, 50), (2, 15, 16), (3, 32, 33), (5, 3, 3), (4, 20, 61), (5, 3, 7)]
     for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.3, window), strict=True):
         np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.3, window), atol=3e-6, rtol=3e-6)
+
+
+def test_long_prompts_go_in_pieces(ops: Ops, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    if hasattr(ops, "_gather"):  # torch's bound on what it holds at a time, made small enough to matter
+        monkeypatch.setattr(ops, "_gather", 20_000)
+    paged = Paged(rng, [300, 280, 280, 9], 4, 2, 16, 16)
+    rows = [(0, 0, 300), (1, 10, 270), (2, 20, 280), (3, 8, 9)]
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.25, 100), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.25, 100), atol=3e-6, rtol=3e-6)
 
 
 def test_attention_of_nothing(ops: Ops, rng: np.random.Generator) -> None:
@@ -586,3 +596,10 @@ def test_a_missing_torch_device_is_named(device: str) -> None:
     pytest.importorskip("torch")
     with pytest.raises(DeviceNotAvailable, match=device):
         kernels.for_device(device)
+
+
+def test_without_torch_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "tramontane.kernels.torch_ops", raising=False)
+    with pytest.raises(MissingExtra, match=r"tramontane\[torch\]"):
+        kernels.for_device("cuda")
