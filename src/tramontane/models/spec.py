@@ -24,6 +24,8 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
+    """Whether YaRN's bounds between stretched and kept frequencies are rounded outward to whole dimensions."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,238 @@
+"""Checkpoint: one face over a GGUF file and a folder of safetensors, read without loading weights.
+
+Owns which files a checkpoint is made of, and what they say besides tensors. Must not know: how a model is computed,
+tokenizers, templates: their files and values are handed on as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
+from tramontane.loading.gguf import GGUFFile
+from tramontane.loading.names import GGUF_NAMES, HF_NAMES, NameMap
+from tramontane.loading.safetensors import SafetensorsFolder
+from tramontane.models.families import GGUFTensors, spec_from_gguf, spec_from_hf
+from tramontane.models.spec import ModelSpec
+
+_MAX_TEXT = 64 << 20
+"""Bytes of a configuration file; a tokenizer_config.json with thousands of added tokens has some hundred thousand."""
+
+_SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+"""GGUF keys -> the names of generation_config.json."""
+
+_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor as it is stored: rows first; `format` as in `weights.FORMATS` where this build computes with it."""
+
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+
+
+class Checkpoint(ABC):
+    """An open checkpoint; a context manager. Arrays given out stay valid after `close`."""
+
+    kind: Literal["gguf", "safetensors"]
+    path: Path
+    names: NameMap
+    config: Mapping[str, Any]
+    """config.json; empty for GGUF."""
+    metadata: Mapping[str, Any]
+    """GGUF's metadata, or the headers' notes of safetensors files."""
+    tensors: Mapping[str, TensorEntry]
+    tokenizer_json: Path | None = None
+    """tokenizer.json, where there is one."""
+    tokenizer_config: Mapping[str, Any]
+    """tokenizer_config.json; empty for GGUF or without one."""
+    chat_template: str | None = None
+    """The text of chat_template.jinja. Templates in `tokenizer_config` and `metadata` stay there."""
+    generation_config: Mapping[str, Any]
+    """As in generation_config.json; empty where the checkpoint has no wishes."""
+
+    @abstractmethod
+    def spec(self, architecture: str = "auto") -> ModelSpec:
+        """What the checkpoint's settings describe; see `models.families`."""
+
+    @abstractmethod
+    def array(self, name: str) -> NDArray[Any]:
+        """A tensor as a read-only view on the map: numbers in their dtype and shape, blocks as uint8 rows."""
+
+    @abstractmethod
+    def release(self, name: str) -> None:
+        """Give the tensor's pages back to the system; views stay valid and are read again on use."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the files."""
+
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        """Canonical parameter name -> tensor name. Raises UnsupportedModel for tensors nobody knows."""
+        return self.names.canonical(self.tensors, str(self.path))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class GGUFCheckpoint(Checkpoint):
+    kind = "gguf"
+    names = GGUF_NAMES
+
+    def __init__(self, path: Path) -> None:
+        """Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel, as `GGUFFile.open`."""
+        self._file = GGUFFile.open(path)
+        self.path = path
+        self.config = {}
+        self.metadata = self._file.metadata
+        self.tensors = {
+            name: TensorEntry(tensor.shape, tensor.format, tensor.nbytes) for name, tensor in self._file.tensors.items()
+        }
+        self.tokenizer_config = {}
+        self.generation_config = _gguf_generation(self.metadata)
+
+    def spec(self, architecture: str = "auto") -> ModelSpec:
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        factors = None
+        if "rope_freqs.weight" in shapes:
+            factors = tuple(float(value) for value in self._factors())
+        return spec_from_gguf(self.metadata, GGUFTensors(shapes, factors), architecture, str(self.path))
+
+    def _factors(self) -> NDArray[Any]:
+        tensor = self.tensors["rope_freqs.weight"]
+        if tensor.format != "F32" or len(tensor.shape) != 1:
+            raise CorruptCheckpoint(str(self.path), "rope_freqs.weight is not a vector of F32")
+        return self.array("rope_freqs.weight")
+
+    def array(self, name: str) -> NDArray[Any]:
+        return self._file.data(name)
+
+    def release(self, name: str) -> None:
+        self._file.release(name)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    kind = "safetensors"
+    names = HF_NAMES
+
+    def __init__(self, path: Path) -> None:
+        """`path`: a folder with config.json, or a .safetensors file beside one."""
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "config.json").is_file():
+            raise ModelNotFound(str(path), f"there is no config.json in {folder}")
+        self.path = path
+        self.config = read_json(folder / "config.json")
+        self._folder = SafetensorsFolder.open(path)
+        self.metadata = self._folder.metadata
+        self.tensors = {
+            name: TensorEntry(info.shape, info.dtype, info.nbytes) for name, info in self._folder.tensors.items()
+        }
+        if (folder / "tokenizer.json").is_file():
+            self.tokenizer_json = folder / "tokenizer.json"
+        self.tokenizer_config = _optional_json(folder / "tokenizer_config.json")
+        if (folder / "chat_template.jinja").is_file():
+            self.chat_template = _read_text(folder / "chat_template.jinja")
+        # Without the file the model's own configuration says how texts begin and end, as in transformers.
+        own = {key: self.config[key] for key in _ENDS if self.config.get(key) is not None}
+        self.generation_config = _optional_json(folder / "generation_config.json") or own
+
+    def spec(self, architecture: str = "auto") -> ModelSpec:
+        spec = spec_from_hf(self.config, architecture, str(self.path))
+        if spec.tied_embeddings and "lm_head.weight" in self.tensors:
+            self._check_tied()
+        return spec
+
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        found = self.names.canonical(self.tensors, str(self.path))
+        if self.config.get("tie_word_embeddings") is True:
+            found.pop("head", None)  # a copy of the embedding: `spec` has checked that
+        return found
+
+    def _check_tied(self) -> None:
+        """Some checkpoints store a tied head a second time; another head would contradict the configuration."""
+        head, embedding = self.array("lm_head.weight"), self.tensors.get("model.embed_tokens.weight")
+        same = embedding is not None and np.array_equal(head, self.array("model.embed_tokens.weight"))
+        self.release("lm_head.weight")
+        if not same:
+            raise UnsupportedModel(
+                f"{self.path} says that tie_word_embeddings is true, but its lm_head.weight is not the embedding.",
+                "Set tie_word_embeddings to false in config.json if the stored head is meant.",
+            )
+
+    def array(self, name: str) -> NDArray[Any]:
+        return self._folder.data(name)
+
+    def release(self, name: str) -> None:
+        self._folder.release(name)
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a .gguf file, a folder with config.json and .safetensors, or a .safetensors file of such a folder.
+
+    Reads headers and settings only. Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return SafetensorsCheckpoint(path)
+    return GGUFCheckpoint(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CorruptCheckpoint."""
+    try:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(str(path), f"it is not JSON ({str(error)[:200]})") from error
+    if not isinstance(value, dict):
+        raise CorruptCheckpoint(str(path), f"it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > _MAX_TEXT:
+        raise CorruptCheckpoint(str(path), f"{path.stat().st_size} bytes are too many for what it should be")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptCheckpoint(str(path), "it is not UTF-8") from error
+
+
+def _gguf_generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling that the file recommends. Floats are stored with 24 bits: six digits undo their widening."""
+    found = {name: metadata[key] for key, name in _SAMPLING.items() if key in metadata}
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in found.items()}

@@ -1,0 +1,92 @@
+"""Our decoder beside transformers' on tiny random checkpoints, on every kernel module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.models.harness import KERNELS, Rig, make
+from tests.models.tiny import CASES, Tiny, TinyModels, tokens
+from tramontane.kernels import Ops
+from tramontane.loading.build import load_model
+
+TOLERANCE = 2e-4
+LENGTH = 75
+
+
+@dataclass
+class Pair:
+    tiny: Tiny
+    rig: Rig
+
+    def check(self, logits: NDArray[Any], ids: list[int], start: int = 0) -> None:
+        expected = self.tiny.logits(ids)[start:]
+        assert logits.shape == expected.shape
+        assert np.abs(logits - expected).max() < TOLERANCE
+
+
+@pytest.fixture(params=KERNELS)
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return make(request.param)
+
+
+@pytest.fixture(params=CASES)
+def pair(request: pytest.FixtureRequest, ops: Ops, tiny_models: TinyModels) -> Pair:
+    tiny = tiny_models.get(request.param)
+    return Pair(tiny, Rig(load_model(tiny.path, ops).decoder))
+
+
+def test_full_prefill(pair: Pair) -> None:
+    ids = tokens(LENGTH)
+    pair.check(pair.rig.run(ids), ids)
+
+
+def test_chunked_prefill(pair: Pair) -> None:
+    ids = tokens(LENGTH, 1)
+    pair.check(pair.rig.run(ids, [7, 1, 13, 5, 31]), ids)
+
+
+def test_token_by_token(pair: Pair) -> None:
+    ids = tokens(LENGTH, 2)
+    pair.check(pair.rig.run(ids, [3] + [1] * LENGTH), ids)
+
+
+def test_prefix_hit(pair: Pair) -> None:
+    rig = pair.rig
+    first, other = tokens(24, 3), tokens(LENGTH, 4)
+    parent = rig.sequence()
+    rig.step((parent, first[:8]))
+    # Two blocks stay shared while both go on; they are inside every window at the time of the fork.
+    child = rig.fork(parent, 2)
+    logits = rig.step((child, other[8:20]), (parent, first[8:]))
+    pair.check(logits[0], first[:8] + other[8:20], 8)
+    pair.check(logits[1], first, 8)
+
+
+def test_mixed_batch(pair: Pair) -> None:
+    """Prefill, the rest of a prefill and decoding rows of sequences of different lengths, in one batch each step."""
+    rig = pair.rig
+    ids = [tokens(length, length) for length in (50, 33, 9, 41)]
+    sequences = [rig.sequence() for _ in ids]
+    feeds = ((20, 5, 0, 1), (1, 17, 4, 30), (28, 1, 1, 1), (1, 10, 4, 9))
+    at = [0] * 4
+    for step in feeds:
+        work = [(i, ids[i][at[i] : at[i] + n]) for i, n in enumerate(step) if n]
+        results = rig.step(*((sequences[i], fed) for i, fed in work))
+        for (i, fed), logits in zip(work, results, strict=True):
+            pair.check(logits, ids[i][: at[i] + len(fed)], at[i])
+            at[i] += len(fed)
+    assert at == [len(one) for one in ids]
+
+
+def test_greedy(pair: Pair) -> None:
+    prompt = tokens(11, 5)
+    sequence, fed, out = pair.rig.sequence(), prompt, []
+    for _ in range(64):
+        fed = [int(pair.rig.step((sequence, fed))[0][-1].argmax())]
+        out += fed
+    assert out == pair.tiny.greedy(prompt, 64)
