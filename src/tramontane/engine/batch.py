@@ -1,0 +1,105 @@
+"""From a Step to the arrays that layers see: fixed host buffers, filled anew each step.
+
+Owns the buffers and the arithmetic of positions and slots. Must not know: sampling, requests, blocks' bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.engine.step import Step
+from tramontane.kernels import Ops
+from tramontane.layers.context import BatchContext, GroupContext
+
+IntArray = NDArray[np.int32]
+
+
+class BatchBuilder:
+    """Builds a `BatchContext` a step. The arrays of one step are overwritten by the next. Not thread-safe."""
+
+    def __init__(
+        self, ops: Ops, *, block_size: int, num_groups: int, max_tokens: int, max_seqs: int, max_blocks: int
+    ) -> None:
+        """`max_blocks`: blocks that one sequence may span. Buffers count as memory once a step touches them."""
+        self._ops = ops
+        self._block_size = block_size
+        self._max_tokens, self._max_seqs = max_tokens, max_seqs
+        self._tokens = np.empty(max_tokens, np.int32)
+        self._positions = np.empty(max_tokens, np.int32)
+        self._query_start = np.zeros(max_seqs + 1, np.int32)
+        self._context_lens = np.empty(max_seqs, np.int32)
+        self._slots = [np.empty(max_tokens, np.int32) for _ in range(num_groups)]
+        self._tables = [_Tables(max_seqs, max_blocks) for _ in range(num_groups)]
+
+    def build(self, step: Step) -> BatchContext:
+        """The step's batch. Raises ValueError for a step beyond the buffers or a token without a block."""
+        sequences = step.sequences
+        count, total = len(sequences), step.num_tokens
+        if total > self._max_tokens or count > self._max_seqs:
+            raise ValueError(
+                f"a step of {total} tokens in {count} sequences exceeds {self._max_tokens} tokens in {self._max_seqs}"
+            )
+        starts = np.fromiter((s.start for s in sequences), np.int32, count)
+        lengths = np.fromiter((len(s.tokens) for s in sequences), np.int32, count)
+        query_start, context_lens = self._query_start[: count + 1], self._context_lens[:count]
+        np.cumsum(lengths, dtype=np.int32, out=query_start[1:])
+        np.add(starts, lengths, out=context_lens)
+        tokens, positions = self._tokens[:total], self._positions[:total]
+        tokens[:] = np.fromiter(chain.from_iterable(s.tokens for s in sequences), np.int32, total)
+        owners = np.repeat(np.arange(count), lengths)
+        np.add((starts - query_start[:-1])[owners], np.arange(total, dtype=np.int32), out=positions)
+        device = self._ops.from_host
+        return BatchContext(
+            num_tokens=total,
+            num_seqs=count,
+            tokens=device(tokens),
+            positions=device(positions),
+            query_start=device(query_start),
+            context_lens=device(context_lens),
+            groups=tuple(self._group(group, step, owners, positions) for group in range(len(self._tables))),
+        )
+
+    def _group(self, group: int, step: Step, owners: NDArray[Any], positions: IntArray) -> GroupContext:
+        tables = self._tables[group].fill([s.block_tables[group] for s in step.sequences])
+        blocks, offsets = np.divmod(positions, self._block_size)
+        # A table too short for its tokens must not borrow the next row's block: -1 past its end catches it.
+        if tables.shape[1] <= blocks.max(initial=-1):
+            raise ValueError(f"step {step.id}: a block table is shorter than its sequence")
+        held = tables[owners, blocks]
+        if held.min(initial=0) < 0:
+            raise ValueError(f"step {step.id}: a token has no block to be written to")
+        slots = self._slots[group][: len(positions)]
+        np.add(held * np.int32(self._block_size), offsets, out=slots)
+        return GroupContext(slots=self._ops.from_host(slots), block_tables=self._ops.from_host(tables))
+
+
+class _Tables:
+    """One group's block tables. A row is written only when its table differs from the one it holds."""
+
+    def __init__(self, max_seqs: int, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
+        self._flat = np.empty(max_seqs * max_blocks, np.int32)
+        self._held: list[Sequence[int] | None] = [None] * max_seqs
+        self._width = 0
+
+    def fill(self, tables: Sequence[tuple[int, ...]]) -> IntArray:
+        """int32 [len(tables), B], -1 past the end of a table; B leaves room so that it seldom changes."""
+        longest = max(map(len, tables), default=1)
+        if longest > self._max_blocks:
+            raise ValueError(f"a table of {longest} blocks exceeds {self._max_blocks}")
+        width = min(1 << (longest - 1).bit_length(), self._max_blocks)
+        if width != self._width:
+            self._width = width
+            self._held = [None] * len(self._held)
+        rows = self._flat[: len(tables) * width].reshape(len(tables), width)
+        for index, table in enumerate(tables):
+            if table != self._held[index]:
+                rows[index, : len(table)] = table
+                rows[index, len(table) :] = -1
+                self._held[index] = table
+        return rows

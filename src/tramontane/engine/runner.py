@@ -1,0 +1,128 @@
+"""Runner: computes a Step: copies, batch, forward, draws.
+
+Owns the order of a step on one device and the memory that a step needs. Must not know: requests, queues, how steps
+are scheduled, how weights are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from tramontane.engine.batch import BatchBuilder
+from tramontane.engine.sampler import Sampler, token_info
+from tramontane.engine.step import Draw, SequenceResult, Step, StepResult, TokenInfo
+from tramontane.kernels import Array, Ops
+from tramontane.kernels.workspace import Workspace
+from tramontane.layers.context import BatchContext
+from tramontane.layers.kvcache import KVCache
+from tramontane.loading.memory import LOGITS_ROWS
+
+T = TypeVar("T")
+
+
+class Model(Protocol):
+    """What a runner runs: `models.decoder.Decoder`, or anything with its two calls."""
+
+    def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
+        """Hidden states [T,H] of the batch; its keys and values are in the cache afterwards."""
+        ...
+
+    def logits(self, hidden: Array, rows: Array, workspace: Workspace) -> Array:
+        """float32 [R,V] for the rows (int32 [R]) of hidden; in the workspace, free to be overwritten."""
+        ...
+
+
+class Runner:
+    """Runs steps one after the other on one device. Not thread-safe."""
+
+    def __init__(
+        self,
+        model: Model,
+        ops: Ops,
+        cache: KVCache,
+        *,
+        block_size: int,
+        num_groups: int,
+        context_length: int,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+    ) -> None:
+        self._model, self._ops, self._cache = model, ops, cache
+        self._batches = BatchBuilder(
+            ops,
+            block_size=block_size,
+            num_groups=num_groups,
+            max_tokens=max_num_batched_tokens,
+            max_seqs=max_num_seqs,
+            max_blocks=-(-context_length // block_size),
+        )
+        self._workspace = Workspace(ops, max_num_batched_tokens)
+        self._row_space = Workspace(ops, LOGITS_ROWS)
+        self._sampler = Sampler(ops, self._row_space, max_histories=2 * max_num_seqs)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the buffers that steps have asked for so far."""
+        return self._workspace.nbytes + self._row_space.nbytes
+
+    def run(self, step: Step) -> StepResult:
+        """Compute the step. Raises InvalidRequest where a custom logits processor breaks its contract."""
+        if step.copies:
+            self._cache.copy(step.copies)
+        if not step.sequences:
+            return StepResult(step.id, ())
+        batch = self._batches.build(step)
+        hidden = self._model.forward(batch, self._cache, self._workspace)
+        ends = np.cumsum([len(s.tokens) for s in step.sequences]).tolist()
+        draws = self._draws(step, hidden, ends)
+        prompts = self._prompt_logprobs(step, hidden, ends)
+        self._ops.synchronize()
+        return StepResult(
+            step.id,
+            tuple(
+                SequenceResult(s.sequence_id, tuple(draws[index]), tuple(prompts[index]))
+                for index, s in enumerate(step.sequences)
+            ),
+        )
+
+    def _logits(self, hidden: Array, rows: Sequence[int]) -> Array:
+        return self._model.logits(hidden, self._ops.from_host(np.array(rows, np.int32)), self._row_space)
+
+    def _draws(self, step: Step, hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:
+        """The tokens drawn, a list a sequence."""
+        wanted: list[tuple[int, Draw, Hashable]] = [
+            (index, draw, (sequence.sequence_id, choice))
+            for index, sequence in enumerate(step.sequences)
+            for choice, draw in enumerate(sequence.draws)
+        ]
+        results: list[list[TokenInfo]] = [[] for _ in step.sequences]
+        for piece in _pieces(wanted):
+            logits = self._logits(hidden, [ends[index] - 1 for index, _, _ in piece])
+            infos = self._sampler.sample(logits, [draw for _, draw, _ in piece], [key for _, _, key in piece])
+            for (index, _, _), info in zip(piece, infos, strict=True):
+                results[index].append(info)
+        return results
+
+    def _prompt_logprobs(self, step: Step, hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:
+        """What is reported of the prompts' tokens, a list a sequence."""
+        wanted = [
+            (index, ends[index] - len(sequence.tokens) + at, target, sequence.prompt_logprobs)
+            for index, sequence in enumerate(step.sequences)
+            if sequence.prompt_logprobs is not None
+            for at, target in enumerate(sequence.targets)
+        ]
+        results: list[list[TokenInfo]] = [[] for _ in step.sequences]
+        for piece in _pieces(wanted):
+            logits = self._logits(hidden, [row for _, row, _, _ in piece])
+            self._ops.log_softmax(logits, logits)
+            for (index, _, target, alternatives), logprobs in zip(piece, self._ops.to_host(logits), strict=True):
+                results[index].append(token_info(target, logprobs, alternatives))
+        return results
+
+
+def _pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """So that a large vocabulary takes the memory of so many rows, however many are wanted."""
+    return (items[at : at + LOGITS_ROWS] for at in range(0, len(items), LOGITS_ROWS))
