@@ -1,0 +1,234 @@
+"""EngineLoop: the one thread that owns an engine.
+
+Owns the thread, the queue by which commands enter, and the open requests' answers and mailboxes. Must not know: models,
+files, how prompts became tokens.
+
+Whatever a step brings leaves through a mailbox a request, without waiting for its reader. With nothing to do the
+thread sleeps on its queue. If the engine itself breaks, every open request ends with the error and the loop is dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from tramontane.backends.answer import Answer
+from tramontane.backends.mailbox import Mailbox
+from tramontane.backends.prepare import Prepared
+from tramontane.engine.engine import Engine
+from tramontane.engine.executor import Executor
+from tramontane.engine.sampler import FloatArray, apply_processor
+from tramontane.engine.sequence import Event
+from tramontane.errors import EngineClosed, OutOfMemory, TramontaneError
+from tramontane.text.tokenizer import Tokenizer
+from tramontane.types import AllocationListener, Chunk, FinishReason, LogitsProcessor, Stats
+
+log = logging.getLogger("tramontane")
+
+Command = Callable[[], None]
+
+
+class _Guard:
+    """A user's logits processor whose failure ends its own request and no other's."""
+
+    def __init__(self, processor: LogitsProcessor) -> None:
+        self._processor = processor
+        self.error: Exception | None = None
+
+    def __call__(self, prompt_ids: Sequence[int], output_ids: Sequence[int], logits: FloatArray) -> FloatArray:
+        if self.error is None:
+            try:
+                return apply_processor(self._processor, prompt_ids, output_ids, logits)
+            except Exception as error:
+                self.error = error
+        return logits
+
+
+@dataclass
+class _Open:
+    """A request that has not ended."""
+
+    mailbox: Mailbox
+    answers: dict[int, Answer]
+    guards: tuple[_Guard, ...]
+
+
+class EngineLoop:
+    """Runs an engine on a daemon thread from construction on. Every method may be called from any thread."""
+
+    def __init__(self, engine: Engine, executor: Executor, tokenizer: Tokenizer, name: str = "engine") -> None:
+        """Takes over `engine` and `executor`: closes the executor when it stops."""
+        self._engine, self._executor, self._tokenizer = engine, executor, tokenizer
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._open: dict[str, _Open] = {}
+        self._lock = threading.RLock()  # the garbage collector may call `stop` wherever it runs
+        self._closed: EngineClosed | None = None
+        self._stats = engine.stats()
+        self._thread = threading.Thread(target=self._run, name=f"tramontane-{name}", daemon=True)
+        self._thread.start()
+
+    # ---- for other threads
+
+    def submit(self, prepared: Prepared) -> Mailbox:
+        """Hand a request to the engine. Its mailbox gets the answer, or refuses with what the engine says of it.
+
+        Raises EngineClosed.
+        """
+        mailbox = Mailbox()
+        self.call(lambda: self._add(prepared, mailbox))
+        return mailbox
+
+    def cancel(self, request_id: str, mailbox: Mailbox) -> None:
+        """End the request whose mailbox this is; nothing happens where it has ended."""
+        try:
+            self.call(lambda: self._cancel(request_id, mailbox))
+        except EngineClosed:
+            return  # then it has ended
+
+    def call(self, command: Command) -> None:
+        """Run something on the engine's thread between two steps. Raises EngineClosed."""
+        with self._lock:  # so that nothing is queued after the thread has looked for the last time
+            if self._closed is not None:
+                raise EngineClosed(*self._closed.args)
+            self._commands.put(command)
+
+    def add_listener(self, listener: AllocationListener) -> None:
+        """Tell the listener of what is submitted from now on. Raises EngineClosed."""
+        self.call(lambda: self._engine.scheduler.add_listener(listener))
+
+    def stats(self) -> Stats:
+        """As of the last step."""
+        return self._stats
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End every open request as cancelled, and the thread after its current step. May be called twice."""
+        with self._lock:
+            if self._closed is None:
+                self._commands.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    # ---- on the engine's thread
+
+    def _run(self) -> None:
+        closed = EngineClosed("The engine was closed.", "Load the model again.")
+        reason: FinishReason = "cancelled"
+        cause: Exception | None = None
+        try:
+            while self._take_commands():
+                self._step()
+        except Exception as error:
+            log.exception("the engine failed and is closed")
+            closed = EngineClosed(f"The engine failed: {error!r}.", "Load the model again.")
+            closed.__cause__ = error
+            reason, cause = "error", closed
+        finally:
+            self._shut(closed, reason, cause)
+
+    def _take_commands(self) -> bool:
+        """Run what is queued, waiting for it while there is nothing else to do; False when told to stop."""
+        try:
+            while True:
+                command = self._commands.get(block=not self._open)
+                if command is None:
+                    return False
+                command()
+                self._stats = self._engine.stats()
+        except queue.Empty:
+            return True
+
+    def _shut(self, closed: EngineClosed, reason: FinishReason, cause: Exception | None) -> None:
+        with self._lock:
+            self._closed = closed
+        for open_ in list(self._open.values()):
+            self._end(open_, reason, cause)
+        self._open.clear()
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                command()  # finds the loop closed
+        self._executor.close()
+
+    def _add(self, prepared: Prepared, mailbox: Mailbox) -> None:
+        if self._closed is not None:
+            mailbox.refuse(EngineClosed(*self._closed.args))
+            return
+        guards = tuple(_Guard(processor) for processor in prepared.request.params.logits_processors or ())
+        request = replace(prepared.request, params=replace(prepared.request.params, logits_processors=guards))
+        try:
+            answers = {
+                index: Answer(self._tokenizer, request, index=index, echo=prepared.echo)
+                for index in range(request.num_choices)
+            }
+            self._engine.add(request)
+        except Exception as error:
+            mailbox.refuse(_public(error, "The request was not accepted"))
+            return
+        self._open[request.id] = _Open(mailbox, answers, guards)
+
+    def _cancel(self, request_id: str, mailbox: Mailbox) -> None:
+        open_ = self._open.get(request_id)
+        if open_ is not None and open_.mailbox is mailbox:  # the id may be another request's by now
+            del self._open[request_id]
+            self._engine.abort(request_id)
+            self._end(open_, "cancelled")
+
+    def _step(self) -> None:
+        if not self._open:
+            return
+        events = self._engine.step()
+        self._fail_guarded()
+        for event in events:
+            open_ = self._open.get(event.request_id)
+            if open_ is not None:  # else its reader has gone, or its processor failed
+                self._deliver(event, open_)
+        self._stats = self._engine.stats()
+
+    def _fail_guarded(self) -> None:
+        for request_id, open_ in list(self._open.items()):
+            error = next((guard.error for guard in open_.guards if guard.error is not None), None)
+            if error is not None:
+                del self._open[request_id]
+                self._engine.abort(request_id, reason="error")
+                self._end(open_, "error", _public(error, "A logits processor failed"))
+
+    def _deliver(self, event: Event, open_: _Open) -> None:
+        answer = open_.answers.get(event.index)
+        if answer is None:  # a stop string ended it in this very step
+            return
+        chunk = _chunk(answer, event)
+        if chunk.finish_reason is not None:
+            del open_.answers[event.index]
+            if event.finish_reason is None:
+                self._engine.finish(event.request_id, event.index, chunk.stop_reason)
+        if not open_.answers:
+            del self._open[event.request_id]
+        if not open_.mailbox.put(chunk) and open_.answers:
+            self._cancel(event.request_id, open_.mailbox)
+
+    def _end(self, open_: _Open, reason: FinishReason, error: Exception | None = None) -> None:
+        for answer in open_.answers.values():
+            open_.mailbox.put(answer.end(reason, error))
+        open_.answers.clear()
+
+
+def _chunk(answer: Answer, event: Event) -> Chunk:
+    if event.finish_reason in ("cancelled", "error"):
+        error = None if event.error is None else _public(event.error, "A step failed")
+        return answer.end(event.finish_reason, error, event.cached_tokens)
+    stop_token = event.stop_reason if isinstance(event.stop_reason, int) else None
+    return answer.push(event.tokens, event.finish_reason, stop_token, event.cached_tokens, event.prompt_logprobs)
+
+
+def _public(error: BaseException, what: str) -> TramontaneError:
+    """The error as one of the family."""
+    if isinstance(error, TramontaneError):
+        return error
+    public = (
+        OutOfMemory(f"{what}: {error}") if isinstance(error, MemoryError) else TramontaneError(f"{what}: {error!r}.")
+    )
+    public.__cause__ = error
+    return public

@@ -1,0 +1,89 @@
+"""Mailbox: how the chunks of one request leave the engine's thread for whoever reads them, on any event loop.
+
+Owns waking the reader and coalescing what it has not read yet. Must not know: engines, text, how chunks are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from itertools import chain
+
+from tramontane.types import Chunk
+
+
+class Mailbox:
+    """One writer on any thread, one reader on one event loop at a time. Writing never waits for the reader."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: list[Chunk] = []
+        self._refusal: Exception | None = None
+        self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    def put(self, chunk: Chunk) -> bool:
+        """Leave a chunk; False where nobody can read it any more, because the reader's event loop is closed."""
+        with self._lock:
+            self._chunks.append(chunk)
+            return self._wake()
+
+    def refuse(self, error: Exception) -> None:
+        """Instead of any chunk: the error that the reader meets."""
+        with self._lock:
+            self._refusal = error
+            self._wake()
+
+    def _wake(self) -> bool:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            loop, future = waiting
+            try:
+                loop.call_soon_threadsafe(_set, future)
+            except RuntimeError:  # how asyncio says that the loop is closed
+                return False
+        return True
+
+    async def read(self) -> list[Chunk]:
+        """What has come since the last call, at least one chunk, at most one a choice: a late reader gets more text
+        at once. Raises the refusal."""
+        while True:
+            with self._lock:
+                if self._refusal is not None:
+                    raise self._refusal
+                if self._chunks:
+                    chunks, self._chunks = self._chunks, []
+                    return coalesce(chunks)
+                loop = asyncio.get_running_loop()
+                future: asyncio.Future[None] = loop.create_future()
+                self._waiting = (loop, future)
+            await future
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():  # the reader may have been cancelled meanwhile
+        future.set_result(None)
+
+
+def coalesce(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The same answers in at most one chunk a choice, in the order of their first chunks."""
+    by_choice: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        by_choice.setdefault(chunk.index, []).append(chunk)
+    return [parts[0] if len(parts) == 1 else _joined(parts) for parts in by_choice.values()]
+
+
+def _joined(parts: Sequence[Chunk]) -> Chunk:
+    last = parts[-1]
+    return Chunk(
+        request_id=last.request_id,
+        index=last.index,
+        text="".join(part.text for part in parts),
+        token_ids=tuple(chain.from_iterable(part.token_ids for part in parts)),
+        logprobs=tuple(chain.from_iterable(part.logprobs for part in parts)),
+        prompt_logprobs=next((part.prompt_logprobs for part in parts if part.prompt_logprobs is not None), None),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        usage=last.usage,
+        error=last.error,
+    )

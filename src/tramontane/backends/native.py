@@ -1,0 +1,211 @@
+"""NativeBackend: Tramontane's own engine as a backend.
+
+Owns how a model becomes a running engine: source, device, weights, cache, scheduler, thread. Must not know: how steps
+are scheduled or computed, how text is assembled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from tramontane import platform
+from tramontane.backends.base import Capabilities
+from tramontane.backends.loop import EngineLoop
+from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
+from tramontane.backends.shared import SharedModel, shared_model
+from tramontane.config import EngineConfig
+from tramontane.engine.blocks import make_pool
+from tramontane.engine.engine import Engine
+from tramontane.engine.executor import LocalExecutor
+from tramontane.engine.runner import Runner
+from tramontane.engine.scheduler import Scheduler
+from tramontane.errors import EngineClosed, InvalidRequest
+from tramontane.kernels.device import resolve_device
+from tramontane.loading.build import LoadedModel
+from tramontane.loading.memory import resolve_num_blocks
+from tramontane.loading.sources import ModelSource, resolve
+from tramontane.models.spec import cache_groups
+from tramontane.text.template import ChatTemplate, select_template
+from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
+
+_LONG_PROMPT = 20_000
+"""Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
+_EXIT_SECONDS = 10.0
+"""How long an exiting interpreter waits for the step that is running."""
+
+
+class NativeBackend:
+    """A model loaded here, with a KV cache and an engine thread of its own; weights are shared between backends of one
+    process that load the same source with the same settings.
+
+    Implements `Backend`, `Tokenizing`, `HasStats` and `Listening`; every method may be called from any thread. It
+    does not survive a fork: load models after forking, or start processes with "spawn".
+    """
+
+    def __init__(
+        self,
+        source: str | Path | ModelSource,
+        config: EngineConfig | None = None,
+        sampling: SamplingParams | None = None,
+        *,
+        progress: Callable[[int, int | None, str], None] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """`sampling`: model-level defaults; `chat_template`: Jinja source that replaces the model's.
+
+        Raises ModelNotFound, UnsupportedModel, CorruptCheckpoint, OutOfMemory, DeviceNotAvailable, MissingExtra,
+        DownloadFailed, TemplateError or InvalidRequest.
+        """
+        config = config or EngineConfig()
+        self._source = str(source)
+        device = resolve_device(config.device, fallback=config.device_fallback, kernels=config.kernels)
+        shared = shared_model(resolve(source, progress), config, device)
+        self._context_length = _context_length(config, shared.loaded)
+        self._preparer = _preparer(shared, sampling or SamplingParams(), chat_template)
+        engine, self._executor, self._cache_bytes = _engine(shared, config, self._context_length)
+        self._shared: SharedModel | None = shared
+        self._pid = os.getpid()
+        self._loop = EngineLoop(engine, self._executor, shared.tokenizer, name=Path(self._source).name)
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid)
+
+    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """See `Backend.generate`."""
+        prepared = await self._prepare(request)
+        mailbox = self._loop.submit(prepared)
+        open_choices = prepared.request.num_choices
+        try:
+            while open_choices:
+                for chunk in await mailbox.read():
+                    open_choices -= chunk.finish_reason is not None
+                    yield chunk
+        finally:
+            if open_choices:
+                self._loop.cancel(prepared.request.id, mailbox)
+
+    async def _prepare(self, request: Request) -> Prepared:
+        self._require_open()
+        texts = [request.prompt or "", *(message.text for message in request.messages or ())]
+        if sum(map(len, texts)) < _LONG_PROMPT:
+            return self._preparer.prepare(request)
+        return await asyncio.to_thread(self._preparer.prepare, request)
+
+    def _require_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineClosed("The engine's thread does not survive a fork.", "Load the model in the new process.")
+        if self._shared is None:
+            raise EngineClosed("The engine was closed.", "Load the model again.")
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            name="native",
+            model=self._source,
+            context_length=self._context_length,
+            sampling_fields=frozenset(field.name for field in fields(SamplingParams)),
+            chat=self._preparer.template is not None,
+        )
+
+    def close(self) -> None:
+        """End every open request as cancelled, stop the thread, free the cache and (with its last user) the model."""
+        self._finalizer()
+        self._shared = None
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self._preparer.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self._preparer.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
+        return self._preparer.render(messages, **template_kwargs)
+
+    def stats(self) -> Stats:
+        """As of the engine's last step; the counters stay readable after `close`."""
+        shared = self._shared
+        return replace(
+            self._loop.stats(),
+            weight_bytes=shared.loaded.weight_bytes if shared else 0,
+            cache_bytes=self._cache_bytes if shared else 0,
+            workspace_bytes=self._executor.workspace_bytes,
+        )
+
+    def add_allocation_listener(self, listener: AllocationListener) -> None:
+        """`listener` hears of every request that is submitted after this call."""
+        self._require_open()
+        self._loop.add_listener(listener)
+
+
+def _stop(loop: EngineLoop, pid: int) -> None:
+    if os.getpid() == pid:
+        loop.stop(_EXIT_SECONDS)
+
+
+def _context_length(config: EngineConfig, loaded: LoadedModel) -> int:
+    longest = loaded.spec.context_length
+    if config.context_length is not None and config.context_length > longest:
+        raise InvalidRequest(
+            "context_length", f"{config.context_length} exceeds the model's {longest}", f"Use at most {longest}."
+        )
+    return config.context_length or longest
+
+
+def _preparer(shared: SharedModel, sampling: SamplingParams, chat_template: str | None) -> Preparer:
+    checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
+    defaults, ends = generation_defaults(checkpoint.generation_config, str(checkpoint.path))
+    source = select_template(
+        override=chat_template,
+        jinja_file=checkpoint.chat_template,
+        config=checkpoint.tokenizer_config,
+        gguf=checkpoint.metadata if checkpoint.kind == "gguf" else None,
+    )
+    return Preparer(
+        tokenizer,
+        None if source is None else ChatTemplate(source, special_tokens=_special_tokens(shared)),
+        vocab_size=shared.loaded.spec.vocab_size,
+        eos_ids=tokenizer.eos_ids | ends,
+        defaults=sampling.over(defaults),
+    )
+
+
+def _special_tokens(shared: SharedModel) -> dict[str, str]:
+    """The texts of the named tokens (`bos_token`, ...), as templates know them."""
+    checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
+    named: dict[str, str] = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        entry = checkpoint.tokenizer_config.get(name)
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        id_ = checkpoint.metadata.get(f"tokenizer.ggml.{name.replace('unk', 'unknown').replace('pad', 'padding')}_id")
+        if isinstance(text, str):
+            named[name] = text
+        elif checkpoint.kind == "gguf" and id_ is not None:
+            named[name] = tokenizer.token_text(int(id_))
+    return named
+
+
+def _engine(shared: SharedModel, config: EngineConfig, context_length: int) -> tuple[Engine, LocalExecutor, int]:
+    """The engine, its executor, and the bytes of its cache."""
+    loaded = shared.loaded
+    spec, ops = loaded.spec, loaded.ops
+    cache_dtype = loaded.cache_dtype(config.cache.dtype)
+    free = platform.available_memory()
+    blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
+    cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype)
+    groups = cache_groups(spec)
+    runner = Runner(
+        loaded.decoder,
+        ops,
+        cache,
+        block_size=config.cache.block_size,
+        num_groups=len(groups),
+        context_length=context_length,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        max_num_seqs=config.scheduler.max_num_seqs,
+    )
+    pool = make_pool(config.cache, blocks, [group.window for group in groups], context_length)
+    executor = LocalExecutor(runner, shared.turn)
+    return Engine(Scheduler(config.scheduler, pool, context_length), executor), executor, cache.nbytes

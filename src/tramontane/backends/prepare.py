@@ -1,0 +1,135 @@
+"""From a Request to what the engine takes: prompt to tokens, sampling resolved, everything refused that cannot be done.
+
+Owns the order of defaults and the checks that need the model's vocabulary. Must not know: the engine's thread, arrays.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tramontane.engine.sequence import EngineRequest
+from tramontane.errors import CorruptCheckpoint, InvalidRequest
+from tramontane.text.detokenizer import Detokenizer
+from tramontane.text.template import ChatTemplate
+from tramontane.text.tokenizer import Tokenizer
+from tramontane.types import SAMPLING_DEFAULTS, Message, Request, SamplingParams, TextPart
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that the engine can take."""
+
+    request: EngineRequest
+    echo: str
+    """What each choice's text begins with."""
+
+
+class Preparer:
+    """Prepares requests for one model. Immutable; safe from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        vocab_size: int,
+        eos_ids: frozenset[int],
+        defaults: SamplingParams,
+    ) -> None:
+        """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits."""
+        self.tokenizer = tokenizer
+        self.template = template
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._defaults = defaults.over(SAMPLING_DEFAULTS)
+
+    def prepare(self, request: Request) -> Prepared:
+        """Raises InvalidRequest (naming the field) or TemplateError."""
+        params = request.sampling.over(self._defaults)
+        for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+            self._check_ids(name, tuple(ids or ()))
+        prompt_ids, text = self._prompt(request)
+        engine_request = EngineRequest(
+            id=request.id or f"request-{uuid.uuid4().hex}",
+            prompt_ids=prompt_ids,
+            params=params,
+            eos_ids=self._eos_ids,
+            seed=params.seed if params.seed is not None else secrets.randbits(63),
+            cache_salt=request.cache_salt,
+        )
+        return Prepared(engine_request, self._echo(params, prompt_ids, text) if params.echo else "")
+
+    def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
+        """The text that a conversation becomes. Raises InvalidRequest("messages") without a chat template."""
+        if self.template is None:
+            raise InvalidRequest(
+                "messages", "the model has no chat template", "Pass chat_template= to the constructor, or a prompt."
+            )
+        return self.template.render([_as_mapping(message) for message in messages], **template_kwargs)
+
+    def _prompt(self, request: Request) -> tuple[tuple[int, ...], str | None]:
+        """The prompt's tokens, and its text where it was given as one."""
+        text: str | None = None
+        if request.prompt_ids is not None:
+            field, ids = "prompt_ids", tuple(request.prompt_ids)
+        elif request.prompt is not None:
+            field, text = "prompt", request.prompt
+            ids = tuple(self.tokenizer.encode(text))
+        else:
+            # A template writes the tokens that begin a text itself.
+            field, text = "messages", self.render(request.messages or (), **request.template_kwargs)
+            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        if not ids:
+            raise InvalidRequest(field, "the prompt has no tokens", "Give at least one.")
+        self._check_ids(field, ids)
+        return ids, text
+
+    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+        for id_ in ids:
+            if isinstance(id_, bool) or not isinstance(id_, int):
+                raise InvalidRequest(field, f"{id_!r} is not a token id")
+            if not 0 <= id_ < self._vocab_size:
+                raise InvalidRequest(field, f"token id {id_} is outside the model's vocabulary of {self._vocab_size}")
+
+    def _echo(self, params: SamplingParams, prompt_ids: Sequence[int], text: str | None) -> str:
+        if text is not None:
+            return text
+        # Not `decode`: a character that the last tokens only begin belongs to the answer's first text.
+        detokenizer = Detokenizer(self.tokenizer, bool(params.skip_special_tokens))
+        return "".join(detokenizer.push(id_) for id_ in prompt_ids)
+
+
+def _as_mapping(message: Message) -> dict[str, Any]:
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": message.content}
+    for part in message.content:
+        if not isinstance(part, TextPart):
+            kind = type(part).__name__.removesuffix("Part").lower()
+            raise InvalidRequest("messages", f"this model does not take {kind} parts", "Send text only.")
+    parts = [{"type": "text", "text": part.text} for part in message.content if isinstance(part, TextPart)]
+    return {"role": message.role, "content": parts}
+
+
+_FROM_GENERATION_CONFIG = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def generation_defaults(config: Mapping[str, Any], source: str) -> tuple[SamplingParams, frozenset[int]]:
+    """What `generation_config.json` says of sampling, and the tokens that it says end a text.
+
+    `do_sample: false` makes greedy the default. Raises CorruptCheckpoint for values out of range.
+    """
+    values = {name: config[name] for name in _FROM_GENERATION_CONFIG if config.get(name) is not None}
+    if config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    ends = config.get("eos_token_id")
+    ids = () if ends is None else tuple(ends) if isinstance(ends, (list, tuple)) else (ends,)
+    if not all(isinstance(id_, int) and not isinstance(id_, bool) and id_ >= 0 for id_ in ids):
+        raise CorruptCheckpoint(source, f"eos_token_id {ends!r:.80} in generation_config.json is no token id")
+    try:
+        return SamplingParams(**values), frozenset(ids)
+    except InvalidRequest as error:
+        raise CorruptCheckpoint(source, f"generation_config.json: {error.message}") from error

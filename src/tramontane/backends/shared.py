@@ -1,0 +1,55 @@
+"""Loaded models that several backends of one process use together.
+
+Owns the registry: equal source and settings, one copy of the weights. Must not know: engines, requests.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from tramontane import platform
+from tramontane.config import EngineConfig
+from tramontane.errors import ModelNotFound
+from tramontane.kernels import for_device
+from tramontane.loading.build import load_model
+from tramontane.text.tokenizer import Tokenizer
+
+
+class SharedModel:
+    """A loaded model and its tokenizer. Its memory goes when nobody holds it any more."""
+
+    def __init__(self, path: Path, config: EngineConfig, device: str, threads: int) -> None:
+        ops = for_device(device, kernels=config.kernels, threads=threads, deterministic=config.deterministic)
+        self.loaded = load_model(path, ops, dtype=config.dtype, architecture=config.architecture)
+        self.tokenizer = _tokenizer(self)
+        self.turn = threading.Lock()
+        """Held while a step runs: the ops' threads and scratch memory serve one caller at a time."""
+
+
+_models: WeakValueDictionary[tuple[object, ...], SharedModel] = WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
+    """The model at `path`, loaded unless a backend of this process holds it with the same settings and it has not
+    changed on disk. Raises what `load_model` and `Tokenizer` raise."""
+    threads = config.threads or platform.cpu_count()
+    path = path.resolve()
+    changed = path.stat().st_mtime_ns
+    key = (path, changed, device, config.kernels, threads, config.deterministic, config.dtype, config.architecture)
+    with _loading:  # two at once would load it twice
+        model = _models.get(key)
+        if model is None:
+            model = _models[key] = SharedModel(path, config, device, threads)
+        return model
+
+
+def _tokenizer(model: SharedModel) -> Tokenizer:
+    checkpoint = model.loaded.checkpoint
+    if checkpoint.kind == "gguf":
+        return Tokenizer.from_gguf(checkpoint.metadata, str(checkpoint.path))
+    if checkpoint.tokenizer_json is None:
+        raise ModelNotFound(str(checkpoint.path), "it has no tokenizer.json", "Put the model's tokenizer.json there.")
+    return Tokenizer.from_file(checkpoint.tokenizer_json, checkpoint.tokenizer_config)
