@@ -1,3 +1,90 @@
 """Tramontane: open language models, fast, on the machine at hand."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tramontane.errors import (
+        AuthenticationRequired,
+        ContextLengthExceeded,
+        CorruptCheckpoint,
+        DeviceNotAvailable,
+        DownloadFailed,
+        EngineClosed,
+        InvalidRequest,
+        MissingExtra,
+        ModelNotFound,
+        OutOfMemory,
+        RequestCancelled,
+        TemplateError,
+        TramontaneError,
+        UnsupportedModel,
+    )
+    from tramontane.llm import LLM, AsyncLLM
+    from tramontane.types import (
+        AudioPart,
+        Choice,
+        Chunk,
+        ImagePart,
+        Message,
+        Request,
+        Result,
+        SamplingParams,
+        Score,
+        Stats,
+        TextPart,
+        TokenLogprob,
+        Usage,
+    )
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "AudioPart",
+    "AuthenticationRequired",
+    "Choice",
+    "Chunk",
+    "ContextLengthExceeded",
+    "CorruptCheckpoint",
+    "DeviceNotAvailable",
+    "DownloadFailed",
+    "EngineClosed",
+    "ImagePart",
+    "InvalidRequest",
+    "Message",
+    "MissingExtra",
+    "ModelNotFound",
+    "OutOfMemory",
+    "Request",
+    "RequestCancelled",
+    "Result",
+    "SamplingParams",
+    "Score",
+    "Stats",
+    "TemplateError",
+    "TextPart",
+    "TokenLogprob",
+    "TramontaneError",
+    "UnsupportedModel",
+    "Usage",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A name is imported when it is first used: `import tramontane` itself costs next to nothing.
+    if name in __all__:
+        for home in ("errors", "types", "llm"):
+            value = getattr(import_module(f"tramontane.{home}"), name, None)
+            if value is not None:
+                globals()[name] = value
+                return value
+    raise AttributeError(f"module 'tramontane' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

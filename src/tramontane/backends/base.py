@@ -39,7 +39,11 @@ class Backend(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def close(self) -> None:
-        """Ends every open request as cancelled and frees the model. May be called twice."""
+        """Ends every open request as cancelled and frees the model. May be called twice.
+
+        A backend does the same by itself when nobody refers to it any more, on whatever thread that is, and when the
+        interpreter exits, within a bounded time.
+        """
         ...
 
 

@@ -1,0 +1,277 @@
+"""MockBackend: a backend without a model, for tests and for building on Tramontane before a model is at hand.
+
+Owns the script, its delays and its failures. Must not know: models, arrays, the engine.
+
+A token is one character, its id the character's code point; U+0002 stands for the beginning of a text. The "model" is
+certain of its script: sampling settings that only reshape probabilities (temperature, top_k, penalties, ...) are
+honoured by changing nothing, as certainty has nothing to reshape; those that could overrule it are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from tramontane.backends.base import Capabilities
+from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, TramontaneError
+from tramontane.text.stops import StopMatcher
+from tramontane.types import (
+    SAMPLING_DEFAULTS,
+    Chunk,
+    FinishReason,
+    Message,
+    Request,
+    SamplingParams,
+    Stats,
+    TextPart,
+    TokenLogprob,
+    Usage,
+)
+
+BOS_ID = 2
+PROMPT_LOGPROB = -1.0
+"""The natural-log probability that the mock reports for every token of a prompt."""
+
+_REFUSED = frozenset({"logit_bias", "logits_processors"})
+
+Script = str | Sequence[str] | Callable[[Request], str]
+
+
+class MockBackend:
+    """Answers from a script.
+
+    `script`: the answer to everything; or several, taken in turn: choice i of the k-th request (of a request with a
+    seed: the seed-th instead) answers with script[(k + i) % len(script)]; or a function of the request.
+    `delay`: seconds before each token. `fail_after`: after so many tokens, a choice that has not ended fails.
+    `sampling`: defaults for what a request leaves open.
+
+    An answer ends with its script (finish_reason "stop"), unless min_tokens or ignore_eos ask for more: then the
+    script begins again.
+    """
+
+    def __init__(
+        self,
+        script: Script = "This is the mock backend speaking.",
+        *,
+        delay: float = 0.0,
+        fail_after: int | None = None,
+        context_length: int = 4096,
+        sampling: SamplingParams | None = None,
+    ) -> None:
+        if not callable(script) and (not script or not all(script)):
+            raise InvalidRequest("script", "an answer must not be empty")
+        self._script: Script = (script,) if isinstance(script, str) else script
+        self._delay = delay
+        self._fail_after = fail_after
+        self._context_length = context_length
+        self._defaults = (sampling or SamplingParams()).over(SAMPLING_DEFAULTS)
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._closed = False
+        self._turn = 0
+        self._stats = Stats()
+
+    # Backend
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """See `Backend.generate`. Choices take turns, a token each."""
+        params, prompt = self._admit(request)
+        name, closing, turn = self._enter(request.id, len(prompt))
+        first = turn if params.seed is None else params.seed
+        ending = "requests_cancelled"  # also when the reader goes away, which ends this function at a yield
+        produced = 0
+        try:
+            choices = [_Choice(name, i, self._answer(request, first + i), params, prompt) for i in range(params.n or 1)]
+            while running := [choice for choice in choices if not choice.done]:
+                for choice in running:
+                    if await self._wait(closing):
+                        for left in [c for c in choices if not c.done]:
+                            yield left.end("cancelled")
+                        return
+                    if produced == self._fail_after:
+                        failure = TramontaneError(f"The mock backend failed after {produced} tokens, as scripted.")
+                        yield choice.end("error", failure)
+                    else:
+                        self._count(generated_tokens=1)
+                        yield choice.step(self._context_length)
+                produced += 1
+            ending = "requests_failed" if any(choice.failed for choice in choices) else "requests_finished"
+        finally:
+            with self._lock:
+                del self._open[name]
+            self._count(running=-1, **{ending: 1})
+
+    def capabilities(self) -> Capabilities:
+        honoured = frozenset(f.name for f in fields(SamplingParams)) - _REFUSED
+        return Capabilities("mock", "mock", self._context_length, honoured, chat=True)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for loop, closing in self._open.values():
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(closing.set)
+
+    # Tokenizing
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [BOS_ID] * add_special_tokens + [ord(char) for char in text]
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        try:
+            return "".join(chr(i) for i in ids if i != BOS_ID or not skip_special_tokens)
+        except (ValueError, OverflowError):
+            raise InvalidRequest("ids", "they hold what is not a token", "Ids are code points.") from None
+
+    def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
+        if template_kwargs:
+            raise InvalidRequest("template_kwargs", f"the mock's template has no {next(iter(template_kwargs))!r}")
+        for message in messages:
+            if not isinstance(message.content, str):
+                for part in message.content:
+                    if not isinstance(part, TextPart):
+                        raise InvalidRequest("messages", f"the mock backend takes no {type(part).__name__}")
+        return "".join(f"{message.role}: {message.text}\n" for message in messages) + "assistant: "
+
+    # HasStats
+
+    def stats(self) -> Stats:
+        with self._lock:
+            return self._stats
+
+    def _admit(self, request: Request) -> tuple[SamplingParams, tuple[int, ...]]:
+        params = request.sampling.over(self._defaults)
+        for name in sorted(_REFUSED):
+            if getattr(params, name):
+                raise InvalidRequest(name, "the mock backend does not honour it", "Leave it out.")
+        if request.prompt_ids is not None:
+            self.detokenize(request.prompt_ids)  # checks them
+            ids = list(request.prompt_ids)
+        else:
+            ids = self.tokenize(self.render(request.messages, **request.template_kwargs)
+                                if request.messages is not None else request.prompt or "")  # fmt: skip
+        if not ids:
+            raise InvalidRequest("prompt", "it holds no token")
+        if len(ids) >= self._context_length:
+            raise ContextLengthExceeded(len(ids), self._context_length)
+        return params, tuple(ids)
+
+    def _answer(self, request: Request, turn: int) -> str:
+        if not callable(self._script):
+            return self._script[turn % len(self._script)]
+        answer = self._script(request)
+        if not answer:
+            raise InvalidRequest("script", "an answer must not be empty")
+        return answer
+
+    def _enter(self, name: str, prompt_tokens: int) -> tuple[str, asyncio.Event, int]:
+        closing = asyncio.Event()
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("The mock backend is closed.", "Open another.")
+            name = name or f"mock-{uuid.uuid4().hex[:12]}"
+            if name in self._open:
+                raise InvalidRequest("id", f"a request {name!r} is running already")
+            self._open[name] = (asyncio.get_running_loop(), closing)
+            turn = self._turn
+            self._turn += 1
+        self._count(running=1, prompt_tokens=prompt_tokens)
+        return name, closing, turn
+
+    async def _wait(self, closing: asyncio.Event) -> bool:
+        """Let the delay pass; True as soon as the backend is closed."""
+        if not self._delay:
+            await asyncio.sleep(0)
+            return closing.is_set()
+        try:
+            await asyncio.wait_for(closing.wait(), self._delay)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def _count(self, **changes: int) -> None:
+        with self._lock:
+            self._stats = replace(
+                self._stats, **{name: getattr(self._stats, name) + change for name, change in changes.items()}
+            )
+
+
+class _Choice:
+    """One answer on its way: where in its text it stands, and how it ends."""
+
+    def __init__(self, name: str, index: int, answer: str, params: SamplingParams, prompt: tuple[int, ...]) -> None:
+        self.done = False
+        self.failed = False
+        self._name = name
+        self._index = index
+        self._answer = answer
+        self._params = params
+        self._prompt = prompt
+        self._count = 0
+        self._stops = StopMatcher(params.stop or (), include=bool(params.include_stop))
+
+    def step(self, context_length: int) -> Chunk:
+        """The next token; with the end, where it is the last."""
+        params = self._params
+        char = self._answer[self._count % len(self._answer)]
+        self._count += 1
+        shown = char
+        stop: str | int | None = None
+        reason: FinishReason | None = None
+        if self._count >= (params.min_tokens or 0):
+            shown, stop = self._stops.push(char)
+            if ord(char) in (params.stop_token_ids or ()):
+                shown, stop = char if params.include_stop else "", ord(char)
+        if stop is not None:
+            reason = "stop"
+        elif self._count == params.max_tokens or len(self._prompt) + self._count == context_length:
+            reason = "length"
+        elif self._count >= max(len(self._answer), params.min_tokens or 0) and not params.ignore_eos:
+            reason = "stop"
+        chunk = self._chunk(shown, (ord(char),))
+        if reason is None:
+            return chunk
+        return self._final(chunk, reason, stop)
+
+    def end(self, reason: FinishReason, error: Exception | None = None) -> Chunk:
+        """The final chunk of an answer that is cut off before its next token."""
+        self.failed = error is not None
+        return replace(self._final(self._chunk("", ()), reason), error=error)
+
+    def _chunk(self, text: str, ids: tuple[int, ...]) -> Chunk:
+        opening = self._count == len(ids)  # nothing was produced before
+        if opening and self._params.echo:
+            text = "".join(chr(i) for i in self._prompt if i != BOS_ID) + text
+        return Chunk(
+            self._name,
+            self._index,
+            text,
+            ids,
+            self._certain(ids) if self._params.logprobs is not None else (),
+            prompt_ids=self._prompt if opening and self._index == 0 else None,
+            prompt_logprobs=self._of_prompt() if opening and self._index == 0 else None,
+        )
+
+    def _final(self, chunk: Chunk, reason: FinishReason, stop: str | int | None = None) -> Chunk:
+        self.done = True
+        usage = Usage(len(self._prompt), self._count)
+        return replace(
+            chunk, text=chunk.text + self._stops.flush(), finish_reason=reason, stop_reason=stop, usage=usage
+        )
+
+    def _certain(self, ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+        top = bool(self._params.logprobs)
+        return tuple(TokenLogprob(i, chr(i), 0.0, 1, ((i, chr(i), 0.0),) * top) for i in ids)
+
+    def _of_prompt(self) -> tuple[TokenLogprob | None, ...] | None:
+        if self._params.prompt_logprobs is None:
+            return None
+        top = bool(self._params.prompt_logprobs)
+        scored = (
+            TokenLogprob(i, chr(i), PROMPT_LOGPROB, 1, ((i, chr(i), PROMPT_LOGPROB),) * top) for i in self._prompt[1:]
+        )
+        return (None, *scored)

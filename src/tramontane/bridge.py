@@ -1,0 +1,100 @@
+"""The bridge from plain threads to coroutines: one event loop on one thread of its own, for the whole process.
+
+Owns that thread and the waiting for it. Works from any thread, and where an event loop runs already (notebooks), as
+nothing ever runs on the caller's loop. Must not know: backends, requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+from tramontane.errors import TramontaneError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Reply = TypeVar("Reply")
+
+# A wait without a limit cannot be interrupted from the keyboard on every platform; waits of this many seconds can.
+_TICK = 1.0
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end and return its result. An exception in the waiting thread (Ctrl-C) cancels it."""
+    future = _submit(work)
+    try:
+        while not future.done():
+            wait([future], timeout=_TICK)
+    except BaseException:
+        future.cancel()
+        raise
+    return future.result()
+
+
+def converse(
+    work: Callable[[Callable[[Item], Awaitable[Reply]]], Coroutine[Any, Any, T]],
+) -> Generator[Item, Reply, T]:
+    """Run `work(ask)`: each `await ask(item)` gives the item to whoever iterates here, and returns what they send.
+
+    So a coroutine goes no faster than its reader. The generator's return value is the coroutine's; closing the
+    generator, or leaving it to the garbage collector, cancels the coroutine without waiting for it.
+    """
+    mail: queue.SimpleQueue[tuple[Item, asyncio.Future[Reply]] | None] = queue.SimpleQueue()
+
+    async def ask(item: Item) -> Reply:
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        mail.put((item, answered))
+        return await answered
+
+    future = _submit(work(ask))
+    future.add_done_callback(lambda _: mail.put(None))
+    try:
+        while True:
+            try:
+                got = mail.get(timeout=_TICK)
+            except queue.Empty:
+                continue
+            if got is None:
+                return future.result()
+            item, answered = got
+            reply = yield item
+            answered.get_loop().call_soon_threadsafe(_settle, answered, reply)
+    finally:
+        future.cancel()
+
+
+def _settle(answered: asyncio.Future[Reply], reply: Reply) -> None:
+    if not answered.done():
+        answered.set_result(reply)
+
+
+def _submit(work: Coroutine[Any, Any, T]) -> Future[T]:
+    loop = _running_loop()
+    if threading.current_thread() is _thread:
+        work.close()
+        raise TramontaneError("LLM was called from inside a backend's own event loop.", "Use AsyncLLM there.")
+    return asyncio.run_coroutine_threadsafe(work, loop)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop, _thread
+    with _lock:
+        # A forked child inherits the loop but not its thread.
+        if _loop is None or _thread is None or not _thread.is_alive():
+            _loop = asyncio.new_event_loop()
+            _thread = threading.Thread(target=_serve, args=(_loop,), name="tramontane-loop", daemon=True)
+            _thread.start()
+        return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()

@@ -1,0 +1,167 @@
+"""What callers naturally write, turned into requests: texts, token ids, messages as dicts, sampling as keywords.
+
+Owns the shapes of input that the facade takes. Must not know: backends, how a request is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral
+from typing import Any
+
+from tramontane.errors import InvalidRequest
+from tramontane.types import AudioPart, ImagePart, Message, Part, Request, SamplingParams, TextPart
+
+Prompt = str | Sequence[int]
+Conversation = Sequence[Message | Mapping[str, Any]]
+Sampling = SamplingParams | Sequence[SamplingParams]
+
+SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
+
+
+def split_prompts(given: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts in `given`, and whether it was a single one: a text, or a sequence of token ids."""
+    if isinstance(given, str):
+        return [given], True
+    items = _items(given, "prompt", "a text, token ids, or a list of those")
+    if items and all(_is_id(item) for item in items):
+        return [items], True
+    return items, False
+
+
+def split_conversations(given: Conversation | Sequence[Conversation]) -> tuple[list[Conversation], bool]:
+    """The conversations in `given`, and whether it was a single one: a sequence of messages."""
+    items = _items(given, "messages", "a list of messages, or a list of such lists")
+    if items and all(isinstance(item, (Message, Mapping)) for item in items):
+        return [items], True
+    return items, False
+
+
+def prompt_request(prompt: Prompt, sampling: SamplingParams) -> Request:
+    """A request to complete a text or token ids."""
+    if isinstance(prompt, str):
+        return Request(prompt=prompt, sampling=sampling)
+    items = _items(prompt, "prompt", "a text or token ids")
+    if any(isinstance(item, (Message, Mapping)) for item in items):
+        raise InvalidRequest("prompt", "it holds messages", "Pass messages to chat() or stream().")
+    if not items or not all(_is_id(item) and item >= 0 for item in items):
+        raise InvalidRequest("prompt", "token ids must be integers of at least 0, and at least one")
+    return Request(prompt_ids=tuple(int(item) for item in items), sampling=sampling)
+
+
+def chat_request(
+    messages: Conversation, sampling: SamplingParams, template_kwargs: Mapping[str, Any] | None = None
+) -> Request:
+    """A request to continue a conversation."""
+    items = _items(messages, "messages", "a list of messages")
+    if not items:
+        raise InvalidRequest("messages", "a conversation needs at least one message")
+    turns = tuple(to_message(item) for item in items)
+    return Request(messages=turns, sampling=sampling, template_kwargs=dict(template_kwargs or {}))
+
+
+def any_request(
+    given: Prompt | Conversation, sampling: SamplingParams, template_kwargs: Mapping[str, Any] | None = None
+) -> Request:
+    """A request out of a single text, token ids or messages."""
+    if not isinstance(given, str):
+        items = _items(given, "prompt", "a text, token ids or messages")
+        if items and isinstance(items[0], (Message, Mapping)):
+            return chat_request(items, sampling, template_kwargs)
+    if template_kwargs:
+        raise InvalidRequest("template_kwargs", "only a request with messages uses a chat template")
+    return prompt_request(given, sampling)  # type: ignore[arg-type]  # messages are gone above
+
+
+def to_message(given: Message | Mapping[str, Any]) -> Message:
+    """A message from {"role": ..., "content": text or list of parts}. Other keys are refused by name."""
+    if isinstance(given, Message):
+        return given
+    if not isinstance(given, Mapping):
+        raise InvalidRequest("messages", f"{given!r} is not a message", 'Write {"role": "user", "content": "..."}.')
+    for key in given:
+        if key not in ("role", "content"):
+            raise InvalidRequest(f"messages.{key}", "this build does not take it", "Leave it out.")
+    content = given.get("content")
+    if content is None:
+        raise InvalidRequest("messages.content", "it is missing", "Give a text or a list of parts.")
+    if not isinstance(content, str):
+        content = tuple(_part(part) for part in _items(content, "messages.content", "a text or a list of parts"))
+    return Message(given.get("role"), content)  # type: ignore[arg-type]  # Message checks the role
+
+
+def _text_of(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _url_of(value: object) -> str | None:
+    return _text_of(value.get("url") if isinstance(value, Mapping) else value)
+
+
+def _audio_of(value: object) -> str | None:
+    if not isinstance(value, Mapping):
+        return _text_of(value)
+    data, kind = _text_of(value.get("data")), _text_of(value.get("format"))
+    return f"data:audio/{kind};base64,{data}" if data and kind else None
+
+
+# type of a part -> how its value, which lies under the same key, reads, and what it becomes
+_PARTS: Mapping[str, tuple[Any, Any]] = {
+    "text": (_text_of, TextPart),
+    "image": (_url_of, ImagePart),
+    "image_url": (_url_of, ImagePart),
+    "audio": (_url_of, AudioPart),
+    "audio_url": (_url_of, AudioPart),
+    "input_audio": (_audio_of, AudioPart),
+}
+
+
+def _part(given: object) -> Part:
+    if isinstance(given, (TextPart, ImagePart, AudioPart)):
+        return given
+    if isinstance(given, str):
+        return TextPart(given)
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or not isinstance(kind, str) or kind not in _PARTS:
+        raise InvalidRequest("messages.content", f"{given!r} is not a part", f"Types are: {', '.join(_PARTS)}.")
+    read, make = _PARTS[kind]
+    value = read(given.get(kind))
+    if value is None:
+        raise InvalidRequest("messages.content", f"a part of type {kind!r} lacks its {kind!r}")
+    part: Part = make(value)
+    return part
+
+
+def merge_sampling(sampling: SamplingParams | None, given: Mapping[str, Any]) -> SamplingParams:
+    """`given` (fields by keyword) over `sampling`. An unknown name is an error that names it."""
+    for name in given:
+        if name not in SAMPLING_FIELDS:
+            known = ", ".join(sorted(SAMPLING_FIELDS))
+            raise InvalidRequest(name, "no such sampling field", f"Fields are: {known}.")
+    if sampling is not None and not isinstance(sampling, SamplingParams):
+        raise InvalidRequest("sampling", f"{sampling!r} is not a SamplingParams", "Or give its fields as keywords.")
+    own = SamplingParams(**given)
+    return own if sampling is None else own.over(sampling)
+
+
+def spread_sampling(
+    sampling: Sampling | None, count: int, single: bool, given: Mapping[str, Any]
+) -> list[SamplingParams]:
+    """The parameters of each of `count` requests: the same for all, or one each."""
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [merge_sampling(sampling, given)] * count
+    each = _items(sampling, "sampling", "a SamplingParams or a list of them")
+    if single or len(each) != count:
+        raise InvalidRequest("sampling", f"{len(each)} given for {'a single prompt' if single else f'{count} prompts'}")
+    return [merge_sampling(one, given) for one in each]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _items(value: object, field: str, expected: str) -> list[Any]:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InvalidRequest(field, f"{value!r} is not {expected}")
+    return list(value)
