@@ -291,7 +291,7 @@ class BlockPool:
         child = self.new_tables(tables.salt)
         child.groups = [list(table) for table in tables.groups]
         child.starts = list(tables.starts)
-        child.hashes = list(tables.hashes)
+        child.hashes = tables.hashes[: tables.num_tokens // self._block_size]
         child.held = tables.held
         child.num_tokens = tables.num_tokens
         for table, start in zip(child.groups, child.starts, strict=True):

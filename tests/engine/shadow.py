@@ -1,0 +1,124 @@
+"""Physical memory as a dict, and a model that can only be right when it reads exactly what it should.
+
+The content of a slot is (cache group, position, digest of the salt and all tokens up to there), as a key and a value
+of a real model depend on the whole prefix. Before drawing, every slot that the step's rows see is compared with the
+truth: a wrong copy, hash, eviction or freed window shows as a difference. The next token is a function of that digest,
+the seed and the length of the output, so that the answer to a request is known beforehand.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+from tramontane.engine import sequence
+from tramontane.engine.sequence import EngineRequest, choice_seed
+from tramontane.engine.step import Draw, SequenceResult, Step, StepResult, TokenInfo
+
+VOCAB = 16
+EOS = VOCAB - 1
+
+
+def digests(salt: str, tokens: Iterable[int]) -> list[int]:
+    """One digest a token: of the salt, the token and all before it."""
+    state = zlib.crc32(salt.encode())
+    return [state := hash((state, token)) for token in tokens]
+
+
+def next_token(digest: int, seed: int, num_output: int, banned: Sequence[int] = ()) -> int:
+    first = hash((digest, seed, num_output)) % VOCAB
+    return next(t for t in (*range(first, VOCAB), *range(first)) if t not in banned)
+
+
+def expected(request: EngineRequest, index: int, context_length: int) -> tuple[list[int], str, int | None]:
+    """The output, finish reason and stop reason of a choice, computed alone, by rules written a second time."""
+    params, output = request.params, list[int]()
+    while True:
+        tokens = [*request.prompt_ids, *output]
+        stops = set(params.stop_token_ids or ())
+        ends = stops if params.ignore_eos else stops | request.eos_ids
+        banned = sorted(ends) if len(output) < (params.min_tokens or 0) else []
+        digest = digests(request.cache_salt, tokens)[-1]
+        token = next_token(digest, choice_seed(request.seed, index), len(output), banned)
+        output.append(token)
+        if token in ends:
+            return output, "stop", None if token in request.eos_ids and not params.ignore_eos else token
+        if len(output) == params.max_tokens or len(tokens) + 1 == context_length:
+            return output, "length", None
+
+
+class Memory:
+    """Slots by (block, offset), and what a step does with them."""
+
+    def __init__(self, windows: Sequence[int | None], block_size: int) -> None:
+        self.windows = windows
+        self.block_size = block_size
+        self.slots: dict[tuple[int, int], tuple[int, int, int]] = {}
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        targets = [target for _, target in copies]
+        assert len(set(targets)) == len(targets), "a block is copied over twice"
+        assert not {source for source, _ in copies} & set(targets), "a copy's source is overwritten by another"
+        for source, target in copies:
+            for offset in range(self.block_size):
+                if (source, offset) in self.slots:
+                    self.slots[target, offset] = self.slots[source, offset]
+
+    def write(
+        self, tables: Sequence[Sequence[int]], start: int, end: int, truth: Sequence[int]
+    ) -> set[tuple[int, int]]:
+        written = set()
+        for group, table in enumerate(tables):
+            for position in range(start, end):
+                slot = (table[position // self.block_size], position % self.block_size)
+                assert slot[0] >= 0, "a write behind the window"
+                written.add(slot)
+                self.slots[slot] = (group, position, truth[position])
+        return written
+
+    def verify(self, tables: Sequence[Sequence[int]], start: int, end: int, truth: Sequence[int]) -> None:
+        """What rows start .. end - 1 see is there, in every group."""
+        for group, (table, window) in enumerate(zip(tables, self.windows, strict=True)):
+            first = 0 if window is None else max(0, start - window + 1)
+            for position in range(first, end):
+                slot = (table[position // self.block_size], position % self.block_size)
+                assert self.slots.get(slot) == (group, position, truth[position]), f"slot {slot} holds another's token"
+
+
+class ShadowExecutor:
+    def __init__(self, windows: Sequence[int | None], block_size: int) -> None:
+        self.memory = Memory(windows, block_size)
+        self.sequences: dict[int, sequence.Sequence] = {}
+
+    def learn(self, sequences: Iterable[sequence.Sequence]) -> None:
+        """Whose ids these are."""
+        self.sequences.update({s.id: s for s in sequences})
+
+    def submit(self, step: Step) -> StepResult:
+        self.memory.copy(step.copies)
+        written: set[tuple[int, int]] = set()
+        truths = []
+        for scheduled in step.sequences:
+            owner = self.sequences[scheduled.sequence_id]
+            truth = digests(owner.request.cache_salt, owner.token_ids)
+            truths.append(truth)
+            end = scheduled.start + len(scheduled.tokens)
+            assert list(scheduled.tokens) == owner.token_ids[scheduled.start : end]
+            assert {len(t) for t in scheduled.block_tables} == {-(-end // self.memory.block_size)}
+            own = self.memory.write(scheduled.block_tables, scheduled.start, end, truth)
+            assert not own & written, "two sequences write one slot"
+            written |= own
+        results = []
+        for scheduled, truth in zip(step.sequences, truths, strict=True):
+            end = scheduled.start + len(scheduled.tokens)
+            self.memory.verify(scheduled.block_tables, scheduled.start, end, truth)
+            draws = tuple(TokenInfo(self.draw(draw, truth[end - 1])) for draw in scheduled.draws)
+            prompt = tuple(
+                TokenInfo(target, float(truth[scheduled.start + i])) for i, target in enumerate(scheduled.targets)
+            )
+            results.append(SequenceResult(scheduled.sequence_id, draws, prompt))
+        return StepResult(step.id, tuple(results))
+
+    @staticmethod
+    def draw(draw: Draw, digest: int) -> int:
+        return next_token(digest, draw.seed, len(draw.output), draw.banned)
