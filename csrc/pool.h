@@ -1,0 +1,35 @@
+// Threads that share the work of one op at a time. Knows nothing of arrays or kernels.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+
+namespace tramontane {
+
+// A pool of `threads` threads, the calling one included. `run` may be called from several threads: one of them gets the
+// workers, the others compute alone, with the same results. Workers spin briefly after a job, since the next op of a
+// model follows within microseconds, and then sleep. After a fork the child starts workers of its own on first use.
+class Pool {
+   public:
+    using Body = void (*)(const void* context, int64_t begin, int64_t end);
+
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return threads_; }
+
+    // Calls body on pieces that together cover [0, count), each starting at a multiple of `grain`; returns when all are
+    // done. Up to `grain` items are computed by the caller alone, and wake nobody.
+    void run(int64_t count, int64_t grain, Body body, const void* context);
+
+   private:
+    struct Workers;
+
+    const int threads_;
+    std::mutex owner_;
+    Workers* workers_ = nullptr;
+};
+
+}  // namespace tramontane

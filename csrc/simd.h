@@ -1,0 +1,291 @@
+// A vector of LANES floats for the instruction set of this compilation, and the operations that the kernels need.
+// Included inside an anonymous namespace, so that no instruction set's code can be linked in place of another's.
+
+#if defined(TRAMONTANE_AVX512)
+
+constexpr int LANES = 16;
+struct Vec {
+    __m512 v;
+};
+
+inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+inline Vec broadcast(float a) { return {_mm512_set1_ps(a)}; }
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+// a * b + c, rounded once where the machine can.
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The larger; b where either is not a number.
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+// a where lane >= from and lane < to, else b.
+inline Vec select_lanes(int from, int to, Vec a, Vec b) {
+    const __mmask16 mask = static_cast<__mmask16>(((1u << to) - 1) & ~((1u << from) - 1));
+    return {_mm512_mask_mov_ps(b.v, mask, a.v)};
+}
+
+inline Vec load_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline Vec load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline void store_f16(uint16_t* p, Vec a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Vec load_i8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+
+inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+
+// Sums of lanes pair lane i with i + 8, then i + 4, i + 2, i + 1: one order, alone or four vectors at a time.
+inline float sum(Vec a) {
+    const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+inline void sum4(float* out, Vec a, Vec b, Vec c, Vec d) {
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xEE));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c.v, d.v, 0x44), _mm512_shuffle_f32x4(c.v, d.v, 0xEE));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4E));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xB1));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, s)));
+}
+inline float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// 2^n for whole n, times a; n may leave the range of exponents.
+inline Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+
+#elif defined(TRAMONTANE_AVX2)
+
+constexpr int LANES = 8;
+struct Vec {
+    __m256 v;
+};
+
+inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+inline Vec broadcast(float a) { return {_mm256_set1_ps(a)}; }
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
+inline Vec select_lanes(int from, int to, Vec a, Vec b) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i mask = _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(from - 1)),
+                                          _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lane));
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(mask))};
+}
+
+inline Vec load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+inline Vec load_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+inline void store_f16(uint16_t* p, Vec a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Vec load_i8(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+}
+
+inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+
+inline float sum(Vec a) {
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps(d, d, 1)));
+}
+inline void sum4(float* out, Vec a, Vec b, Vec c, Vec d) {
+    const __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20), _mm256_permute2f128_ps(a.v, b.v, 0x31));
+    const __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c.v, d.v, 0x20), _mm256_permute2f128_ps(c.v, d.v, 0x31));
+    const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    const __m256 t = _mm256_add_ps(s, _mm256_permute_ps(s, 0xB1));
+    // 128-bit halves now hold the sums (a, a, c, c) and (b, b, d, d).
+    const __m128 low = _mm256_castps256_ps128(t), high = _mm256_extractf128_ps(t, 1);
+    const __m128 acbd = _mm_shuffle_ps(low, high, 0x88);
+    _mm_storeu_ps(out, _mm_shuffle_ps(acbd, acbd, 0xD8));
+}
+inline float max_lane(Vec a) {
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+
+// In two halves, so that results below the normal range stay exact.
+inline Vec scale_by_power(Vec a, Vec n) {
+    const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+    const __m256i bias = _mm256_set1_epi32(127);
+    const __m256 p = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    const __m256 q = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23));
+    return {_mm256_mul_ps(_mm256_mul_ps(a.v, p), q)};
+}
+inline Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+
+#else  // plain C++, left to the compiler to vectorise
+
+constexpr int LANES = 8;
+struct Vec {
+    float v[LANES];
+};
+
+template <class F>
+inline Vec each(F f) {
+    Vec r;
+    for (int i = 0; i < LANES; i++) r.v[i] = f(i);
+    return r;
+}
+inline float bits_to_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+inline uint32_t float_to_bits(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+
+inline Vec load(const float* p) {
+    return each([&](int i) { return p[i]; });
+}
+inline void store(float* p, Vec a) {
+    for (int i = 0; i < LANES; i++) p[i] = a.v[i];
+}
+inline Vec broadcast(float a) {
+    return each([&](int) { return a; });
+}
+inline Vec operator+(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Vec operator-(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Vec operator*(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Vec operator/(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+inline Vec max(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vec min(Vec a, Vec b) {
+    return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vec sqrt(Vec a) {
+    return each([&](int i) { return sqrtf(a.v[i]); });
+}
+inline Vec select_lanes(int from, int to, Vec a, Vec b) {
+    return each([&](int i) { return i >= from && i < to ? a.v[i] : b.v[i]; });
+}
+
+inline float half_to_float(uint16_t h) {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7FFF;
+    if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);
+    if (rest >= 0x0400) return bits_to_float(sign | ((rest << 13) + (112u << 23)));
+    const float small = float(rest) * 5.9604644775390625e-8f;  // 2^-24
+    return bits_to_float(sign | float_to_bits(small));
+}
+inline uint16_t float_to_half(float f) {
+    const uint32_t bits = float_to_bits(f), sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
+    if (rest > 0x7F800000) return uint16_t(sign | 0x7E00);
+    if (rest >= 0x477FF000) return uint16_t(sign | 0x7C00);
+    if (rest < 0x38800000) {  // below 2^-14: let an addition do the rounding to a multiple of 2^-24
+        return uint16_t(sign | (float_to_bits(bits_to_float(rest) + 0.5f) - 0x3F000000));
+    }
+    return uint16_t(sign | ((rest - (112u << 23) + 0xFFF + (rest >> 13 & 1)) >> 13));
+}
+inline Vec load_f16(const uint16_t* p) {
+    return each([&](int i) { return half_to_float(p[i]); });
+}
+inline Vec load_bf16(const uint16_t* p) {
+    return each([&](int i) { return bits_to_float(uint32_t(p[i]) << 16); });
+}
+inline void store_f16(uint16_t* p, Vec a) {
+    for (int i = 0; i < LANES; i++) p[i] = float_to_half(a.v[i]);
+}
+inline Vec load_i8(const int8_t* p) {
+    return each([&](int i) { return float(p[i]); });
+}
+
+inline float sum(Vec a) {
+    const float c[4] = {a.v[0] + a.v[4], a.v[1] + a.v[5], a.v[2] + a.v[6], a.v[3] + a.v[7]};
+    return (c[0] + c[2]) + (c[1] + c[3]);
+}
+inline void sum4(float* out, Vec a, Vec b, Vec c, Vec d) {
+    out[0] = sum(a);
+    out[1] = sum(b);
+    out[2] = sum(c);
+    out[3] = sum(d);
+}
+inline float max_lane(Vec a) {
+    float m = a.v[0];
+    for (int i = 1; i < LANES; i++) m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
+
+inline Vec scale_by_power(Vec a, Vec n) {
+    return each([&](int i) {
+        const int whole = int(n.v[i]), half = whole >> 1;
+        return a.v[i] * bits_to_float(uint32_t(half + 127) << 23) * bits_to_float(uint32_t(whole - half + 127) << 23);
+    });
+}
+inline Vec round(Vec a) {  // adding 1.5 * 2^23 leaves no bits for a fraction
+    return each([&](int i) { return (a.v[i] + 12582912.0f) - 12582912.0f; });
+}
+
+#endif
+
+inline Vec zero() { return broadcast(0.0f); }
+
+// e^x to about one unit in the last place: x = n ln 2 + r, and e^r by its series, |r| <= ln 2 / 2.
+inline Vec exp(Vec x) {
+    x = max(broadcast(-104.0f), x);
+    x = min(broadcast(88.8f), x);
+    const Vec n = round(x * broadcast(1.44269504f));
+    // ln 2 in two parts, the first short enough for its product with n to be exact.
+    Vec r = x - n * broadcast(0.693359375f);
+    r = fma(n, broadcast(2.12194440e-4f), r);
+    Vec p = broadcast(1.0f / 5040);
+    p = fma(p, r, broadcast(1.0f / 720));
+    p = fma(p, r, broadcast(1.0f / 120));
+    p = fma(p, r, broadcast(1.0f / 24));
+    p = fma(p, r, broadcast(1.0f / 6));
+    p = fma(p, r, broadcast(0.5f));
+    p = fma(p, r, broadcast(1.0f));
+    p = fma(p, r, broadcast(1.0f));
+    return scale_by_power(p, n);
+}
+
+// The first `n` floats from p, zeros behind them; a whole vector where n >= LANES.
+inline Vec load_some(const float* p, int64_t n) {
+    if (n >= LANES) return load(p);
+    float buffer[LANES] = {};
+    for (int i = 0; i < n; i++) buffer[i] = p[i];
+    return load(buffer);
+}
+inline void store_some(float* p, int64_t n, Vec a) {
+    if (n >= LANES) return store(p, a);
+    float buffer[LANES];
+    store(buffer, a);
+    for (int i = 0; i < n; i++) p[i] = buffer[i];
+}

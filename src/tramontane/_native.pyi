@@ -1,0 +1,87 @@
+"""The compiled module: the ops of `kernels/base.py` over numpy arrays, for one instruction set and a pool of threads.
+
+Every op checks its arguments and raises ValueError, naming itself; it writes only into the arrays named there.
+"""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+def instruction_sets() -> list[str]:
+    """Those compiled in that this machine runs, best first: "avx512", "avx2", "plain"."""
+
+class Cpu:
+    """The kernels of one instruction set ("": the best; ValueError where it is missing) and their threads.
+
+    Ops may be called from several threads: one of them gets the pool, the others compute alone.
+    """
+
+    def __init__(self, threads: int, isa: str = "") -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def matmul(
+        self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, /
+    ) -> None: ...
+    def matmul_blocks(
+        self, out: NDArray[Any], x: NDArray[Any], blocks: NDArray[Any], format: str, bias: NDArray[Any] | None, /
+    ) -> None: ...
+    def rows(self, out: NDArray[Any], ids: NDArray[Any], weight: NDArray[Any], /) -> None: ...
+    def rows_blocks(self, out: NDArray[Any], ids: NDArray[Any], blocks: NDArray[Any], format: str, /) -> None: ...
+    def rms_norm(self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], eps: float, /) -> None: ...
+    def add(self, out: NDArray[Any], x: NDArray[Any], /) -> None: ...
+    def rope_angles(
+        self,
+        cos: NDArray[Any],
+        sin: NDArray[Any],
+        positions: NDArray[Any],
+        inv_freq: NDArray[Any],
+        scale: float,
+        /,
+    ) -> None: ...
+    def rope(self, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], interleaved: bool, /) -> None: ...
+    def write_cache(
+        self,
+        k_cache: NDArray[Any],
+        v_cache: NDArray[Any],
+        k: NDArray[Any],
+        v: NDArray[Any],
+        slots: NDArray[Any],
+        /,
+    ) -> None: ...
+    def copy_blocks(self, cache: NDArray[Any], source: NDArray[Any], target: NDArray[Any], /) -> None: ...
+    def attention(
+        self,
+        out: NDArray[Any],
+        q: NDArray[Any],
+        k_cache: NDArray[Any],
+        v_cache: NDArray[Any],
+        block_tables: NDArray[Any],
+        query_start: NDArray[Any],
+        context_lens: NDArray[Any],
+        scale: float,
+        window: int,
+        /,
+    ) -> None: ...
+    def gated_activation(self, out: NDArray[Any], gate: NDArray[Any], up: NDArray[Any], kind: str, /) -> None: ...
+    def take_rows(self, out: NDArray[Any], x: NDArray[Any], rows: NDArray[Any], /) -> None: ...
+    def apply_edits(
+        self,
+        logits: NDArray[Any],
+        rows: NDArray[Any],
+        ids: NDArray[Any],
+        penalties: NDArray[Any],
+        biases: NDArray[Any],
+        /,
+    ) -> None: ...
+    def log_softmax(self, out: NDArray[Any], logits: NDArray[Any], /) -> None: ...
+    def sample(
+        self,
+        tokens: NDArray[Any],
+        logits: NDArray[Any],
+        temperature: NDArray[Any],
+        top_k: NDArray[Any],
+        top_p: NDArray[Any],
+        min_p: NDArray[Any],
+        uniform: NDArray[Any],
+        /,
+    ) -> None: ...

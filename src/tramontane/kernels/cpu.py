@@ -1,0 +1,154 @@
+"""The compiled ops, on numpy arrays: thin wrappers that hand arguments to `tramontane._native`.
+
+Owns where buffers lie in memory and the choice of an instruction set: the best that the machine has, or the one that
+`TRAMONTANE_ISA` (avx512, avx2, plain) names. The compiled module checks dtypes, shapes, contiguity and ids, and lets
+other Python threads run during all but the shortest ops. Must not know: weights, layers, models.
+
+Threads. Each `CpuOps` keeps a pool of `threads` threads, the calling one included; they start with the first op that
+is worth sharing, spin for some 60 microseconds after each (a model's ops follow one another closely), then sleep.
+Results do not depend on their number: every element is computed by one thread, in one order of accumulation for one row
+and for many. So `deterministic` changes nothing here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.errors import InvalidRequest
+from tramontane.kernels.base import Array
+
+__all__ = ["CpuOps", "available", "isas"]
+
+_BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+_CACHE_LINE = 64
+_PAGE = 4096
+
+
+def available() -> bool:
+    """Whether the compiled module is installed."""
+    return importlib.util.find_spec("tramontane._native") is not None
+
+
+def isas() -> list[str]:
+    """The instruction sets that this machine can be held to, best first."""
+    from tramontane import _native
+
+    return _native.instruction_sets()
+
+
+class CpuOps:
+    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest."""
+
+    device = "cpu"
+
+    def __init__(self, threads: int = 1, deterministic: bool = False, isa: str | None = None) -> None:
+        from tramontane import _native
+
+        field, chosen = ("isa", isa) if isa else ("TRAMONTANE_ISA", os.environ.get("TRAMONTANE_ISA", ""))
+        if chosen and chosen not in _native.instruction_sets():
+            raise InvalidRequest(
+                field, f"{chosen!r} is not available here", f"Use one of {', '.join(_native.instruction_sets())}."
+            )
+        if threads < 1:
+            raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
+        self._native = _native.Cpu(threads, chosen)
+        self.name = f"cpu-{self._native.isa}"
+        self.threads = threads
+        self.deterministic = deterministic
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return _aligned(np.empty, shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return _aligned(np.zeros, shape, dtype)
+
+    def from_host(self, array: NDArray[Any]) -> Array:
+        return np.ascontiguousarray(array)
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        host: NDArray[Any] = array
+        return host
+
+    def view(self, array: Array, shape: tuple[int, ...]) -> Array:
+        return array.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: an op returns when it has computed."""
+
+    def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
+        self._native.matmul(out, x, weight, bias)
+
+    def matmul_blocks(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None = None) -> None:
+        self._native.matmul_blocks(out, x, blocks, format, bias)
+
+    def rows(self, out: Array, ids: Array, weight: Array) -> None:
+        self._native.rows(out, ids, weight)
+
+    def rows_blocks(self, out: Array, ids: Array, blocks: Array, format: str) -> None:
+        self._native.rows_blocks(out, ids, blocks, format)
+
+    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
+        self._native.rms_norm(out, x, weight, eps)
+
+    def add(self, out: Array, x: Array) -> None:
+        self._native.add(out, x)
+
+    def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
+        self._native.rope_angles(cos, sin, positions, inv_freq, scale)
+
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
+        self._native.rope(x, cos, sin, interleaved)
+
+    def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
+        self._native.write_cache(k_cache, v_cache, k, v, slots)
+
+    def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
+        self._native.copy_blocks(cache, source, target)
+
+    def attention(
+        self,
+        out: Array,
+        q: Array,
+        k_cache: Array,
+        v_cache: Array,
+        block_tables: Array,
+        query_start: Array,
+        context_lens: Array,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        self._native.attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, scale, window)
+
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+        self._native.gated_activation(out, gate, up, kind)
+
+    def take_rows(self, out: Array, x: Array, rows: Array) -> None:
+        self._native.take_rows(out, x, rows)
+
+    def apply_edits(self, logits: Array, rows: Array, ids: Array, penalties: Array, biases: Array) -> None:
+        self._native.apply_edits(logits, rows, ids, penalties, biases)
+
+    def log_softmax(self, out: Array, logits: Array) -> None:
+        self._native.log_softmax(out, logits)
+
+    def sample(
+        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+    ) -> None:
+        self._native.sample(tokens, logits, temperature, top_k, top_p, min_p, uniform)
+
+
+def _aligned(make: Any, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """An array of `make` (numpy.empty or zeros) that starts on a cache line, or on a page where it is large."""
+    kind = _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    nbytes = math.prod(shape) * kind.itemsize
+    alignment = _PAGE if nbytes >= 16 * _PAGE else _CACHE_LINE
+    memory: NDArray[np.uint8] = make(nbytes + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + nbytes].view(kind).reshape(shape)
