@@ -22,7 +22,7 @@ _LLAMA: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 12,
     "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-3,
+    "rms_norm_eps": 0.05,
     "tie_word_embeddings": False,
 }
 _QWEN2 = {**_LLAMA, "num_key_value_heads": 3}
@@ -37,7 +37,7 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _LLAMA),
     "llama-biases-tied": (
         "llama",
-        {**_LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+        {**_LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
     ),
     "llama-linear": ("llama", {**_LLAMA, **_rope("linear", factor=3.0)}),
     "llama-llama3": (
@@ -54,16 +54,26 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama-yarn": ("llama", {**_LLAMA, **_rope("yarn", factor=4.0, original_max_position_embeddings=32)}),
+    # Rows of whole blocks of 32, so that they can be quantized.
+    "llama-wide": ("llama", {**_LLAMA, "hidden_size": 96, "intermediate_size": 160, "head_dim": 16}),
     "qwen2": ("qwen2", {**_QWEN2, "tie_word_embeddings": True}),
     "qwen2-windows": (
         "qwen2",
-        {**_QWEN2, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+        {
+            **_QWEN2,
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 1,
+            "hidden_act": "relu",
+        },
     ),
     "qwen2-layer-types": (
         "qwen2",
         {
             **_QWEN2,
             "num_hidden_layers": 5,
+            "hidden_act": "gelu_pytorch_tanh",
             "use_sliding_window": True,
             "sliding_window": 9,
             "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full", "sliding")],
@@ -73,12 +83,13 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {
             **_QWEN2,
+            "hidden_act": "gelu",
             **_rope(
                 "yarn",
                 factor=4.0,
                 original_max_position_embeddings=32,
-                beta_fast=8.0,
-                beta_slow=2.0,
+                beta_fast=2.0,
+                beta_slow=0.3,
                 mscale=1.5,
                 mscale_all_dim=0.7,
                 truncate=False,
@@ -118,10 +129,10 @@ class Tiny:
                     value.copy_(noise * (1.6 / value.shape[1] ** 0.5))
         self.model.save_pretrained(self.path)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
-        """float32 [len(ids), V]."""
+    def logits(self, ids: Sequence[int], model: Any = None) -> NDArray[Any]:
+        """float32 [len(ids), V] of this model, or of a changed copy of it."""
         with self.torch.no_grad():
-            return self.model(self.torch.tensor([list(ids)])).logits[0].float().numpy()
+            return (model or self.model)(self.torch.tensor([list(ids)])).logits[0].float().numpy()
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The next `count` likeliest tokens, each computed from scratch."""

@@ -90,6 +90,7 @@ class Decoder:
         """`parameters`: as `parameter_shapes` names them. Raises UnsupportedModel where they do not fit."""
         check_parameters(spec, {name: tuple(value.shape) for name, value in parameters.items()})
         self.spec = spec
+        self.parameters = parameters
         self.ops = ops
         self._rotaries = _rotaries(spec, ops)
         self._groups = {index: group for group, members in enumerate(cache_groups(spec)) for index in members.layers}

@@ -1,0 +1,147 @@
+"""Every field of the spec matters: change one, and logits move or construction refuses.
+
+A field without a case here, or without a reason to have none, fails `test_every_field_has_a_case`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.models.harness import Rig, make
+from tests.models.tiny import TinyModels, tokens
+from tramontane.errors import UnsupportedModel
+from tramontane.loading.build import load_model
+from tramontane.models.decoder import Decoder
+from tramontane.models.spec import CacheGroup, LayerSpec, ModelSpec, RopeScaling, RopeSpec, cache_groups
+
+Change = Callable[[ModelSpec], ModelSpec]
+LENGTH = 60
+
+NOT_COMPUTED = {
+    (ModelSpec, "family"): "for people only",
+    (ModelSpec, "context_length"): "a limit that the engine keeps; no position depends on it",
+}
+
+
+def model(**values: Any) -> Change:
+    return lambda spec: replace(spec, **values)
+
+
+def layer(**values: Any) -> Change:
+    """Changes the last layer alone: the least that must be seen."""
+    return lambda spec: replace(spec, layers=(*spec.layers[:-1], replace(spec.layers[-1], **values)))
+
+
+def rope(**values: Any) -> Change:
+    return lambda spec: layer(rope=replace(spec.layers[-1].rope, **values))(spec)
+
+
+def scaling(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].rope.scaling
+        assert current is not None
+        return rope(scaling=replace(current, **values))(spec)
+
+    return change
+
+
+FLIPS: dict[tuple[type, str], list[tuple[str, Change]]] = {
+    (ModelSpec, "hidden_size"): [("llama", model(hidden_size=49))],
+    (ModelSpec, "vocab_size"): [("llama", model(vocab_size=96))],
+    (ModelSpec, "layers"): [("llama", lambda spec: replace(spec, layers=spec.layers[:-1]))],
+    (ModelSpec, "norm_eps"): [("llama", model(norm_eps=1e-5))],
+    (ModelSpec, "tied_embeddings"): [("llama", model(tied_embeddings=True)), ("qwen2", model(tied_embeddings=False))],
+    (LayerSpec, "num_heads"): [("llama", layer(num_heads=3))],
+    (LayerSpec, "num_kv_heads"): [("llama", layer(num_kv_heads=3))],
+    # Equal products keep every shape, so that only the computation can tell.
+    (LayerSpec, "head_dim"): [
+        ("llama", layer(head_dim=6)),
+        ("llama", layer(head_dim=24, num_heads=3, num_kv_heads=1)),
+    ],
+    (LayerSpec, "intermediate_size"): [("llama", layer(intermediate_size=81))],
+    (LayerSpec, "rope"): [("llama", layer(rope=RopeSpec(500.0, 12)))],
+    (LayerSpec, "activation"): [("llama", layer(activation=a)) for a in ("gelu", "gelu_tanh", "relu")],
+    (LayerSpec, "norm_eps"): [("llama", layer(norm_eps=1e-5))],
+    (LayerSpec, "window"): [
+        ("llama", layer(window=40)),
+        ("qwen2-windows", layer(window=10)),
+        ("qwen2-windows", layer(window=None)),
+    ],
+    (LayerSpec, "qkv_bias"): [("llama", layer(qkv_bias=True)), ("qwen2", layer(qkv_bias=False))],
+    (LayerSpec, "output_bias"): [("llama", layer(output_bias=True)), ("llama-biases-tied", layer(output_bias=False))],
+    (LayerSpec, "mlp_bias"): [("llama", layer(mlp_bias=True)), ("llama-biases-tied", layer(mlp_bias=False))],
+    (RopeSpec, "theta"): [("llama", rope(theta=9000.0)), ("llama-yarn", rope(theta=600.0))],
+    (RopeSpec, "dim"): [("llama", rope(dim=10)), ("llama-yarn", rope(dim=10)), ("llama-llama3", rope(dim=8))],
+    (RopeSpec, "interleaved"): [("llama", rope(interleaved=True))],
+    (RopeSpec, "scaling"): [("llama-yarn", rope(scaling=None)), ("llama", rope(scaling=RopeScaling("linear", 2.0)))],
+    (RopeSpec, "factors"): [("llama", rope(factors=(1.0, 1.0, 1.0, 2.0, 3.0, 1.0)))],
+    (RopeScaling, "kind"): [("llama-llama3", scaling(kind=kind)) for kind in ("linear", "yarn")],
+    (RopeScaling, "factor"): [(f"llama-{kind}", scaling(factor=5.0)) for kind in ("linear", "llama3", "yarn")],
+    (RopeScaling, "original_context_length"): [
+        (f"llama-{kind}", scaling(original_context_length=90)) for kind in ("llama3", "yarn")
+    ],
+    (RopeScaling, "low_freq_factor"): [("llama-llama3", scaling(low_freq_factor=0.5))],
+    (RopeScaling, "high_freq_factor"): [("llama-llama3", scaling(high_freq_factor=6.0))],
+    (RopeScaling, "beta_fast"): [("qwen2-yarn", scaling(beta_fast=1.0))],
+    (RopeScaling, "beta_slow"): [("qwen2-yarn", scaling(beta_slow=0.6))],
+    (RopeScaling, "attention_factor"): [
+        ("llama-yarn", scaling(attention_factor=1.2)),
+        ("qwen2-yarn", scaling(attention_factor=None)),
+    ],
+    (RopeScaling, "truncate"): [("qwen2-yarn", scaling(truncate=True)), ("llama-yarn", scaling(truncate=False))],
+}
+
+CASES = [
+    pytest.param(base, change, id=f"{owner.__name__}.{field}-{base}-{number}")
+    for (owner, field), changes in FLIPS.items()
+    for number, (base, change) in enumerate(changes)
+]
+
+
+def test_every_field_has_a_case() -> None:
+    owners = (ModelSpec, LayerSpec, RopeSpec, RopeScaling)
+    assert {(owner, field.name) for owner in owners for field in fields(owner)} == FLIPS.keys() | NOT_COMPUTED.keys()
+
+
+@pytest.mark.parametrize(("base", "change"), CASES)
+def test_a_changed_field_shows(base: str, change: Change, tiny_models: TinyModels) -> None:
+    ids = tokens(LENGTH)
+    loaded = load_model(tiny_models.get(base).path, make("reference"))
+    changed = change(loaded.spec)
+    assert changed != loaded.spec
+    expected = Rig(loaded.decoder).run(ids)
+    try:
+        decoder = Decoder(changed, loaded.decoder.parameters, loaded.ops)
+    except UnsupportedModel:
+        return
+    assert np.abs(Rig(decoder).run(ids) - expected).max() > 2e-3, "ten times what parity allows"
+
+
+@pytest.mark.parametrize(("owner", "field"), NOT_COMPUTED)
+def test_what_is_not_computed_does_not_show(owner: type, field: str, tiny_models: TinyModels) -> None:
+    ids = tokens(20)
+    loaded = load_model(tiny_models.get("llama").path, make("reference"))
+    value = getattr(loaded.spec, field)
+    changed = replace(loaded.spec, **{field: value * 2})
+    decoder = Decoder(changed, loaded.decoder.parameters, loaded.ops)
+    assert np.array_equal(Rig(decoder).run(ids), Rig(loaded.decoder).run(ids))
+
+
+def test_cache_groups_cover_each_layer_once_in_groups_of_one_window() -> None:
+    base = LayerSpec(2, 1, 4, 8, RopeSpec(1e4, 4))
+    windows = [8, None, 8, 8, None, 16, 8]
+    spec = ModelSpec("any", 8, 10, 32, tuple(replace(base, window=w) for w in windows), 1e-5)
+    groups = cache_groups(spec)
+    assert sorted(index for group in groups for index in group.layers) == list(range(7))
+    assert all({windows[index] for index in group.layers} == {group.window} for group in groups)
+    assert max(len(group.layers) for group in groups) == 1  # the smallest kind, window 16, has one layer
+    assert cache_groups(replace(spec, layers=spec.layers[:5])) == (
+        CacheGroup(8, (0, 2)),
+        CacheGroup(8, (3,)),
+        CacheGroup(None, (1, 4)),
+    )
