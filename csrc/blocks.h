@@ -142,10 +142,10 @@ struct Blocks<Format::Q4_K> {
     // half d, half dmin, eight 6-bit scales and minima in 12 bytes, 128 bytes of codes: q * (d * scale) - dmin * minimum
     static constexpr int ELEMENTS = 256, BYTES = 144;
     struct Header {
-        float d[8], m[8];
+        float scales[16];  // eight of codes, then eight constants
     };
     static Header header(const uint8_t* block) {
-        const float d = half_to_float(load_u16(block)), dmin = half_to_float(load_u16(block + 2));
+        const Vec d = broadcast_half(block), m = broadcast(-0.0f) - broadcast_half(block + 2);
         const uint32_t a = load_u32(block + 4), b = load_u32(block + 8), c = load_u32(block + 12);
         const uint32_t packed[4] = {
             a & 0x3F3F3F3F,
@@ -156,15 +156,13 @@ struct Blocks<Format::Q4_K> {
         int8_t bytes[16];
         memcpy(bytes, packed, 16);
         Header h;
-        for (int i = 0; i < 8; i++) {
-            h.d[i] = d * float(bytes[i]);
-            h.m[i] = -(dmin * float(bytes[8 + i]));
-        }
+        for (int i = 0; i < 16; i += LANES)
+            store(h.scales + i, load_i8(bytes + i) * select_lanes(0, i < 8 ? 8 : 0, d, m));
         return h;
     }
     static void part(const uint8_t* block, const Header& h, int j, Vec* w) {
         const uint8_t* codes = block + 16 + j / 2 * 32;
-        const Levels l = levels(0, broadcast(h.d[j]), broadcast(h.m[j]));
+        const Levels l = levels(0, broadcast(h.scales[j]), broadcast(h.scales[8 + j]));
         if (j % 2 == 0) {
             decode16<0>(codes, l, w);
             decode16<0>(codes + 16, l, w + VECS / 2);
@@ -180,13 +178,13 @@ struct Blocks<Format::Q6_K> {
     // 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales, half d: (q - 32) * (d * scale), scales of 16
     static constexpr int ELEMENTS = 256, BYTES = 210;
     struct Header {
-        float d[16];
+        float scales[16];
     };
     static Header header(const uint8_t* block) {
-        const float d = half_to_float(load_u16(block + 208));
+        const Vec d = broadcast_half(block + 208);
         const int8_t* scales = reinterpret_cast<const int8_t*>(block) + 192;
         Header h;
-        for (int i = 0; i < 16; i++) h.d[i] = d * float(scales[i]);
+        for (int i = 0; i < 16; i += LANES) store(h.scales + i, load_i8(scales + i) * d);
         return h;
     }
     static void part(const uint8_t* block, const Header& h, int j, Vec* w) {
@@ -204,7 +202,7 @@ struct Blocks<Format::Q6_K> {
 #else
         for (int i = 0; i < 32; i++) q[i] = int8_t(((low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4) - 32);
 #endif
-        for (int i = 0; i < VECS; i++) w[i] = load_i8(q + i * LANES) * broadcast(h.d[j * 2 + i * LANES / 16]);
+        for (int i = 0; i < VECS; i++) w[i] = load_i8(q + i * LANES) * broadcast(h.scales[j * 2 + i * LANES / 16]);
     }
 };
 

@@ -255,6 +255,15 @@ inline Vec round(Vec a) {  // adding 1.5 * 2^23 leaves no bits for a fraction
 
 #endif
 
+// Asks for the cache line of p, which need not be a valid address.
+inline void prefetch(const void* p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p);
+#else
+    (void)p;
+#endif
+}
+
 inline Vec zero() { return broadcast(0.0f); }
 
 // e^x to about one unit in the last place: x = n ln 2 + r, and e^r by its series, |r| <= ln 2 / 2.
