@@ -165,15 +165,15 @@ def _preparer(shared: SharedModel, sampling: SamplingParams, chat_template: str 
     )
     return Preparer(
         tokenizer,
-        None if source is None else ChatTemplate(source, special_tokens=_special_tokens(shared)),
+        None if source is None else _template(source, shared),
         vocab_size=shared.loaded.spec.vocab_size,
         eos_ids=tokenizer.eos_ids | ends,
         defaults=sampling.over(defaults),
     )
 
 
-def _special_tokens(shared: SharedModel) -> dict[str, str]:
-    """The texts of the named tokens (`bos_token`, ...), as templates know them."""
+def _template(source: str, shared: SharedModel) -> ChatTemplate:
+    """The template, told the texts of the model's named tokens."""
     checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
     named: dict[str, str] = {}
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
@@ -184,7 +184,8 @@ def _special_tokens(shared: SharedModel) -> dict[str, str]:
             named[name] = text
         elif checkpoint.kind == "gguf" and id_ is not None:
             named[name] = tokenizer.token_text(int(id_))
-    return named
+    bos, eos = named.pop("bos_token", None), named.pop("eos_token", None)
+    return ChatTemplate(source, bos_token=bos, eos_token=eos, special_tokens=named)
 
 
 def _engine(shared: SharedModel, config: EngineConfig, context_length: int) -> tuple[Engine, LocalExecutor, int]:
