@@ -28,7 +28,7 @@ from tramontane.engine.scheduler import Scheduler
 from tramontane.errors import EngineClosed, InvalidRequest
 from tramontane.kernels.device import resolve_device
 from tramontane.loading.build import LoadedModel
-from tramontane.loading.memory import resolve_num_blocks
+from tramontane.loading.memory import resolve_num_blocks, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.models.spec import cache_groups
 from tramontane.text.template import ChatTemplate, select_template
@@ -193,7 +193,10 @@ def _engine(shared: SharedModel, config: EngineConfig, context_length: int) -> t
     loaded = shared.loaded
     spec, ops = loaded.spec, loaded.ops
     cache_dtype = loaded.cache_dtype(config.cache.dtype)
-    free = platform.available_memory()
+    free = ops.free_memory()
+    if free is None:
+        free = platform.available_memory()
+    free = max(0, free - workspace_bytes(spec, config.scheduler.max_num_batched_tokens))
     blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
     cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype)
     groups = cache_groups(spec)

@@ -73,6 +73,10 @@ class Ops(Protocol):
         """Wait until everything asked for has been computed."""
         ...
 
+    def free_memory(self) -> int | None:
+        """Bytes that are free in the device's own memory; None where it uses the host's."""
+        ...
+
     def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
         """out[T,N] = x[T,K] @ weight[N,K].T (+ bias[N]); weight float32, float16 or bfloat16, the rest float32."""
         ...

@@ -82,6 +82,9 @@ class CpuOps:
     def synchronize(self) -> None:
         """Nothing to wait for: an op returns when it has computed."""
 
+    def free_memory(self) -> int | None:
+        return None
+
     def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
         self._native.matmul(out, x, weight, bias)
 

@@ -62,3 +62,17 @@ def _torch_may_have_gpu() -> bool:
         return not importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:
         return True
+
+
+def available_devices() -> list[str]:
+    """The devices that this machine and installation have: cpu, then cuda:0, cuda:1, ..., or metal."""
+    devices = ["cpu"]
+    if _torch_may_have_gpu():
+        candidates = ["metal"] if sys.platform == "darwin" else [f"cuda:{i}" for i in range(64)]
+        for name in candidates:
+            try:
+                for_device(name, kernels="torch")
+            except (DeviceNotAvailable, MissingExtra):
+                break
+            devices.append(name)
+    return devices

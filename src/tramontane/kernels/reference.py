@@ -262,6 +262,9 @@ class ReferenceOps:
     def synchronize(self) -> None:
         """Nothing to wait for: numpy computes at once."""
 
+    def free_memory(self) -> int | None:
+        return None
+
     def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
         check(
             "matmul",

@@ -193,6 +193,9 @@ class TorchOps:
         elif self._device.type == "mps":
             torch.mps.synchronize()
 
+    def free_memory(self) -> int | None:
+        return int(torch.cuda.mem_get_info(self._device)[0]) if self._device.type == "cuda" else None
+
     def matmul(self, out: Array, x: Array, weight: Array, bias: Array | None = None) -> None:
         check(
             "matmul",
