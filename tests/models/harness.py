@@ -56,7 +56,9 @@ class Rig:
 
     def step(self, *work: tuple[Sequence_, Sequence[int]]) -> list[NDArray[Any]]:
         """Feed each sequence its next tokens, all in one batch; logits [n, V] of all fed positions, a sequence each."""
-        tokens, positions, lens, starts = [], [], [], [0]
+        tokens: list[int] = []
+        positions: list[int] = []
+        lens, starts = [], [0]
         slots: list[list[int]] = [[] for _ in self.groups]
         for sequence, fed in work:
             begin = len(sequence.tokens)
@@ -76,8 +78,15 @@ class Rig:
             GroupContext(self._ints(group_slots), self._table([s.tables[group] for s, _ in work]))
             for group, group_slots in enumerate(slots)
         )
-        arrays = (self._ints(values) for values in (tokens, positions, starts, lens))
-        batch = BatchContext(len(tokens), len(work), *arrays, groups)
+        batch = BatchContext(
+            num_tokens=len(tokens),
+            num_seqs=len(work),
+            tokens=self._ints(tokens),
+            positions=self._ints(positions),
+            query_start=self._ints(starts),
+            context_lens=self._ints(lens),
+            groups=groups,
+        )
         hidden = self.decoder.forward(batch, self.cache, self.workspace)
         logits = self.decoder.logits(hidden, self._ints(range(len(tokens))), self.workspace)
         self.ops.synchronize()

@@ -132,7 +132,9 @@ class Tiny:
     def logits(self, ids: Sequence[int], model: Any = None) -> NDArray[Any]:
         """float32 [len(ids), V] of this model, or of a changed copy of it."""
         with self.torch.no_grad():
-            return (model or self.model)(self.torch.tensor([list(ids)])).logits[0].float().numpy()
+            logits = (model or self.model)(self.torch.tensor([list(ids)])).logits[0]
+        values: NDArray[Any] = logits.float().numpy()
+        return values
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The next `count` likeliest tokens, each computed from scratch."""

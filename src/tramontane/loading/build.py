@@ -21,7 +21,7 @@ from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.kernels import Ops
 from tramontane.loading import memory
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
-from tramontane.models.decoder import Decoder, Parameter, check_parameters, parameter_shapes
+from tramontane.models.decoder import Decoder, Parameter, check_parameters
 from tramontane.models.spec import ModelSpec
 from tramontane.weights import FORMATS, make_weight
 
@@ -64,17 +64,27 @@ def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture:
     if dtype != "auto" and dtype not in memory.ITEMSIZE:
         raise InvalidRequest("dtype", f"{dtype!r} is not a dtype", f"Use auto, {', '.join(memory.ITEMSIZE)}.")
     checkpoint = open_checkpoint(path)
-    spec = checkpoint.spec(architecture)
+    spec = checked_spec(checkpoint, architecture)
     tensors = checkpoint.parameters
-    check_parameters(spec, {name: checkpoint.tensors[tensor].shape for name, tensor in tensors.items()})
-    _check_formats(checkpoint)
     formats = memory.stored_formats(checkpoint, dtype)
-    needed = memory.weight_bytes(spec, formats)
+    needed = memory.weight_bytes(checkpoint, formats)
     if ops.device == "cpu":
         memory.check_weights_fit(needed, platform.available_memory())
     parameters = {name: _parameter(ops, checkpoint, tensor, formats.get(name)) for name, tensor in tensors.items()}
     decoder = Decoder(spec, parameters, ops)
-    return LoadedModel(spec, decoder, ops, checkpoint, needed, _dense_dtype(spec, formats), formats)
+    return LoadedModel(spec, decoder, ops, checkpoint, needed, _dense_dtype(checkpoint, formats), formats)
+
+
+def checked_spec(checkpoint: Checkpoint, architecture: str = "auto") -> ModelSpec:
+    """The checkpoint's spec, after everything was checked that can be without reading weights.
+
+    Raises CorruptCheckpoint or UnsupportedModel: what `load_model` would.
+    """
+    spec = checkpoint.spec(architecture)
+    shapes = {name: checkpoint.tensors[tensor].shape for name, tensor in checkpoint.parameters.items()}
+    check_parameters(spec, shapes)
+    _check_formats(checkpoint)
+    return spec
 
 
 def _parameter(ops: Ops, checkpoint: Checkpoint, tensor: str, format: str | None) -> Parameter:
@@ -126,10 +136,10 @@ def _check_formats(checkpoint: Checkpoint) -> None:
             )
 
 
-def _dense_dtype(spec: ModelSpec, formats: Mapping[str, str]) -> str:
+def _dense_dtype(checkpoint: Checkpoint, formats: Mapping[str, str]) -> str:
     sizes: Counter[str] = Counter()
-    shapes = parameter_shapes(spec)
     for name, format in formats.items():
         if format in memory.DENSE:
-            sizes[memory.DENSE[format]] += FORMATS[format].nbytes(shapes[name])
+            entry = checkpoint.tensors[checkpoint.parameters[name]]
+            sizes[memory.DENSE[format]] += memory.parameter_bytes(entry, format)
     return sizes.most_common(1)[0][0] if sizes else "float32"

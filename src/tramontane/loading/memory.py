@@ -6,15 +6,15 @@ requests will come.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
-from tramontane.loading.checkpoint import Checkpoint
-from tramontane.models.decoder import parameter_shapes, slot_shapes
+from tramontane.loading.checkpoint import Checkpoint, TensorEntry
+from tramontane.models.decoder import slot_shapes
 from tramontane.models.spec import ModelSpec, cache_groups
-from tramontane.weights import FORMATS
 
 ITEMSIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 DENSE: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -56,7 +56,7 @@ def estimate(
     blocks = _blocks_wanted(spec, CacheConfig(block_size=block_size), seats, context_length)
     resolved = resolve_cache_dtype(cache_dtype, stored.values())
     return MemoryEstimate(
-        weights=weight_bytes(spec, stored),
+        weights=weight_bytes(checkpoint, stored),
         cache=blocks * block_bytes(spec, block_size, resolved),
         workspace=workspace_bytes(spec, max_num_batched_tokens),
     )
@@ -73,18 +73,15 @@ def stored_formats(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, str
     return formats
 
 
-def weight_bytes(spec: ModelSpec, formats: Mapping[str, str]) -> int:
-    """Bytes of all parameters; `formats` of the matrices, vectors are float32.
+def weight_bytes(checkpoint: Checkpoint, formats: Mapping[str, str]) -> int:
+    """Bytes of all parameters once loaded; `formats` of the matrices as `stored_formats` gives them."""
+    entries = {name: checkpoint.tensors[tensor] for name, tensor in checkpoint.parameters.items()}
+    return sum(parameter_bytes(entry, formats.get(name, "F32")) for name, entry in entries.items())
 
-    A format this build does not know counts as nothing: loading refuses it.
-    """
-    total = 0
-    for name, shape in parameter_shapes(spec).items():
-        if len(shape) == 1:
-            total += 4 * shape[0]
-        elif formats.get(name) in FORMATS:
-            total += FORMATS[formats[name]].nbytes(shape)
-    return total
+
+def parameter_bytes(entry: TensorEntry, format: str) -> int:
+    """Bytes of one parameter kept in `format`: its own, or a dense one it is converted to."""
+    return entry.nbytes if entry.format == format else math.prod(entry.shape) * ITEMSIZE[DENSE[format]]
 
 
 def resolve_cache_dtype(choice: str, formats: Iterable[str]) -> str:
