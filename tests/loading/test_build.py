@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.loading.checkpoints import hf_tensors, write_folder, write_gguf
 
+from tests.loading.checkpoints import hf_tensors, write_folder, write_gguf
 from tramontane import platform
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, ModelNotFound, OutOfMemory, UnsupportedModel
 from tramontane.kernels.reference import ReferenceOps

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.loading.checkpoints import write_folder
 from tests.models.harness import Rig
-
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
 from tramontane.kernels.reference import ReferenceOps

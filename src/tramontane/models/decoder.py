@@ -92,6 +92,7 @@ class Decoder:
         self.spec = spec
         self.parameters = parameters
         self.ops = ops
+        self._slot_shapes = slot_shapes(spec)
         self._rotaries = _rotaries(spec, ops)
         self._groups = {index: group for group, members in enumerate(cache_groups(spec)) for index in members.layers}
         self._embedding = Embedding(parameters["embedding"])
@@ -128,10 +129,9 @@ class Decoder:
 
     def new_cache(self, num_blocks: int, block_size: int, dtype: str) -> KVCache:
         """A cache for this model; `dtype` float32, float16 or bfloat16."""
-        shapes = slot_shapes(self.spec)
         slots = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
         in_order = [slots[index] for index in range(len(self.spec.layers))]
-        return KVCache(self.ops, in_order, shapes, num_blocks=num_blocks, block_size=block_size, dtype=dtype)
+        return KVCache(self.ops, in_order, self._slot_shapes, num_blocks=num_blocks, block_size=block_size, dtype=dtype)
 
     def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
         """Hidden states after the final norm, float32 [T,H] in the workspace; keys and values go to the cache."""
