@@ -23,7 +23,7 @@ from tests.engine import checkpoints
 from tests.engine.checkpoints import BOS, CONTEXT, END, EOS, VOCAB
 from tramontane.backends import shared
 from tramontane.backends.base import Backend, HasStats, Listening, Tokenizing
-from tramontane.backends.mailbox import Mailbox
+from tramontane.backends.mailbox import Mailbox, wake
 from tramontane.backends.native import NativeBackend
 from tramontane.config import CacheConfig, EngineConfig, SchedulerConfig
 from tramontane.engine.runner import Runner
@@ -246,6 +246,7 @@ def test_order_of_defaults(checkpoint: Path, tmp_path: Path) -> None:
         (ask("x" * 30_000), ContextLengthExceeded, "prompt"),
         (Request(messages=(Message("user", (ImagePart("a.png"),)),)), InvalidRequest, "messages"),
         (Request(messages=(Message("user", (AudioPart("a.wav"),)),)), InvalidRequest, "messages"),
+        (Request(prompt=7), InvalidRequest, "prompt"),  # type: ignore[arg-type]
     ],
 )
 def test_refusals_name_the_field(
@@ -466,7 +467,8 @@ def test_close_ends_open_requests_as_cancelled(checkpoint: Path) -> None:
     opened.close()
     with pytest.raises(EngineClosed):
         chunks(opened, ask())
-    assert opened.stats().cache_bytes == 0
+    stats = opened.stats()
+    assert (stats.cache_bytes, stats.running, stats.blocks_used, stats.requests_cancelled) == (0, 0, 0, 1)
 
 
 # ---- memory, sharing, exit
@@ -553,12 +555,14 @@ def test_a_mailbox_wakes_its_reader_and_survives_its_absence() -> None:
     async def read_twice() -> list[str]:
         task = asyncio.create_task(box.read())
         await asyncio.sleep(0)
-        assert box.put(Chunk("r", text="a"))
+        reader = box.put(Chunk("r", text="a"))
+        assert reader is not None
+        assert wake([reader]) == set()
         first = await task
         abandoned = asyncio.create_task(box.read())
         await asyncio.sleep(0)
         abandoned.cancel()
-        box.put(Chunk("r", text="b"))
+        wake([box.put(Chunk("r", text="b")) or reader])
         box.put(Chunk("r", index=1, text="c"))
         box.put(Chunk("r", text="d", finish_reason="stop"))
         return [chunk.text for chunk in (*first, *await box.read())]

@@ -133,7 +133,9 @@ def test_custom_processors_see_the_edited_row_and_decide() -> None:
     assert results[0] == TokenInfo(results[0].token_id)
 
 
-@pytest.mark.parametrize("result", [np.zeros(3), "words", None])
+@pytest.mark.parametrize(
+    "result", [np.zeros(3), "words", None, np.full(VOCAB, np.nan), np.full(VOCAB, -np.inf), np.zeros(VOCAB, bool)]
+)
 def test_a_processor_that_breaks_its_contract_is_named(result: Any) -> None:
     with pytest.raises(InvalidRequest, match="logits_processors"):
         sampler().sample(row(), [draw(logits_processors=(lambda prompt, output, logits: result,))], [0])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tramontane.backends.answer import Answer
-from tramontane.backends.mailbox import Mailbox
+from tramontane.backends.mailbox import Mailbox, Reader, wake
 from tramontane.backends.prepare import Prepared
 from tramontane.engine.engine import Engine
 from tramontane.engine.executor import Executor
@@ -64,6 +64,7 @@ class EngineLoop:
         self._engine, self._executor, self._tokenizer = engine, executor, tokenizer
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._open: dict[str, _Open] = {}
+        self._waiting: list[tuple[str, Mailbox, Reader]] = []  # for what has been put since the last `_wake`
         self._lock = threading.RLock()  # the garbage collector may call `stop` wherever it runs
         self._closed: EngineClosed | None = None
         self._stats = engine.stats()
@@ -115,18 +116,18 @@ class EngineLoop:
 
     def _run(self) -> None:
         closed = EngineClosed("The engine was closed.", "Load the model again.")
-        reason: FinishReason = "cancelled"
-        cause: Exception | None = None
         try:
             while self._take_commands():
                 self._step()
+            for request_id, open_ in list(self._open.items()):
+                self._cancel(request_id, open_.mailbox)
+            self._stats = self._engine.stats()
         except Exception as error:
             log.exception("the engine failed and is closed")
             closed = EngineClosed(f"The engine failed: {error!r}.", "Load the model again.")
             closed.__cause__ = error
-            reason, cause = "error", closed
         finally:
-            self._shut(closed, reason, cause)
+            self._shut(closed)
 
     def _take_commands(self) -> bool:
         """Run what is queued, waiting for it while there is nothing else to do; False when told to stop."""
@@ -136,25 +137,29 @@ class EngineLoop:
                 if command is None:
                     return False
                 command()
+                del command  # it may be long until the next one
+                self._wake()
                 self._stats = self._engine.stats()
         except queue.Empty:
             return True
 
-    def _shut(self, closed: EngineClosed, reason: FinishReason, cause: Exception | None) -> None:
+    def _shut(self, closed: EngineClosed) -> None:
+        """Refuse all that comes; what is still open, the engine can no longer end."""
         with self._lock:
             self._closed = closed
-        for open_ in list(self._open.values()):
-            self._end(open_, reason, cause)
+        for open_ in self._open.values():
+            self._end(open_, "error", closed)
         self._open.clear()
         while not self._commands.empty():
             command = self._commands.get()
             if command is not None:
                 command()  # finds the loop closed
+        self._wake()
         self._executor.close()
 
     def _add(self, prepared: Prepared, mailbox: Mailbox) -> None:
         if self._closed is not None:
-            mailbox.refuse(EngineClosed(*self._closed.args))
+            self._refuse(mailbox, EngineClosed(*self._closed.args))
             return
         guards = tuple(_Guard(processor) for processor in prepared.request.params.logits_processors or ())
         request = replace(prepared.request, params=replace(prepared.request.params, logits_processors=guards))
@@ -165,7 +170,7 @@ class EngineLoop:
             }
             self._engine.add(request)
         except Exception as error:
-            mailbox.refuse(_public(error, "The request was not accepted"))
+            self._refuse(mailbox, _public(error, "The request was not accepted"))
             return
         self._open[request.id] = _Open(mailbox, answers, guards)
 
@@ -185,6 +190,7 @@ class EngineLoop:
             open_ = self._open.get(event.request_id)
             if open_ is not None:  # else its reader has gone, or its processor failed
                 self._deliver(event, open_)
+        self._wake()
         self._stats = self._engine.stats()
 
     def _fail_guarded(self) -> None:
@@ -206,13 +212,31 @@ class EngineLoop:
                 self._engine.finish(event.request_id, event.index, chunk.stop_reason)
         if not open_.answers:
             del self._open[event.request_id]
-        if not open_.mailbox.put(chunk) and open_.answers:
-            self._cancel(event.request_id, open_.mailbox)
+        self._put(event.request_id, open_.mailbox, chunk)
 
     def _end(self, open_: _Open, reason: FinishReason, error: Exception | None = None) -> None:
         for answer in open_.answers.values():
-            open_.mailbox.put(answer.end(reason, error))
+            chunk = answer.end(reason, error)
+            self._put(chunk.request_id, open_.mailbox, chunk)
         open_.answers.clear()
+
+    def _put(self, request_id: str, mailbox: Mailbox, chunk: Chunk) -> None:
+        reader = mailbox.put(chunk)
+        if reader is not None:
+            self._waiting.append((request_id, mailbox, reader))
+
+    def _refuse(self, mailbox: Mailbox, error: Exception) -> None:
+        reader = mailbox.refuse(error)
+        if reader is not None:
+            wake([reader])
+
+    def _wake(self) -> None:
+        """Wake the readers of all that has been put; what nobody can read any more is cancelled."""
+        waiting, self._waiting = self._waiting, []
+        closed = wake(reader for _, _, reader in waiting)
+        for request_id, mailbox, reader in waiting:
+            if reader.loop in closed:
+                self._cancel(request_id, mailbox)
 
 
 def _chunk(answer: Answer, event: Event) -> Chunk:

@@ -7,42 +7,65 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from tramontane.types import Chunk
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Who waits for a mailbox to fill."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None]
+
+
+def wake(readers: Iterable[Reader]) -> set[asyncio.AbstractEventLoop]:
+    """Let readers go on, with one call a loop: each call writes to a socket. Returns the loops found closed, whose
+    readers will never read again."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for reader in readers:
+        by_loop.setdefault(reader.loop, []).append(reader.future)
+    closed = set()
+    for loop, futures in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_set, futures)
+        except RuntimeError:  # how asyncio says that the loop is closed
+            closed.add(loop)
+    return closed
+
+
+def _set(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():  # the reader may have been cancelled meanwhile
+            future.set_result(None)
+
+
 class Mailbox:
-    """One writer on any thread, one reader on one event loop at a time. Writing never waits for the reader."""
+    """One writer on any thread, one reader on one event loop at a time. Writing never waits for the reader; what
+    `put` and `refuse` return is to be given to `wake`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._chunks: list[Chunk] = []
         self._refusal: Exception | None = None
-        self._waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._reader: Reader | None = None
 
-    def put(self, chunk: Chunk) -> bool:
-        """Leave a chunk; False where nobody can read it any more, because the reader's event loop is closed."""
+    def put(self, chunk: Chunk) -> Reader | None:
+        """Leave a chunk; returns the reader, if it waits."""
         with self._lock:
             self._chunks.append(chunk)
-            return self._wake()
+            reader, self._reader = self._reader, None
+            return reader
 
-    def refuse(self, error: Exception) -> None:
-        """Instead of any chunk: the error that the reader meets."""
+    def refuse(self, error: Exception) -> Reader | None:
+        """Instead of any chunk: the error that the reader meets. Returns the reader, if it waits."""
         with self._lock:
             self._refusal = error
-            self._wake()
-
-    def _wake(self) -> bool:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            loop, future = waiting
-            try:
-                loop.call_soon_threadsafe(_set, future)
-            except RuntimeError:  # how asyncio says that the loop is closed
-                return False
-        return True
+            reader, self._reader = self._reader, None
+            return reader
 
     async def read(self) -> list[Chunk]:
         """What has come since the last call, at least one chunk, at most one a choice: a late reader gets more text
@@ -56,13 +79,8 @@ class Mailbox:
                     return coalesce(chunks)
                 loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = loop.create_future()
-                self._waiting = (loop, future)
+                self._reader = Reader(loop, future)
             await future
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():  # the reader may have been cancelled meanwhile
-        future.set_result(None)
 
 
 def coalesce(chunks: Sequence[Chunk]) -> list[Chunk]:

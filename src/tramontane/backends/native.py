@@ -90,8 +90,8 @@ class NativeBackend:
 
     async def _prepare(self, request: Request) -> Prepared:
         self._require_open()
-        texts = [request.prompt or "", *(message.text for message in request.messages or ())]
-        if sum(map(len, texts)) < _LONG_PROMPT:
+        contents = [request.prompt, *(message.content for message in request.messages or ())]
+        if sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT:
             return self._preparer.prepare(request)
         return await asyncio.to_thread(self._preparer.prepare, request)
 
@@ -112,7 +112,8 @@ class NativeBackend:
 
     def close(self) -> None:
         """End every open request as cancelled, stop the thread, free the cache and (with its last user) the model."""
-        self._finalizer()
+        if self._finalizer.detach() and os.getpid() == self._pid:
+            self._loop.stop()
         self._shared = None
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

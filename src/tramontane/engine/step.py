@@ -57,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """A token with its natural-log probability before processors, its rank (1: likeliest) and alternatives (id, logprob)."""
+    """A token, its natural-log probability before processors, its rank (1: likeliest), alternatives (id, logprob)."""
 
     token_id: int
     logprob: float | None = None
