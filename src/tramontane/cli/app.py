@@ -8,17 +8,44 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tramontane import __version__
 from tramontane.cli import bench, doctor, evaluate, inspect, run
 from tramontane.errors import InvalidRequest, TramontaneError
 
+
+class _Commands(TyperGroup):
+    """Runs a command so that every failure is one line on standard error, and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        _log_plainly()
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # so that a full disk is found out while it can be told
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise typer.Exit(1) from None  # the reader has gone: there is nobody to tell
+        except (TramontaneError, OSError, MemoryError) as error:
+            _fail(_described(error), error)
+            raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None
+        except Exception as error:
+            if type(error).__module__.split(".")[0] in ("click", "typer"):
+                raise  # usage errors and exits are theirs to show
+            known = f"unexpected {type(error).__name__}: {error}. This is a bug in Tramontane; "
+            _fail(known + "set TRAMONTANE_DEBUG=1 to see where.", error)
+            raise typer.Exit(1) from None
+        return result
+
+
 app = typer.Typer(
     name="tramontane",
     help="Run open language models fast on the machine at hand.",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,32 +76,51 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """The console script. No traceback reaches a user unless TRAMONTANE_DEBUG is set."""
+    # A stream that was closed before we came is None in Python.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still shows the rest
     try:
-        app()
-    except TramontaneError as error:
-        _fail(str(error), error)
-        sys.exit(2 if isinstance(error, InvalidRequest) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader has gone: say nothing, and keep the interpreter from flushing into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", error)
-        sys.exit(1)
-    except Exception as error:
-        _fail(
-            f"unexpected {type(error).__name__}: {error}. This is a bug in Tramontane; "
-            "set TRAMONTANE_DEBUG=1 to see where.",
-            error,
-        )
-        sys.exit(1)
+        app(prog_name="tramontane")
+    finally:
+        _flush()
 
 
-def _fail(message: str, error: Exception) -> None:
+def _flush() -> None:
+    """Write out what is left, and keep the interpreter from complaining again at its end if that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _log_plainly() -> None:
+    import logging
+
+    from tramontane.cli.terminal import Complaints
+
+    logger = logging.getLogger("tramontane")
+    if not any(isinstance(handler, Complaints) for handler in logger.handlers):
+        logger.addHandler(Complaints(logging.WARNING))
+        logger.propagate = False
+
+
+def _described(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {error}' if str(error) else ''}. Use a smaller context, batch or model."
+    if isinstance(error, OSError) and not isinstance(error, TramontaneError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    return str(error)
+
+
+def _fail(message: str, error: BaseException) -> None:
     if os.environ.get("TRAMONTANE_DEBUG"):
-        raise error
-    from tramontane.cli.terminal import RED, style
+        import traceback
 
-    print(f"{style('error:', RED, sys.stderr)} {message}", file=sys.stderr)
+        traceback.print_exception(error)
+    from tramontane.cli.terminal import complain
+
+    complain("error", message)

@@ -5,21 +5,19 @@ Owns the workloads, their timing and the report. Must not know: the engine.
 
 from __future__ import annotations
 
-import json
-import random
-import statistics
-import threading
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import Device, Model, Settings, Threads, open_llm
+from tramontane.cli.options import AsJson, Device, Model, Settings, Threads, open_llm
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
 
-_WORDS = "time year people way day man thing woman life child world school state family student group country".split()
+_WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
+_FIRST = 128
+"""Tokens of the prompt before which the time to first token is taken."""
 
 
 def bench(
@@ -28,30 +26,41 @@ def bench(
     generate: Annotated[int, typer.Option(min=2, help="Tokens that each sequence generates.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch run.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    as_json: AsJson = False,
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
 ) -> None:
     """Measure prefill, decode, batch and time to first token. The last line is the report as JSON."""
+    from tramontane.cli.terminal import one_line, print_json
+
     # A cached prefix would answer for the prefill: leave the cache out.
     with open_llm(model, device, threads, option, prefix_caching=False) as llm:
         report = measure(llm, prompt=prompt, generate=generate, batch=batch, rounds=rounds)
-    for name, value in report.items():
-        print(f"{name:<28}{value:>14.1f}" if isinstance(value, float) else f"{name:<28}{value!s:>14}")
-    print(json.dumps(report))
+    if not as_json:
+        for name, value in report.items():
+            shown = f"{value:.3f}" if isinstance(value, float) else one_line(str(value))
+            print(f"{name:<28}{shown:>14}")
+    print_json(report)
 
 
 def measure(llm: LLM, *, prompt: int = 512, generate: int = 64, batch: int = 16, rounds: int = 3) -> dict[str, Any]:
-    """Medians over rounds: speeds in tokens a second, times in milliseconds, bandwidth in GB/s."""
-    _timed(llm, _ids(llm, 32, 0), 4)  # the first request touches memory and builds the workspace
+    """Medians over rounds: speeds in tokens a second, times in milliseconds, bandwidth in GB/s.
+
+    The share of bandwidth takes each decoded token to read every weight once. Batch counts the generated tokens of
+    all sequences over the time of the whole call, their prefill of 32 tokens included.
+    """
+    import statistics
+
+    _timed(llm, _ids(llm, 32, "warm-up"), 4)  # the first request touches memory and builds the workspace
     rows: dict[str, list[float]] = {"prefill": [], "decode": [], "batch": [], "ttft": []}
     for turn in range(rounds):
-        first, _ = _timed(llm, _ids(llm, prompt, turn), 1)
+        first, _ = _timed(llm, _ids(llm, prompt, f"prefill {turn}"), 2)
         rows["prefill"].append(prompt / first)
-        first, rest = _timed(llm, _ids(llm, 128, turn), generate)
+        first, rate = _timed(llm, _ids(llm, _FIRST, f"decode {turn}"), generate)
         rows["ttft"].append(first * 1000)
-        rows["decode"].append((generate - 1) / rest)
-        rows["batch"].append(_batch(llm, [_ids(llm, 32, 1000 * turn + i) for i in range(batch)], generate))
+        rows["decode"].append(rate)
+        rows["batch"].append(_batch(llm, [_ids(llm, 32, f"batch {turn} {i}") for i in range(batch)], generate))
     stats = llm.stats()
     medians = {name: statistics.median(values) for name, values in rows.items()}
     bandwidth = memory_bandwidth()
@@ -65,7 +74,7 @@ def measure(llm: LLM, *, prompt: int = 512, generate: int = 64, batch: int = 16,
         "prefill_tokens_per_s": medians["prefill"],
         "decode_tokens_per_s": medians["decode"],
         "batch_tokens_per_s": medians["batch"],
-        "ttft_128_ms": medians["ttft"],
+        f"ttft_{_FIRST}_ms": medians["ttft"],
         "weight_gb": stats.weight_bytes / 1e9,
         "memory_gb_per_s": bandwidth,
         "decode_gb_per_s": read,
@@ -74,13 +83,18 @@ def measure(llm: LLM, *, prompt: int = 512, generate: int = 64, batch: int = 16,
 
 
 def memory_bandwidth(nbytes: int = 1 << 29, rounds: int = 3) -> float:
-    """GB/s of reading memory with every core that this process may use, the best of some rounds."""
+    """GB/s of reading memory with every core that this process may use, the best of some rounds.
+
+    Reads `nbytes`, or a quarter of the free memory where that is less.
+    """
+    import threading
+
     import numpy as np
 
-    from tramontane.platform import cpu_count
+    from tramontane.platform import available_memory, cpu_count
 
     workers = cpu_count()
-    data = np.ones((workers, nbytes // workers // 4), np.float32)
+    data = np.ones((workers, min(nbytes, available_memory() // 4) // workers // 4), np.float32)
 
     def read(i: int) -> None:
         np.dot(data[i], data[i])  # releases the interpreter lock and is bound by memory
@@ -97,9 +111,11 @@ def memory_bandwidth(nbytes: int = 1 << 29, rounds: int = 3) -> float:
     return data.nbytes / best / 1e9
 
 
-def _ids(llm: LLM, count: int, seed: int) -> list[int]:
-    words = random.Random(seed).choices(_WORDS, k=count)
-    return llm.tokenize(" ".join(words))[:count]
+def _ids(llm: LLM, count: int, seed: str) -> list[int]:
+    """A prompt of `count` tokens, different for every seed."""
+    import random
+
+    return llm.tokenize(" ".join(random.Random(seed).choices(_WORDS, k=count)))[:count]
 
 
 def _params(generate: int) -> dict[str, Any]:
@@ -107,12 +123,14 @@ def _params(generate: int) -> dict[str, Any]:
 
 
 def _timed(llm: LLM, ids: list[int], generate: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last."""
-    began, first = time.perf_counter(), 0.0
+    """Seconds to the first token, and tokens a second from there to the last."""
+    began, first, first_tokens, tokens = time.perf_counter(), 0.0, 0, 0
     for chunk in llm.stream(ids, **_params(generate)):
-        if not first and chunk.token_ids:
-            first = time.perf_counter() - began
-    return first, time.perf_counter() - began - first
+        tokens += len(chunk.token_ids)
+        if tokens and not first_tokens:
+            first, first_tokens = time.perf_counter() - began, tokens
+    rest = time.perf_counter() - began - first
+    return first, (tokens - first_tokens) / rest
 
 
 def _batch(llm: LLM, prompts: list[list[int]], generate: int) -> float:

@@ -7,30 +7,45 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tramontane.cli.terminal import BOLD, DIM, AnswerWriter, style
+from tramontane.cli.terminal import DIM, AnswerWriter, complain, one_line, style
 from tramontane.errors import ContextLengthExceeded, TramontaneError
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
-    from tramontane.types import SamplingParams
+    from tramontane.types import FinishReason, SamplingParams, Usage
 
 HELP = """\
 /help            this text
 /system [TEXT]   set the system message and start anew; without TEXT, show it
 /reset           forget the conversation
 /stats           tokens, speed and cache
-/save FILE       write the conversation as JSON
+/save FILE       write the conversation as JSON; an existing file is left alone
 /exit            leave (or Ctrl-D)
 Ctrl-C stops an answer."""
+
+
+@dataclass
+class _Answer:
+    """What one answer came to, and how long it took. Seconds count from the question."""
+
+    text: str = ""
+    tokens: int = 0
+    reason: FinishReason | None = None
+    usage: Usage | None = None
+    first_seconds: float = 0.0
+    """Until the first tokens came, of which there were `first_tokens`."""
+    first_tokens: int = 0
+    seconds: float = 0.0
 
 
 class Chat:
     """A conversation: messages so far, and what to do with a line that was typed.
 
-    A model without a chat template continues the text instead: each line is completed on its own.
+    A model without a chat template completes each line on its own: then nothing is sent but the line.
     """
 
     def __init__(self, llm: LLM, params: SamplingParams, *, system: str | None = None, stream: bool = True) -> None:
@@ -40,7 +55,7 @@ class Chat:
         self.system = system
         self.messages: list[dict[str, str]] = []
         self.templated = llm.capabilities().chat
-        self._last = (0, 0.0)
+        self._last = _Answer()
         self._commands = {
             "/help": self._help,
             "/system": self._set_system,
@@ -54,110 +69,145 @@ class Chat:
         try:
             import readline  # noqa: F401  (importing it gives input() editing and history)
         except ImportError:
-            print(style("Line editing is not available here.", DIM))
+            _note("Line editing is not available here.")
         caps = self.llm.capabilities()
-        print(style(f"{caps.model}, context {caps.context_length}. /help lists the commands.", DIM))
+        _note(f"{one_line(caps.model)}, context of {caps.context_length} tokens. /help lists the commands.")
         if not self.templated:
-            print(style("This model has no chat template: it completes each line.", DIM))
+            _note("This model has no chat template: it completes each line on its own.")
         while True:
             try:
-                line = input("\n> ").strip()
+                print()
+                line = input("> ").strip()  # a prompt without colours: line editing counts its characters
+                line.encode("utf-8")  # some systems smuggle other bytes in, to fail later
+                if line in ("/exit", "/quit"):
+                    return
+                self.handle(line)
             except EOFError:
                 print()
                 return
             except KeyboardInterrupt:
-                print("\n(/exit or Ctrl-D leaves)")
-                continue
-            if line in ("/exit", "/quit"):
-                return
-            self.handle(line)
+                print()
+                _note("(/exit or Ctrl-D leaves)")
+            except UnicodeError:
+                complain("error", "that is not UTF-8 text; nothing was sent.")
 
     def handle(self, line: str) -> None:
         """One typed line: a command, or something to answer. Errors are shown; the conversation goes on."""
-        if not line:
-            return
+        name, _, rest = line.partition(" ")
         try:
-            if line.startswith("/"):
-                name, _, rest = line.partition(" ")
-                command = self._commands.get(name)
-                if command is None:
-                    print(f"There is no {name}. /help lists the commands.")
-                else:
-                    command(rest.strip())
-            else:
+            if name in self._commands:
+                self._commands[name](rest.strip())
+            elif name.startswith("/"):
+                print(f"There is no {name}. /help lists the commands.")
+            elif line:
                 self._turn(line)
         except ContextLengthExceeded as error:
-            print(
-                f"The conversation no longer fits: {error.prompt_tokens} tokens in a context of {error.context_length}. "
-                "Your last message was not sent. /reset starts anew; /save FILE keeps what is there."
-            )
-        except (TramontaneError, OSError) as error:
-            print(f"{style('error:', BOLD)} {error}")
+            if self.messages and self.templated:
+                print(
+                    f"The conversation no longer fits: {error.prompt_tokens} tokens in a context of "
+                    f"{error.context_length}. Your last message was not sent. /reset starts anew; /save FILE keeps "
+                    "what there is."
+                )
+            else:
+                complain("error", str(error))
+        except TramontaneError as error:
+            complain("error", str(error))
 
     def _turn(self, line: str) -> None:
-        history = [{"role": "system", "content": self.system}] if self.system else []
-        asked = [*history, *self.messages, {"role": "user", "content": line}] if self.templated else line
-        text, tokens, reason, began = "", 0, None, time.perf_counter()
+        question = {"role": "user", "content": line}
+        answer = self._ask([*self._history(), question] if self.templated else line)
+        self._last = answer
+        context_length = self.llm.capabilities().context_length
+        if answer.reason == "cancelled":
+            _note("(stopped)")
+        elif answer.reason == "length":
+            full = answer.usage is not None and answer.usage.total_tokens >= context_length
+            limit = f"the context of {context_length} tokens is full; /reset starts anew"
+            _note(f"({limit if full else f'cut at {answer.tokens} tokens, as asked for'})")
+        if answer.text:
+            self.messages += [question, {"role": "assistant", "content": answer.text}]
+
+    def _ask(self, asked: str | list[dict[str, str]]) -> _Answer:
+        """Print the answer as it comes, or when it is whole. Ctrl-C ends it with what there is."""
+        answer, began = _Answer(), time.perf_counter()
         chunks = self.llm.stream(asked, self.params)
-        try:
-            with AnswerWriter() as out:
-                try:
-                    for chunk in chunks:
-                        text += chunk.text
-                        tokens += len(chunk.token_ids)
-                        reason = chunk.finish_reason or reason
-                        if self.stream:
-                            out.write(chunk.text)
-                except KeyboardInterrupt:
-                    reason = "cancelled"
-                if not self.stream:
-                    out.write(text)
-        finally:
-            chunks.close()
-        self._last = (tokens, time.perf_counter() - began)
-        if reason == "cancelled":
-            print(style("(stopped)", DIM))
-        elif reason == "length" and self.params.max_tokens is None:
-            print(style("(the context is full; /reset starts anew)", DIM))
-        elif reason == "length":
-            print(style(f"(cut at {self.params.max_tokens} tokens)", DIM))
-        if self.templated:
-            self.messages += [{"role": "user", "content": line}, {"role": "assistant", "content": text}]
+        with AnswerWriter() as out:
+            try:
+                for chunk in chunks:
+                    answer.text += chunk.text
+                    answer.tokens += len(chunk.token_ids)
+                    answer.reason, answer.usage = chunk.finish_reason, chunk.usage
+                    answer.seconds = time.perf_counter() - began
+                    if not answer.first_tokens:
+                        answer.first_tokens, answer.first_seconds = answer.tokens, answer.seconds
+                    if self.stream:
+                        out.write(chunk.text)
+            except KeyboardInterrupt:
+                answer.reason = "cancelled"
+            finally:
+                chunks.close()
+            if not self.stream:
+                out.write(answer.text)
+        return answer
+
+    def _history(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages]
 
     def _help(self, _: str) -> None:
         print(HELP)
 
     def _set_system(self, text: str) -> None:
-        if not text:
+        if not self.templated:
+            print("This model has no chat template, so it takes no system message.")
+        elif not text:
             print(self.system or "There is no system message.")
-            return
-        self.system, self.messages = text, []
-        print(style("System message set; the conversation starts anew.", DIM))
+        else:
+            self.system, self.messages = text, []
+            _note("System message set; the conversation starts anew.")
 
     def _reset(self, _: str) -> None:
         self.messages = []
-        print(style("Forgotten.", DIM))
+        _note("Forgotten.")
 
     def _stats(self, _: str) -> None:
-        stats = self.llm.stats()
-        tokens, seconds = self._last
-        if tokens:
-            print(f"last answer   {tokens} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):.1f} tokens/s")
-        print(f"tokens        {stats.prompt_tokens} of prompts ({stats.cached_tokens} from the cache), "
-              f"{stats.generated_tokens} generated")  # fmt: skip
-        print(f"cache         {stats.blocks_used} of {stats.blocks_total} blocks in use, {stats.blocks_cached} kept")
-        print(f"memory        {stats.weight_bytes / 1e6:.0f} MB weights, {stats.cache_bytes / 1e6:.0f} MB cache at most")
+        stats, last = self.llm.stats(), self._last
+        if last.tokens:
+            rate = (last.tokens - last.first_tokens) / max(last.seconds - last.first_seconds, 1e-9)
+            then = f", then {rate:.1f} tokens/s" if last.tokens > last.first_tokens else ""
+            print(f"last answer  {last.tokens} tokens, the first after {last.first_seconds:.2f} s{then}")
+        cached = f"{stats.cached_tokens} of them from the cache"
+        print(f"tokens       {stats.prompt_tokens} of prompts ({cached}), {stats.generated_tokens} generated")
+        print(f"cache        {stats.blocks_used} of {stats.blocks_total} blocks in use, {stats.blocks_cached} kept")
+        sizes = (stats.weight_bytes, stats.cache_bytes, stats.workspace_bytes)
+        weights, cache, workspace = (f"{size / 1e6:.0f} MB" for size in sizes)
+        print(f"memory       {weights} weights, {cache} cache, {workspace} workspace")
 
     def _save(self, name: str) -> None:
         if not name:
             print("Name a file: /save FILE")
             return
-        history = [{"role": "system", "content": self.system}] if self.system else []
-        content = json.dumps({"messages": [*history, *self.messages]}, ensure_ascii=False, indent=1)
+        content = json.dumps({"messages": self._history()}, ensure_ascii=False, indent=1)
         try:
-            with Path(name).expanduser().open("x", encoding="utf-8") as file:
-                file.write(content + "\n")
+            _write_new(Path(name).expanduser(), content + "\n")
         except FileExistsError:
             print(f"{name} exists already and is left as it is. Name another file.")
-            return
-        print(style(f"Saved {len(self.messages)} messages to {name}.", DIM))
+        except (OSError, RuntimeError) as error:  # RuntimeError: ~ without a home
+            complain("error", f"cannot save to {name}: {getattr(error, 'strerror', None) or error}.")
+        else:
+            _note(f"Saved {len(self.messages)} messages to {name}.")
+
+
+def _note(text: str) -> None:
+    print(style(text, DIM))
+
+
+def _write_new(path: Path, content: str) -> None:
+    """Write a file that does not exist yet, or nothing: half a file on a full disk is taken away again."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise

