@@ -81,8 +81,8 @@ struct Kernels {
     void (*gated_activation)(Pool&, float* out, const float* gate, const float* up, int64_t count, Activation);
     void (*log_softmax)(Pool&, float* out, const float* logits, int64_t rows, int64_t columns);
     int64_t (*argmax)(const float* x, int64_t count);
-    // scaled = x / divisor, weights = exp(scaled - max(scaled)); returns the maximum.
-    float (*softmax_weights)(float* scaled, float* weights, const float* x, int64_t count, float divisor);
+    // scaled = x / divisor, weights = exp(scaled - max(scaled)), total = sum(weights); returns the maximum.
+    float (*softmax_weights)(float* scaled, float* weights, double* total, const float* x, int64_t count, float divisor);
 };
 
 namespace plain {
