@@ -79,10 +79,14 @@ class NativeBackend:
         prepared = await self._prepare(request)
         mailbox = self._loop.submit(prepared)
         open_choices = prepared.request.num_choices
+        untold = True
         try:
             while open_choices:
                 for chunk in await mailbox.read():
                     open_choices -= chunk.finish_reason is not None
+                    if untold and chunk.index == 0:
+                        untold = False
+                        chunk = replace(chunk, prompt_ids=tuple(prepared.request.prompt_ids))
                     yield chunk
         finally:
             if open_choices:
