@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tramontane.errors import TramontaneError
 
@@ -29,14 +29,14 @@ _thread: threading.Thread | None = None
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end and return its result. An exception in the waiting thread (Ctrl-C) cancels it."""
-    future = _submit(work)
+    job = _Job(work)
     try:
-        while not future.done():
-            wait([future], timeout=_TICK)
-    except BaseException:
-        future.cancel()
-        raise
-    return future.result()
+        job.start()
+        while not job.done.done():
+            wait([job.done], timeout=_TICK)
+    finally:
+        job.leave()
+    return job.done.result()
 
 
 def converse(
@@ -54,21 +54,22 @@ def converse(
         mail.put((item, answered))
         return await answered
 
-    future = _submit(work(ask))
-    future.add_done_callback(lambda _: mail.put(None))
+    job = _Job(work(ask))
+    job.done.add_done_callback(lambda _: mail.put(None))
     try:
+        job.start()
         while True:
             try:
                 got = mail.get(timeout=_TICK)
             except queue.Empty:
                 continue
             if got is None:
-                return future.result()
+                return job.done.result()
             item, answered = got
             reply = yield item
             answered.get_loop().call_soon_threadsafe(_settle, answered, reply)
     finally:
-        future.cancel()
+        job.leave()
 
 
 def _settle(answered: asyncio.Future[Reply], reply: Reply) -> None:
@@ -76,12 +77,54 @@ def _settle(answered: asyncio.Future[Reply], reply: Reply) -> None:
         answered.set_result(reply)
 
 
-def _submit(work: Coroutine[Any, Any, T]) -> Future[T]:
-    loop = _running_loop()
-    if threading.current_thread() is _thread:
-        work.close()
-        raise TramontaneError("LLM was called from inside a backend's own event loop.", "Use AsyncLLM there.")
-    return asyncio.run_coroutine_threadsafe(work, loop)
+class _Job(Generic[T]):
+    """A coroutine on the loop. Its owner may leave at any moment, even in the middle of starting it."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self.done: Future[T] = Future()
+        self._work = work
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._left = False
+
+    def start(self) -> None:
+        loop = _running_loop()
+        if threading.current_thread() is _thread:
+            raise TramontaneError("LLM was called from inside a backend's own event loop.", "Use AsyncLLM there.")
+        self._loop = loop
+        loop.call_soon_threadsafe(self._begin)
+
+    def leave(self) -> None:
+        """Cancel what is not done. Waits for nothing."""
+        if self.done.done():
+            return
+        self._left = True
+        if self._loop is None:
+            self._work.close()
+        else:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    # on the loop
+
+    def _begin(self) -> None:
+        if not self._left:
+            self._task = asyncio.ensure_future(self._finish())
+            # Cancelled before its first step, the task would leave the work unstarted.
+            self._task.add_done_callback(lambda _: self._work.close())
+
+    async def _finish(self) -> None:
+        try:
+            result = await self._work
+        except BaseException as error:  # whatever it is, it is the owner's, and must not end the loop
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(result)
+
+    def _stop(self) -> None:
+        if self._task is None:
+            self._work.close()
+        else:
+            self._task.cancel()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

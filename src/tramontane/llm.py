@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast, overload
@@ -52,6 +53,7 @@ Self = TypeVar("Self", bound="_Facade")
 _SCORING = SamplingParams(
     temperature=0.0, prompt_logprobs=0, n=1, max_tokens=1, min_tokens=0, echo=False, logits_processors=()
 )
+_FORCE = 1e6  # on a logit: far above what any model says, and finite, so that the others keep their order
 
 
 class _Facade:
@@ -139,8 +141,12 @@ class _Facade:
     def _unable(self, what: str) -> UnsupportedModel:
         return UnsupportedModel(f"The backend {self.capabilities().name!r} does not {what}.")
 
-    def _score_request(self, prompt: Prompt) -> Request:
-        return prompt_request(self.tokenize(prompt) if isinstance(prompt, str) else prompt, _SCORING)
+    def _scored(self, texts: Prompt | Sequence[Prompt]) -> tuple[list[Request], list[tuple[int, ...]], bool]:
+        """Requests that score texts, the token ids of each, and whether it was a single one."""
+        prompts, single = split_prompts(texts)
+        checked = [prompt_request(self.tokenize(p) if isinstance(p, str) else p, _SCORING) for p in prompts]
+        requests = [_with_room(request, self.capabilities().context_length) for request in checked]
+        return requests, [request.prompt_ids or () for request in checked], single
 
 
 class AsyncLLM(_Facade):
@@ -230,8 +236,8 @@ class AsyncLLM(_Facade):
     async def score(self, texts: Sequence[Prompt]) -> list[Score]: ...
     async def score(self, texts: Prompt | Sequence[Prompt]) -> Score | list[Score]:
         """See `LLM.score`."""
-        prompts, single = split_prompts(texts)
-        return _one_or_all(await _score_all(self._backend, [self._score_request(p) for p in prompts]), single)
+        requests, ids, single = self._scored(texts)
+        return _one_or_all(_scores(ids, await _answer_all(self._backend, requests, None)), single)
 
     async def __aenter__(self) -> AsyncLLM:
         return self
@@ -349,9 +355,8 @@ class LLM(_Facade):
 
         A text is tokenized as a prompt is: where the model puts a token in front of one, all of the text is scored.
         """
-        prompts, single = split_prompts(texts)
-        requests = [self._score_request(prompt) for prompt in prompts]
-        return _one_or_all(bridge.run(_score_all(self._backend, requests)), single)
+        requests, ids, single = self._scored(texts)
+        return _one_or_all(_scores(ids, self._answer(requests, None)), single)
 
     def _answer(self, requests: Sequence[Request], on_token: OnToken | None) -> list[Result]:
         if on_token is None:
@@ -468,19 +473,27 @@ async def _answer_all(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _score_all(backend: Backend, requests: Sequence[Request]) -> list[Score]:
-    return [_score(result) for result in await _answer_all(backend, requests, None)]
+def _with_room(request: Request, context_length: int) -> Request:
+    """The request to score a text, which also draws a token. A text that fills the context leaves no room for one:
+    then its last token is not read but drawn, by force, with the same log probability."""
+    ids = request.prompt_ids or ()
+    if len(ids) != context_length:
+        return request
+    forced = replace(request.sampling, logprobs=0, logit_bias={ids[-1]: _FORCE})
+    return replace(request, prompt_ids=ids[:-1], sampling=forced)
 
 
-def _score(result: Result) -> Score:
+def _scores(ids: Sequence[tuple[int, ...]], results: Sequence[Result]) -> list[Score]:
+    return [_score(own, result) for own, result in zip(ids, results, strict=True)]
+
+
+def _score(ids: tuple[int, ...], result: Result) -> Score:
     if result.finish_reason == "cancelled":
         raise RequestCancelled(result.request_id)
-    entries = result.prompt_logprobs or (None,)
-    if len(entries) != len(result.prompt_ids):
-        raise TramontaneError(
-            f"The backend scored {len(entries)} of {len(result.prompt_ids)} tokens.", "Report this as a bug."
-        )
-    return Score(result.prompt_ids, tuple(None if entry is None else entry.logprob for entry in entries))
+    entries = [*(result.prompt_logprobs or (None,)), *result.choices[0].logprobs][: len(ids)]
+    if len(entries) != len(ids) or any(e is not None and e.token_id != i for e, i in zip(entries, ids, strict=True)):
+        raise TramontaneError("The backend did not score the tokens that it was given.", "Report this as a bug.")
+    return Score(ids, tuple(None if entry is None else entry.logprob for entry in entries))
 
 
 def _prompt_requests(

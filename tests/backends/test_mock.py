@@ -128,7 +128,8 @@ def test_messages_are_rendered() -> None:
 
 def test_what_it_cannot_do_is_refused_by_name() -> None:
     backend = MockBackend(context_length=10)
-    for field, value in (("logit_bias", {1: 1.0}), ("logits_processors", (lambda p, o, x: x,))):
+    wrong: dict[str, Any] = {"logit_bias": {1: 1.0}, "logits_processors": lambda p, o, x: x}
+    for field, value in wrong.items():
         with pytest.raises(InvalidRequest) as caught:
             ask(backend, **{field: value})
         assert caught.value.field == field
