@@ -37,13 +37,18 @@ def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
     changed on disk. Raises what `load_model` and `Tokenizer` raise."""
     threads = config.threads or platform.cpu_count()
     path = path.resolve()
-    changed = path.stat().st_mtime_ns
-    key = (path, changed, device, config.kernels, threads, config.deterministic, config.dtype, config.architecture)
+    key = (path, _state(path), device, config.kernels, threads, config.deterministic, config.dtype, config.architecture)
     with _loading:  # two at once would load it twice
         model = _models.get(key)
         if model is None:
             model = _models[key] = SharedModel(path, config, device, threads)
         return model
+
+
+def _state(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a file of the model does."""
+    files = [(file, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in files)
 
 
 def _tokenizer(model: SharedModel) -> Tokenizer:

@@ -267,6 +267,12 @@ class TorchOps:
                 part = torch.cat((part, part.new_zeros(_GROUP - len(part), *part.shape[1:])))
             yield slice(start, start + _GROUP), part
 
+    def _rows(self, count: int) -> Iterator[slice]:
+        """All rows at once; deterministic, one at a time: torch rounds what fills its vectors and what is left over
+        at the end of an array differently, so an element's place must not depend on the other rows."""
+        step = 1 if self.deterministic else max(1, count)
+        return (slice(start, start + step) for start in range(0, count, step))
+
     def add(self, out: Array, x: Array) -> None:
         if out.shape != x.shape:
             raise ValueError(f"add: out has shape {list(out.shape)}, x {list(x.shape)}")
@@ -281,8 +287,9 @@ class TorchOps:
             ("inv_freq", inv_freq, "half", FLOAT32),
         )
         angles = positions.float()[:, None] * inv_freq
-        torch.mul(angles.cos(), scale, out=cos)
-        torch.mul(angles.sin(), scale, out=sin)
+        for rows in self._rows(len(angles)):
+            torch.mul(angles[rows].cos(), scale, out=cos[rows])
+            torch.mul(angles[rows].sin(), scale, out=sin[rows])
 
     def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
         check("rope", ("x", x, "T H D", FLOAT32), ("cos", cos, "T half", FLOAT32), ("sin", sin, "T half", FLOAT32))
@@ -439,7 +446,8 @@ class TorchOps:
         )
         if kind not in _ACTIVATIONS:
             raise ValueError(f"gated_activation: kind {kind!r} is none of {', '.join(_ACTIVATIONS)}")
-        torch.mul(_ACTIVATIONS[kind](gate), up, out=out)
+        for rows in self._rows(len(out)):
+            torch.mul(_ACTIVATIONS[kind](gate[rows]), up[rows], out=out[rows])
 
     def take_rows(self, out: Array, x: Array, rows: Array) -> None:
         check("take_rows", ("out", out, "R K", FLOAT32), ("x", x, "T K", FLOAT32), ("rows", rows, "R", INT32))
