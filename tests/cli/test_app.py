@@ -14,13 +14,23 @@ from tests.cli.conftest import Shell
 from tests.cli.shell import COMMAND, environment, interrupted, run, scripted
 from tramontane import __version__
 
-_HEAVY = "numpy tokenizers jinja2 huggingface_hub safetensors llguidance torch tramontane.llm tramontane.types".split()
+_HEAVY = [
+    "numpy",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "safetensors",
+    "torch",
+    "tramontane.llm",
+    "tramontane.types",
+]
 
 
 def assert_fails(result: subprocess.CompletedProcess[bytes], code: int, *words: str) -> None:
     said = result.stderr.decode()
     assert result.returncode == code, said
-    assert said.startswith("error: ") and said.count("\n") == 1, said
+    assert said.startswith("error: "), said
+    assert said.count("\n") == 1, said
     for word in words:
         assert word in said
 
@@ -65,7 +75,8 @@ def test_completion_installs(tmp_path: Path) -> None:
 def test_wrong_use_is_told_by_the_parser(shell: Shell, arguments: list[str]) -> None:
     result = shell(*arguments)
     assert result.exit_code == 2
-    assert "Usage" in result.stderr and not result.stdout
+    assert "Usage" in result.stderr
+    assert not result.stdout
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,8 @@ def test_failures_are_one_line_with_a_remedy(shell: Shell, arguments: list[str],
     result = shell(*arguments)
     assert result.exit_code == code
     assert not result.stdout
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
     for word in words:
         assert word in result.stderr
 
@@ -113,7 +125,8 @@ def test_files_that_are_not_what_they_should_be(shell: Shell, tmp_path: Path) ->
     ):
         result = shell(*arguments)
         assert result.exit_code == code, arguments
-        assert str(tmp_path) in result.stderr and result.stderr.count("\n") == 1
+        assert str(tmp_path) in result.stderr
+        assert result.stderr.count("\n") == 1
 
 
 def test_no_home(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +140,8 @@ def test_no_home(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (["run", "hi"], ["inspect"]):
         result = shell(*command)
         assert result.exit_code == 1
-        assert "TRAMONTANE_CACHE" in result.stderr and result.stderr.count("\n") == 1
+        assert "TRAMONTANE_CACHE" in result.stderr
+        assert result.stderr.count("\n") == 1
     assert "TRAMONTANE_CACHE" in shell("doctor").stdout
 
 
@@ -151,7 +165,8 @@ def test_a_reader_that_goes_away_is_no_event(arguments: list[str]) -> None:
     process = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -175,7 +190,8 @@ def test_ctrl_c_prints_what_there_was_and_ends_with_130(how: list[str]) -> None:
     if "--json" in how:
         assert out == ""
     else:
-        assert out.startswith("ab" if how != ["-n", "2"] else "a") and out.endswith("\n")
+        assert out.startswith("ab" if how != ["-n", "2"] else "a")
+        assert out.endswith("\n")
 
 
 def test_bugs_are_one_line_too(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

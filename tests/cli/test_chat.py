@@ -133,7 +133,9 @@ def test_a_message_that_fits_nowhere_is_an_error(capsys: pytest.CaptureFixture[s
         chat = Chat(llm, SamplingParams())
         chat.handle("x" * 40)
         told = shown(capsys)
-        assert told.startswith("error: ") and "context of 30" in told and "/reset" not in told
+        assert told.startswith("error: ")
+        assert "context of 30" in told
+        assert "/reset" not in told
         assert not chat.messages
 
 
@@ -167,7 +169,8 @@ def test_stats_tell_the_last_answer(chat: Chat, capsys: pytest.CaptureFixture[st
     chat.handle("one")
     chat.handle("/stats")
     told = shown(capsys)
-    assert f"{len('user: one')} tokens" in told and f"{len('user: one')} generated" in told
+    assert f"{len('user: one')} tokens" in told
+    assert f"{len('user: one')} generated" in told
 
 
 def test_system_shows_and_sets(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +178,8 @@ def test_system_shows_and_sets(chat: Chat, capsys: pytest.CaptureFixture[str]) -
     chat.handle("one")
     chat.handle("/system Be brief.")
     chat.handle("/system")
-    assert "There is no system message." in (told := shown(capsys)) and told.endswith("Be brief.\n")
+    assert "There is no system message." in (told := shown(capsys))
+    assert told.endswith("Be brief.\n")
     assert not chat.messages
 
 
@@ -186,7 +190,8 @@ def test_save_never_overwrites(chat: Chat, capsys: pytest.CaptureFixture[str], t
     first = file.read_bytes()
     chat.handle("two")
     chat.handle(f"/save {file}")
-    assert "exists already" in shown(capsys) and file.read_bytes() == first
+    assert "exists already" in shown(capsys)
+    assert file.read_bytes() == first
     chat.handle("/save")
     assert "Name a file" in shown(capsys)
     chat.handle(f"/save {tmp_path}/none/file")

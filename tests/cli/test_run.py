@@ -42,7 +42,8 @@ def test_without_a_template_it_completes(shell: Shell, answering: Use) -> None:
     answering(Untemplated(said))
     assert shell("run", "hi").output == "completing 'hi'\n"
     refused = shell("run", "--system", "Be brief.", "hi")
-    assert refused.exit_code == 2 and "--system" in refused.stderr
+    assert refused.exit_code == 2
+    assert "--system" in refused.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
@@ -81,9 +82,12 @@ def test_several_answers(shell: Shell, answering: Use) -> None:
 def test_json(shell: Shell, answering: Use) -> None:
     answering(MockBackend("gr\u00fcn \x1b\x9b"))
     result = shell("run", "--json", "-n", "2", "--logprobs", "1", "hi")
-    assert result.output.count("\n") == 1 and "\x9b" not in result.output and "ü" in result.output
+    assert result.output.count("\n") == 1
+    assert "\x9b" not in result.output
+    assert "ü" in result.output
     report = json.loads(result.output)
-    assert report["text"] == "gr\u00fcn \x1b\x9b" and len(report["choices"]) == 2
+    assert report["text"] == "gr\u00fcn \x1b\x9b"
+    assert len(report["choices"]) == 2
     assert report["choices"][1]["finish_reason"] == "stop"
     assert report["choices"][0]["logprobs"][0]["text"] == "g"
     usage = report["usage"]
@@ -125,14 +129,16 @@ def test_no_stream_by_the_environment() -> None:
     assert terminal.close() == 0
     assert terminal.seen == "\x1b[32mabc\x1b[0m\r\n"
     done = run("run", "hi", command=scripted("'abc'"), env=environment(MISTRALRS_NO_STREAM="maybe"))
-    assert done.returncode == 2 and b"MISTRALRS_NO_STREAM" in done.stderr
+    assert done.returncode == 2
+    assert b"MISTRALRS_NO_STREAM" in done.stderr
 
 
 def test_what_needs_a_prompt_says_so_on_a_terminal() -> None:
     for arguments in (["--json"], ["--raw"], ["--echo"], ["-n", "2"]):
         terminal = Terminal("run", *arguments, command=scripted("'abc'"))
         assert terminal.close() == 2
-        assert arguments[0] in terminal.seen and "PROMPT" in terminal.seen
+        assert arguments[0] in terminal.seen
+        assert "PROMPT" in terminal.seen
 
 
 def test_a_template_of_ones_own(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Owns the report and its wording. Must not know: the engine; how a checkpoint is 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -208,10 +209,13 @@ def _print_template(report: Report) -> None:
 
 
 def _show(report: Report) -> None:
+    from tramontane.cli.terminal import one_line
+
     tensors = report["tensors"]
     _row("model", report["name"] or "unnamed")
     _row("source", report["model"])
-    _row("file", f"{report['path']} ({'GGUF' if report['format'] == 'gguf' else report['format']})")
+    _row("file", _homely(report["path"]))
+    _row("format", "GGUF" if report["format"] == "gguf" else report["format"])
     _row("licence", report["licence"] or "not stated")
     _show_architecture(report["architecture"])
     _row("parameters", f"{report['parameters']:,}")
@@ -220,21 +224,26 @@ def _show(report: Report) -> None:
         _row(f"  {name}", f"{row['count']:>5} tensors {row['elements']:>15,} weights {_size(row['bytes']):>12}")
     _show_tokenizer(report["tokenizer"])
     template = report["chat_template"]
-    first = template.strip().partition("\n")[0] if template else ""
-    _row("chat template", f"{len(template)} characters: {first}" if template else "none: it completes text")
+    shown = f"{len(template)} characters: {one_line(template, 60)}" if template else "none: it completes text"
+    _row("chat template", shown)
     if report["memory"]:
         _show_memory(report["memory"])
     _row("loads", "yes" if report["loads"] else "no")
     for problem in report["problems"]:
-        _row("", problem, width=None)
+        _row("", problem)
 
 
-def _row(name: str, value: str, width: int | None = 100) -> None:
-    """One line: what a file says is made harmless, and cut where it is longer than `width`."""
+def _row(name: str, value: str) -> None:
+    """One line. What it says may come out of a file, so it is made harmless."""
     from tramontane.cli.terminal import harmless
 
-    line = harmless(f"{name:<16}{value}").replace("\n", " ").replace("\t", " ").rstrip()
-    print(line if width is None or len(line) <= width else f"{line[: width - 1]}…")
+    print(harmless(f"{name:<16}{value}").replace("\n", " ").replace("\t", " ").rstrip())
+
+
+def _homely(path: str) -> str:
+    """The path with ~ for the home folder, as people write it."""
+    home = os.path.expanduser("~")
+    return f"~{path[len(home) :]}" if path.startswith(home + os.sep) else path
 
 
 def _show_architecture(arch: Report) -> None:
