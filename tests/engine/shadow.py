@@ -27,7 +27,8 @@ def digests(salt: str, tokens: Iterable[int]) -> list[int]:
 
 def next_token(digest: int, seed: int, num_output: int, banned: Sequence[int] = ()) -> int:
     first = hash((digest, seed, num_output)) % VOCAB
-    return next(t for t in (*range(first, VOCAB), *range(first)) if t not in banned)
+    order: list[int] = [*range(first, VOCAB), *range(first)]
+    return next(token for token in order if token not in banned)
 
 
 def expected(request: EngineRequest, index: int, context_length: int) -> tuple[list[int], str, int | None]:

@@ -263,6 +263,19 @@ def test_a_fork_shares_all_until_one_writes_and_the_last_writes_in_place() -> No
     pool.check([parent, *children])
 
 
+def test_a_fork_before_the_end_of_the_prompt_goes_its_own_way() -> None:
+    pool = BlockPool(8, 2)
+    parent = pool.new_tables()
+    pool.attach(parent, [1, 2, 3, 4, 5])
+    assert pool.reserve(parent, 1)
+    pool.commit(parent, [1], 1)
+    child = pool.fork(parent)
+    pool.release(parent)
+    assert pool.reserve(child, 1)
+    pool.commit(child, [1, 9], 1)
+    assert (hit(pool, [1, 9, 0]), hit(pool, [1, 2, 0])) == (2, 0)
+
+
 def test_writing_a_new_block_copies_nothing() -> None:
     pool = BlockPool(8, 4)
     parent = computed(pool, [1, 2, 3, 4])
@@ -335,7 +348,7 @@ def test_a_hit_counts_only_where_every_group_still_holds_it() -> None:
     for depth in (2, 3):  # as if the window group had lost its last blocks to eviction
         block = tables.groups[1][depth]
         del pool._block_of[pool._key_of.pop(block)]
-    # depth 2 of the window group: blocks 1 and... the token after 4 sees 1..4, that is blocks 0 and 1
+    # the token after 6 sees 3..6, that is blocks 1 and 2; the token after 4 sees 1..4: blocks 0 and 1 are enough
     assert hit(pool, [*range(8), 9]) == 4
     del pool._block_of[1, tables.hashes[1]]
     assert hit(pool, [*range(8), 9]) == 2

@@ -431,6 +431,17 @@ def test_a_result_that_answers_something_else_is_refused_and_the_step_can_still_
         scheduler.fail(step, ValueError())
 
 
+def test_a_listener_that_comes_late_hears_of_what_is_held() -> None:
+    scheduler, executor = Setup().build()
+    scheduler.add(request("a", [1] * 9, max_tokens=2, ignore_eos=True))
+    turn(scheduler, executor)
+    ledger = Ledger()
+    scheduler.add_listener(ledger)
+    assert ledger.held == {("a", 0): 3}
+    drain(scheduler, executor)
+    assert not +ledger.held
+
+
 def test_a_listener_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def allocated(self, request_id: str, index: int, blocks: int) -> None:

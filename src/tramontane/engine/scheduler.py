@@ -107,7 +107,10 @@ class Scheduler:
         return [*self._running, *self._waiting]
 
     def add_listener(self, listener: AllocationListener) -> None:
+        """It hears at once of what is held already."""
         self._listeners.append(listener)
+        for sequence in self._running:
+            self._report([listener], sequence.request.id, *sequence.told)
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. One that could never be served is refused here: ContextLengthExceeded, OutOfMemory or
@@ -159,7 +162,6 @@ class Scheduler:
             return None
         flights: list[_Flight] = []
         budget = self._budget
-        preemptions = self.counters.preemptions
         while len(flights) < len(self._running):
             sequence = self._running[len(flights)]
             behind = len(self._running) - len(flights) - 1  # each keeps a token, so none starves
@@ -167,8 +169,7 @@ class Scheduler:
             if count:
                 flights.append(self._flight(sequence, count))
                 budget -= count
-        if preemptions == self.counters.preemptions:
-            self._admit(flights, budget)
+        self._admit(flights, budget)
         if not flights:
             raise RuntimeError(f"the scheduler is stuck: {self.waiting} waiting, {self._pool.used} blocks in use")
         self._flights = flights
@@ -418,13 +419,14 @@ class Scheduler:
         """Let the listeners know how many blocks the sequence has come to hold."""
         index, blocks = sequence.told
         if index != sequence.index:  # its first choice ended before the fork: the next one takes its blocks over
-            self._report(sequence.request.id, index, -blocks)
+            self._report(self._listeners, sequence.request.id, index, -blocks)
             blocks = 0
-        self._report(sequence.request.id, sequence.index, sequence.tables.held - blocks)
+        self._report(self._listeners, sequence.request.id, sequence.index, sequence.tables.held - blocks)
         sequence.told = (sequence.index, sequence.tables.held)
 
-    def _report(self, request_id: str, index: int, blocks: int) -> None:
-        for listener in self._listeners if blocks else ():
+    @staticmethod
+    def _report(listeners: list[AllocationListener], request_id: str, index: int, blocks: int) -> None:
+        for listener in listeners if blocks else ():
             try:
                 (listener.allocated if blocks > 0 else listener.released)(request_id, index, abs(blocks))
             except Exception:
