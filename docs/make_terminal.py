@@ -35,7 +35,8 @@ def recorded(arguments: list[str]) -> str:
     status = pty.spawn([sys.executable, "-m", "tramontane", *arguments], read)
     if os.waitstatus_to_exitcode(status):
         sys.exit(f"tramontane {arguments[0]} failed")
-    return b"".join(pieces).decode("utf-8").replace("\r\n", "\n")
+    text = b"".join(pieces).decode("utf-8").replace("\r\n", "\n").rstrip()
+    return text.replace("\x1b[0m\x1b[32m", "")  # pieces of one colour as one
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
         console.print()
     svg = console.export_svg(title="tramontane")
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # a picture that fetches nothing
+    svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
     Path(__file__).with_name("terminal.svg").write_text(svg, encoding="utf-8")
 
 
