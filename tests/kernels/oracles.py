@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,17 @@ from tramontane.kernels import BLOCKS
 
 Floats = NDArray[Any]
 
-# Where the float16 fields of a block begin.
-_HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
+# Where the float16 fields of a block begin; the formats that are missing have no such field.
+_HALVES = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "Q1_0", "Q2_0", "IQ4_NL", "IQ4_XS", "IQ1_S"), (0,)),
+    **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q8_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+}
 
 
 def random_blocks(rng: np.random.Generator, format: str, rows: int, columns: int) -> NDArray[np.uint8]:
@@ -21,12 +31,38 @@ def random_blocks(rng: np.random.Generator, format: str, rows: int, columns: int
     layout = BLOCKS[format]
     count = columns // layout.elements
     blocks = rng.integers(0, 256, (rows * count, layout.nbytes), dtype=np.uint8)
-    for start in _HALVES[format]:
+
+    def halves() -> NDArray[np.uint8]:
         scales = (rng.standard_normal(len(blocks)) * 0.01).astype(np.float16)
         scales[rng.random(len(blocks)) < 0.05] = 0
         scales[rng.random(len(blocks)) < 0.05] = np.float16(6e-8)
-        blocks[:, start : start + 2] = scales.view(np.uint8).reshape(-1, 2)
+        return scales.view(np.uint8).reshape(-1, 2)
+
+    for start in _HALVES.get(format, ()):
+        blocks[:, start : start + 2] = halves()
+    if format == "MXFP4":  # an exponent
+        blocks[:, 0] = rng.integers(116, 128, len(blocks))
+    if format == "Q8_K":
+        blocks[:, :4] = rng.standard_normal(len(blocks)).astype(np.float32).view(np.uint8).reshape(-1, 4)
+    if format == "IQ1_M":  # a nibble of the half on top of each of the last four words
+        for i in range(4):
+            nibble = halves()[:, i // 2] >> 4 * (i % 2) & 15
+            blocks[:, 49 + 2 * i] = (blocks[:, 49 + 2 * i] & 15) | nibble << 4
+        blocks[:, 55] &= 0xBF  # a small exponent
     return blocks.reshape(rows, count * layout.nbytes)
+
+
+def dequantized(format: str, block: bytes) -> list[float]:
+    """The formats that the gguf package does not dequantize, by their definition in ggml-quants.c, in Python floats."""
+    if format == "Q8_K":
+        return [struct.unpack("<f", block[:4])[0] * q for q in struct.unpack("256b", block[4:260])]
+    d = struct.unpack("<e", block[:2])[0]
+    if format == "Q8_1":
+        return [d * q for q in struct.unpack("32b", block[4:])]
+    if format == "Q1_0":
+        return [d if block[2 + j // 8] & 1 << j % 8 else -d for j in range(128)]
+    assert format == "Q2_0"
+    return [((block[2 + j // 4] >> j % 4 * 2 & 3) - 1) * d for j in range(64)]
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tests.kernels.modules import MODULES, make, unset
 from tests.kernels.oracles import random_blocks
 from tramontane.kernels import BLOCKS, Ops
-from tramontane.kernels.reference import ReferenceOps, dequantize
+from tramontane.kernels.blocks import dequantize
+from tramontane.kernels.reference import ReferenceOps
 from tramontane.weights import FORMATS, make_weight
 
 DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -48,7 +49,11 @@ def stored(rng: np.random.Generator, format: str) -> tuple[dict[str, NDArray[Any
 @each_format
 def test_sizes_are_ggufs(format: str) -> None:
     gguf = pytest.importorskip("gguf")
+    if format == "Q2_0":
+        pytest.skip("the gguf package does not know it yet")
     elements, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format]]
+    if format == "Q8_1":  # the package has the size that it had before its two scales became halves
+        nbytes = 36
     assert (FORMATS[format].elements, FORMATS[format].block_bytes) == (elements, nbytes)
     assert FORMATS[format].nbytes((3, 5, 512)) == 15 * 512 // elements * nbytes
     assert FORMATS[format].nbytes((512,)) == 512 // elements * nbytes

@@ -23,12 +23,17 @@ from numpy.typing import NDArray
 
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
+from tramontane.kernels.blocks import dequantize
+from tramontane.kernels.checks import FLOAT32, INT32, UINT8, check, check_blocks
 
 __all__ = ["CpuOps", "available", "isas"]
 
 _BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _CACHE_LINE = 64
 _PAGE = 4096
+_COMPILED = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
+"""Formats that the compiled module reads; the others are made float32 in numpy, `_STRIP` weights at a time."""
+_STRIP = 1 << 18
 
 
 def available() -> bool:
@@ -89,13 +94,44 @@ class CpuOps:
         self._native.matmul(out, x, weight, bias)
 
     def matmul_blocks(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None = None) -> None:
-        self._native.matmul_blocks(out, x, blocks, format, bias)
+        if format in _COMPILED:
+            self._native.matmul_blocks(out, x, blocks, format, bias)
+        else:
+            self._matmul_expanded(out, x, blocks, format, bias)
+
+    def _matmul_expanded(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None) -> None:
+        """Strips of rows made float32, then multiplied: an output's arithmetic is the same in a strip of any size."""
+        check(
+            "matmul_blocks",
+            ("out", out, "T N", FLOAT32),
+            ("x", x, "T K", FLOAT32),
+            ("blocks", blocks, "N bytes", UINT8),
+            ("bias", bias, "N", FLOAT32),
+        )
+        check_blocks("matmul_blocks", blocks, format, x.shape[1])
+        rows = max(1, _STRIP // max(1, x.shape[1]))
+        for start in range(0, len(blocks), rows):
+            strip = slice(start, start + rows)
+            weight = dequantize(format, blocks[strip])
+            part = np.empty((len(x), len(weight)), np.float32)
+            self._native.matmul(part, x, weight, None if bias is None else bias[strip])
+            out[:, strip] = part
 
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         self._native.rows(out, ids, weight)
 
     def rows_blocks(self, out: Array, ids: Array, blocks: Array, format: str) -> None:
-        self._native.rows_blocks(out, ids, blocks, format)
+        if format in _COMPILED:
+            self._native.rows_blocks(out, ids, blocks, format)
+            return
+        check(
+            "rows_blocks",
+            ("out", out, "R K", FLOAT32),
+            ("ids", ids, "R", INT32),
+            ("blocks", blocks, "V bytes", UINT8),
+        )
+        check_blocks("rows_blocks", blocks, format, out.shape[1])
+        out[...] = dequantize(format, blocks[ids])
 
     def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
         self._native.rms_norm(out, x, weight, eps)

@@ -1,4 +1,4 @@
-"""The plain numpy truth of every op, and of the values that quantized blocks stand for.
+"""The plain numpy truth of every op; `kernels.blocks` has that of quantized blocks.
 
 Owns the meaning that the other kernel modules are held to: clear before fast, but fast enough to run a small model
 where the compiled module is missing. Must not know: weights, layers, models, other kernel modules.
@@ -14,102 +14,19 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tramontane.kernels.base import BLOCKS, Array
+from tramontane.kernels.base import Array
+from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.checks import FLOAT32, FLOATS, INT32, UINT8, check, check_attention, check_blocks, check_sample
 
 __all__ = ["ReferenceOps", "dequantize"]
 
 Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 
 _BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _STRIP = 1 << 17
 """Weights made float32 at a time: half a megabyte stays in a core's cache."""
 _QUERY_ROWS = 128
 """Query rows whose scores are held at a time."""
-
-
-def _half(blocks: Bytes, start: int) -> Floats:
-    """The float16 at byte `start` of each block, as float32 [n, 1]."""
-    value: Floats = blocks[:, start : start + 2].view(np.float16).astype(np.float32)
-    return value
-
-
-def _nibbles(packed: Bytes) -> Bytes:
-    """[..., B] bytes to [..., 2, B] values: the low halves, then the high halves."""
-    return np.stack((packed & 15, packed >> 4), axis=-2)
-
-
-def _q4_0(blocks: Bytes) -> Floats:
-    """float16 d, 16 bytes of nibbles: d * (q - 8)."""
-    q = _nibbles(blocks[:, 2:]).reshape(-1, 32).view(np.int8) - np.int8(8)
-    values: Floats = q * _half(blocks, 0)
-    return values
-
-
-def _q4_1(blocks: Bytes) -> Floats:
-    """float16 d, float16 m, 16 bytes of nibbles: d * q + m."""
-    values: Floats = _nibbles(blocks[:, 4:]).reshape(-1, 32) * _half(blocks, 0)
-    values += _half(blocks, 2)
-    return values
-
-
-def _q8_0(blocks: Bytes) -> Floats:
-    """float16 d, 32 int8: d * q."""
-    values: Floats = blocks[:, 2:].view(np.int8) * _half(blocks, 0)
-    return values
-
-
-def _q4_k(blocks: Bytes) -> Floats:
-    """float16 d and dmin, 8 six-bit scales and mins in 12 bytes, 128 bytes of nibbles: (d * scale) * q - dmin * min.
-
-    The 12 bytes: the first four scales, then mins, are the low six bits of bytes 0-3 and 4-7; the other four have their
-    low halves in the nibbles of bytes 8-11 and their upper two bits on top of those first bytes.
-    """
-    packed = blocks[:, 4:16]
-    first, second, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate((first & 63, (rest & 15) | (first >> 6 << 4)), axis=1) * _half(blocks, 0)
-    mins = np.concatenate((second & 63, (rest >> 4) | (second >> 6 << 4)), axis=1) * _half(blocks, 2)
-    # 32 bytes hold two sub-blocks of 32: the low nibbles are the first, the high ones the second.
-    q = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    values: Floats = q * scales[:, :, None]
-    values -= mins[:, :, None]
-    return values.reshape(-1, 256)
-
-
-def _q6_k(blocks: Bytes) -> Floats:
-    """128 bytes of low nibbles, 64 of upper bit pairs, 16 int8 scales, float16 d: (d * scale) * (q - 32).
-
-    Each half of 128 weights: the low nibbles of 64 bytes, then their high nibbles; bits 0-1, 2-3, 4-5, 6-7 of its 32
-    bytes of upper bits go to its four runs of 32.
-    """
-    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
-    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3
-    q = (low | (high << 4)).view(np.int8) - np.int8(32)
-    scales = blocks[:, 192:208].view(np.int8) * _half(blocks, 208)
-    values: Floats = q.reshape(-1, 16, 16) * scales[:, :, None]
-    return values.reshape(-1, 256)
-
-
-_DEQUANTIZE: Mapping[str, Callable[[Bytes], Floats]] = {
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q8_0": _q8_0,
-    "Q4_K": _q4_k,
-    "Q6_K": _q6_k,
-}
-
-
-def dequantize(format: str, blocks: Bytes) -> Floats:
-    """The exact values of quantized blocks: uint8 [..., n * nbytes] to float32 [..., n * elements].
-
-    Layouts are GGML's; each operation rounds to float32, so results equal the `gguf` package's bit for bit.
-    """
-    layout = BLOCKS[format]
-    flat = np.ascontiguousarray(blocks).reshape(-1, layout.nbytes)
-    values = _DEQUANTIZE[format](flat)
-    return values.reshape(*blocks.shape[:-1], blocks.shape[-1] // layout.nbytes * layout.elements)
 
 
 def _float32(array: NDArray[Any]) -> Floats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from tramontane.errors import DeviceNotAvailable, MissingExtra
 from tramontane.kernels.base import BLOCKS, Array
+from tramontane.kernels.blocks import DEQUANTIZE
 from tramontane.kernels.checks import (
     FLOAT32,
     FLOATS,
@@ -27,6 +29,7 @@ from tramontane.kernels.checks import (
     check_blocks,
     check_sample,
 )
+from tramontane.kernels.tables import table
 
 try:
     import torch
@@ -39,59 +42,44 @@ _GROUP = 64
 """Rows reduced together in deterministic mode. A reduction's order depends on its shape, so the shape is fixed."""
 
 
-def _half(blocks: Array, start: int) -> Array:
-    """The float16 at byte `start` of each block, as float32 [n, 1]."""
-    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
+@cache
+def _constant(name: str, device: torch.device) -> Array:
+    return torch.tensor(table(name), device=device)
 
 
-def _nibbles(packed: Array) -> Array:
-    """[..., B] bytes to [..., 2, B] values: the low halves, then the high halves."""
-    return torch.stack((packed & 15, packed >> 4), dim=-2)
+class _TorchLibrary:
+    """`blocks.Library` on tensors of any device."""
+
+    def real(self, number: Array) -> Array:
+        kind = torch.float16 if number.shape[1] == 2 else torch.float32
+        # A copy that owns its memory: a slice of rows of odd length is not aligned for floats.
+        return number.clone(memory_format=torch.contiguous_format).view(kind).float()
+
+    def signed(self, array: Array) -> Array:
+        return array.view(torch.int8)
+
+    def wide(self, array: Array) -> Array:
+        return array.int()
+
+    def floats(self, array: Array) -> Array:
+        return array.float()
+
+    def shifts(self, like: Array, step: int, count: int) -> Array:
+        return torch.arange(0, step * count, step, dtype=torch.uint8, device=like.device)
+
+    def concat(self, arrays: tuple[Array, ...]) -> Array:
+        return torch.cat(arrays, dim=1)
+
+    def look(self, name: str, codes: Array) -> Array:
+        return _constant(name, codes.device)[codes.int()]
 
 
-def _q4_0(blocks: Array) -> Array:
-    q = _nibbles(blocks[:, 2:]).reshape(-1, 32).view(torch.int8) - 8
-    return q * _half(blocks, 0)
-
-
-def _q4_1(blocks: Array) -> Array:
-    return (_nibbles(blocks[:, 4:]).reshape(-1, 32) * _half(blocks, 0)).add_(_half(blocks, 2))
-
-
-def _q8_0(blocks: Array) -> Array:
-    return blocks[:, 2:].view(torch.int8) * _half(blocks, 0)
-
-
-def _q4_k(blocks: Array) -> Array:
-    first, second, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = torch.cat((first & 63, (rest & 15) | (first >> 6 << 4)), dim=1) * _half(blocks, 0)
-    mins = torch.cat((second & 63, (rest >> 4) | (second >> 6 << 4)), dim=1) * _half(blocks, 2)
-    q = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    return (q * scales[:, :, None]).sub_(mins[:, :, None]).reshape(-1, 256)
-
-
-def _q6_k(blocks: Array) -> Array:
-    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=blocks.device).reshape(4, 1)
-    high = (blocks[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & 3
-    q = (low | (high << 4)).view(torch.int8) - 32
-    scales = blocks[:, 192:208].view(torch.int8) * _half(blocks, 208)
-    return (q.reshape(-1, 16, 16) * scales[:, :, None]).reshape(-1, 256)
-
-
-# The layouts are told in reference.py; these are the same words in torch.
-_DEQUANTIZE: Mapping[str, Callable[[Array], Array]] = {
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q8_0": _q8_0,
-    "Q4_K": _q4_k,
-    "Q6_K": _q6_k,
-}
+_LIBRARY = _TorchLibrary()
 
 
 def _dequantize(format: str, blocks: Array) -> Array:
     """uint8 [n, bytes] to float32 [n, elements]."""
-    values = _DEQUANTIZE[format](blocks.reshape(-1, BLOCKS[format].nbytes))
+    values = DEQUANTIZE[format](_LIBRARY, blocks.reshape(-1, BLOCKS[format].nbytes))
     return values.reshape(len(blocks), -1)
 
 

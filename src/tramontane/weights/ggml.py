@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import BLOCKS, Array, Ops
-from tramontane.kernels.reference import dequantize
+from tramontane.kernels.blocks import dequantize
 from tramontane.weights.base import Weight
 
 
