@@ -7,6 +7,7 @@
 
 constexpr int PART = 32;
 constexpr int VECS = PART / LANES;
+constexpr int64_t PREFETCH_BYTES = 4096;  // weights are read from memory this far ahead, at least
 
 inline uint16_t load_u16(const uint8_t* p) {
     uint16_t h;
@@ -60,7 +61,9 @@ inline void codes16(const uint8_t* p, Vec* q) {
 #else
 template <int SHIFT>
 inline void codes16(const uint8_t* p, Vec* q) {
-    for (int i = 0; i < 16; i++) q[i / LANES].v[i % LANES] = float(p[i] >> SHIFT & 15);
+    int8_t codes[16];
+    for (int i = 0; i < 16; i++) codes[i] = int8_t(p[i] >> SHIFT & 15);
+    for (int i = 0; i < 16 / LANES; i++) q[i] = load_i8(codes + i * LANES);
 }
 #endif
 
@@ -214,6 +217,7 @@ inline void expand(float* out, const uint8_t* row, int64_t begin, int64_t count)
     const uint8_t* block = row + begin / B::ELEMENTS * B::BYTES;
     int64_t k = 0;
     for (; k + B::ELEMENTS <= count; k += B::ELEMENTS, block += B::BYTES) {
+        for (int i = 0; i < B::BYTES; i += 64) prefetch(block + PREFETCH_BYTES + i);
         const auto header = B::header(block);
         for (int j = 0; j < B::ELEMENTS / PART; j++) {
             Vec w[VECS];

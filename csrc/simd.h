@@ -20,7 +20,6 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // The larger; b where either is not a number.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 // a where lane >= from and lane < to, else b.
 inline Vec select_lanes(int from, int to, Vec a, Vec b) {
     const __mmask16 mask = static_cast<__mmask16>(((1u << to) - 1) & ~((1u << from) - 1));
@@ -82,7 +81,6 @@ inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
-inline Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
 inline Vec select_lanes(int from, int to, Vec a, Vec b) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i mask = _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(from - 1)),
@@ -137,19 +135,15 @@ inline Vec scale_by_power(Vec a, Vec n) {
 }
 inline Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
-#else  // plain C++, left to the compiler to vectorise
+#else  // any machine: the compiler's own vectors, two or more of the machine's to one of ours
 
 constexpr int LANES = 8;
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 struct Vec {
-    float v[LANES];
+    Floats v;
 };
 
-template <class F>
-inline Vec each(F f) {
-    Vec r;
-    for (int i = 0; i < LANES; i++) r.v[i] = f(i);
-    return r;
-}
 inline float bits_to_float(uint32_t bits) {
     float f;
     memcpy(&f, &bits, 4);
@@ -162,48 +156,28 @@ inline uint32_t float_to_bits(float f) {
 }
 
 inline Vec load(const float* p) {
-    return each([&](int i) { return p[i]; });
+    Vec a;
+    memcpy(&a.v, p, sizeof a.v);
+    return a;
 }
-inline void store(float* p, Vec a) {
-    for (int i = 0; i < LANES; i++) p[i] = a.v[i];
-}
-inline Vec broadcast(float a) {
-    return each([&](int) { return a; });
-}
-inline Vec operator+(Vec a, Vec b) {
-    return each([&](int i) { return a.v[i] + b.v[i]; });
-}
-inline Vec operator-(Vec a, Vec b) {
-    return each([&](int i) { return a.v[i] - b.v[i]; });
-}
-inline Vec operator*(Vec a, Vec b) {
-    return each([&](int i) { return a.v[i] * b.v[i]; });
-}
-inline Vec operator/(Vec a, Vec b) {
-    return each([&](int i) { return a.v[i] / b.v[i]; });
-}
-inline Vec fma(Vec a, Vec b, Vec c) {
-    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-}
-inline Vec max(Vec a, Vec b) {
-    return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
-}
-inline Vec min(Vec a, Vec b) {
-    return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
-}
-inline Vec sqrt(Vec a) {
-    return each([&](int i) { return sqrtf(a.v[i]); });
-}
+inline void store(float* p, Vec a) { memcpy(p, &a.v, sizeof a.v); }
+inline Vec broadcast(float a) { return {a - Floats{}}; }
+inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+inline Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
+inline Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
 inline Vec select_lanes(int from, int to, Vec a, Vec b) {
-    return each([&](int i) { return i >= from && i < to ? a.v[i] : b.v[i]; });
+    const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return {(lane >= from) & (lane < to) ? a.v : b.v};
 }
 
 inline float half_to_float(uint16_t h) {
-    const uint32_t sign = uint32_t(h & 0x8000) << 16, rest = h & 0x7FFF;
-    if (rest >= 0x7C00) return bits_to_float(sign | 0x7F800000 | (rest & 0x3FF) << 13);
-    if (rest >= 0x0400) return bits_to_float(sign | ((rest << 13) + (112u << 23)));
-    const float small = float(rest) * 5.9604644775390625e-8f;  // 2^-24
-    return bits_to_float(sign | float_to_bits(small));
+    const uint32_t rest = h & 0x7FFF;
+    const uint32_t finite = float_to_bits(bits_to_float(rest << 13) * 0x1p112f), special = rest << 13 | 0x7F800000;
+    return bits_to_float((rest >= 0x7C00 ? special : finite) | uint32_t(h & 0x8000) << 16);
 }
 inline uint16_t float_to_half(float f) {
     const uint32_t bits = float_to_bits(f), sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
@@ -214,17 +188,30 @@ inline uint16_t float_to_half(float f) {
     }
     return uint16_t(sign | ((rest - (112u << 23) + 0xFFF + (rest >> 13 & 1)) >> 13));
 }
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+inline Ints load_u16s(const uint16_t* p) {
+    Halves h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, Ints);
+}
+// The exponent moves by a multiplication, which sees to numbers below the normal range too.
 inline Vec load_f16(const uint16_t* p) {
-    return each([&](int i) { return half_to_float(p[i]); });
+    const Ints h = load_u16s(p), rest = (h & 0x7FFF) << 13;
+    const Floats finite = (Floats)rest * 0x1p112f;
+    const Ints special = h << 13 | 0x7F800000;
+    const Ints bits = (h & 0x7C00) == 0x7C00 ? special : (Ints)finite;
+    return {(Floats)(bits | (h & 0x8000) << 16)};
 }
-inline Vec load_bf16(const uint16_t* p) {
-    return each([&](int i) { return bits_to_float(uint32_t(p[i]) << 16); });
-}
+inline Vec load_bf16(const uint16_t* p) { return {(Floats)(load_u16s(p) << 16)}; }
 inline void store_f16(uint16_t* p, Vec a) {
     for (int i = 0; i < LANES; i++) p[i] = float_to_half(a.v[i]);
 }
 inline Vec load_i8(const int8_t* p) {
-    return each([&](int i) { return float(p[i]); });
+    Bytes bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return {__builtin_convertvector(bytes, Floats)};
 }
 
 inline float sum(Vec a) {
@@ -244,25 +231,17 @@ inline float max_lane(Vec a) {
 }
 
 inline Vec scale_by_power(Vec a, Vec n) {
-    return each([&](int i) {
-        const int whole = int(n.v[i]), half = whole >> 1;
-        return a.v[i] * bits_to_float(uint32_t(half + 127) << 23) * bits_to_float(uint32_t(whole - half + 127) << 23);
-    });
+    const Ints whole = __builtin_convertvector(n.v, Ints), half = whole >> 1;
+    const Ints p = (half + 127) << 23, q = (whole - half + 127) << 23;
+    return {a.v * (Floats)p * (Floats)q};
 }
-inline Vec round(Vec a) {  // adding 1.5 * 2^23 leaves no bits for a fraction
-    return each([&](int i) { return (a.v[i] + 12582912.0f) - 12582912.0f; });
-}
+// Adding 1.5 * 2^23 leaves no bits for a fraction.
+inline Vec round(Vec a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 
 #endif
 
 // Asks for the cache line of p, which need not be a valid address.
-inline void prefetch(const void* p) {
-#if defined(__GNUC__)
-    __builtin_prefetch(p);
-#else
-    (void)p;
-#endif
-}
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline Vec zero() { return broadcast(0.0f); }
 
