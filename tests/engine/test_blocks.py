@@ -129,7 +129,7 @@ def test_any_order_of_operations(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POOLS)
 def test_any_order_of_operations_at_length(name: str) -> None:
-    run_machine(name, 3000)
+    run_machine(name, 1000)
 
 
 def computed(pool: Pool, tokens: list[int], salt: str = "") -> BlockTables:
