@@ -138,8 +138,8 @@ class EngineLoop:
                     return False
                 command()
                 del command  # it may be long until the next one
-                self._wake()
                 self._stats = self._engine.stats()
+                self._wake()
         except queue.Empty:
             return True
 
@@ -190,8 +190,8 @@ class EngineLoop:
             open_ = self._open.get(event.request_id)
             if open_ is not None:  # else its reader has gone, or its processor failed
                 self._deliver(event, open_)
+        self._stats = self._engine.stats()  # first: who has read an answer's end must find it counted
         self._wake()
-        self._stats = self._engine.stats()
 
     def _fail_guarded(self) -> None:
         for request_id, open_ in list(self._open.items()):

@@ -36,6 +36,13 @@ from tramontane.types import AllocationListener, Chunk, Message, Request, Sampli
 
 _LONG_PROMPT = 20_000
 """Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
+_NAMED_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+"""As templates and tokenizer_config.json call them -> as GGUF does."""
 _EXIT_SECONDS = 10.0
 """How long an exiting interpreter waits for the step that is running."""
 
@@ -181,13 +188,13 @@ def _template(source: str, shared: SharedModel) -> ChatTemplate:
     """The template, told the texts of the model's named tokens."""
     checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
     named: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+    for name, key in _NAMED_TOKENS.items():
         entry = checkpoint.tokenizer_config.get(name)
         text = entry.get("content") if isinstance(entry, dict) else entry
-        id_ = checkpoint.metadata.get(f"tokenizer.ggml.{name.replace('unk', 'unknown').replace('pad', 'padding')}_id")
+        id_ = checkpoint.metadata.get(f"tokenizer.ggml.{key}")
         if isinstance(text, str):
             named[name] = text
-        elif checkpoint.kind == "gguf" and id_ is not None:
+        elif checkpoint.kind == "gguf" and hasattr(id_, "__index__"):
             named[name] = tokenizer.token_text(int(id_))
     bos, eos = named.pop("bos_token", None), named.pop("eos_token", None)
     return ChatTemplate(source, bos_token=bos, eos_token=eos, special_tokens=named)
