@@ -36,13 +36,19 @@ _CORPUS = [
     "    indented code = {'a': 1}\n\n\n\treturn code\r\n",
 ]
 MODERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 SPECIALS = {"<|endoftext|>": 3, "<|im_start|>": 3, "<|im_end|>": 3, "<tool>": 4}  # with ggml's token types
 
 
 def _pre_tokenizer(pre: str) -> Any:
     """What the published tokenizer.json of each model says, written out once more."""
-    if pre in ("gpt-2", "default"):
+    if pre == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre == "default":  # llama.cpp's own: marks, GPT-2's words, digits in threes
+        marks = pre_tokenizers.Split(tokenizers.Regex(r"[\p{P}$+<=>^~|]+"), "isolated")
+        digits = [pre_tokenizers.Split(tokenizers.Regex(r), "isolated") for r in (r"\p{N}+", r"[0-9]{3}")]
+        words = pre_tokenizers.Split(tokenizers.Regex(GPT2), "isolated")
+        return pre_tokenizers.Sequence([marks, words, *digits, pre_tokenizers.ByteLevel(False, use_regex=False)])
     if pre == "smollm":
         first: Any = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False)])

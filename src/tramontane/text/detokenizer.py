@@ -30,6 +30,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._strip_left = tokenizer.rules.strip_left
+        self._first = True
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._run = bytearray()  # consecutive fallback bytes: good or bad as a whole, once the run has ended
         if prompt_ids:
@@ -39,7 +40,8 @@ class Detokenizer:
         """Take the next token; return the text that is now certain (often the token's own, sometimes none)."""
         if token_id in self._skipped:
             return ""
-        piece, is_byte = self._tokenizer.piece(token_id)
+        piece, is_byte = self._tokenizer.piece(token_id, self._first)
+        self._first = self._first and not self._tokenizer.knows(token_id)
         if self._tokenizer.rules.byte_level:
             return self._utf8.decode(piece)
         if is_byte:
@@ -73,7 +75,7 @@ class Detokenizer:
 
     def _start_after(self, prompt_ids: Sequence[int]) -> None:
         if any(id_ not in self._skipped and self._tokenizer.piece(id_)[0] for id_ in prompt_ids):
-            self._strip_left = 0
+            self._strip_left, self._first = 0, False
         for id_ in prompt_ids[-_PROMPT_TAIL:]:
             self.push(id_)
         if self._run:

@@ -2,7 +2,7 @@
 
 Owns reading the `decoder` of a tokenizer.json. Must not know: encoding, special tokens, the tokenizers package.
 Sources: GPT-2's byte-to-unicode table; the decoders of Hugging Face tokenizers (ByteLevel, Replace, ByteFallback,
-Fuse, Strip), whose output is followed to the byte, also where it is invalid UTF-8.
+Fuse, Strip, Metaspace, WordPiece), whose output is followed to the byte, also where it is invalid UTF-8.
 """
 
 from __future__ import annotations
@@ -25,27 +25,53 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_ALPHABET = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
+# What WordPiece's decoder does to each token when it cleans up, in its order.
+_CLEANUP = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
 
 @dataclass(frozen=True)
 class PieceRules:
-    """What decoding does to a token. `byte_level` excludes the rest, which are SentencePiece's rules.
+    """What decoding does to a token. `byte_level` excludes the rest, which are rules of SentencePiece and WordPiece.
 
-    `replace` lists (from, to) pairs applied in order; `byte_fallback` reads `<0xHH>` as a byte;
-    `strip_left` is the number of leading spaces that the whole text loses.
+    `continuing` (WordPiece's "##") marks a token that continues a word; others begin one, with a space unless first.
+    `replace` lists (from, to) pairs applied in order; `byte_fallback` reads `<0xHH>` as a byte; `bare_first` is a mark
+    that the first token of a text loses wherever it stands; `strip_left` is the number of leading spaces that the
+    whole text loses.
     """
 
     byte_level: bool = False
     replace: tuple[tuple[str, str], ...] = ()
     byte_fallback: bool = False
     strip_left: int = 0
+    continuing: str | None = None
+    bare_first: str | None = None
 
-    def split(self, token: str) -> tuple[bytes, bool]:
+    @property
+    def first_differs(self) -> bool:
+        """Whether a token reads otherwise at the beginning of a text."""
+        return self.continuing is not None or self.bare_first is not None
+
+    def split(self, token: str, first: bool = False) -> tuple[bytes, bool]:
         """The token's bytes, and whether it is a lone fallback byte (which may be part of a character)."""
         if self.byte_level:
             try:
                 return bytes([BYTE_ALPHABET[c] for c in token]), False
             except KeyError:  # an added token, written as it is read
                 return token.encode("utf-8"), False
+        if first and self.bare_first is not None:
+            token = token.replace(self.bare_first, "")
+        if self.continuing is not None and not first:
+            joined = token.startswith(self.continuing)
+            token = token[len(self.continuing) :] if joined else f" {token}"
         for old, new in self.replace:
             token = token.replace(old, new)
         match = _BYTE_TOKEN.fullmatch(token) if self.byte_fallback else None
@@ -62,6 +88,12 @@ def rules_from_decoder(decoder: Mapping[str, Any] | None, source: str) -> PieceR
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return PieceRules(byte_level=True)
+    if kinds == ["WordPiece"]:
+        return PieceRules(continuing=steps[0]["prefix"], replace=_CLEANUP if steps[0]["cleanup"] else ())
+    if kinds == ["Metaspace"]:
+        mark = steps[0]["replacement"]
+        bare = mark if steps[0]["prepend_scheme"] != "never" else None
+        return PieceRules(replace=((mark, " "),), bare_first=bare)
     order = ["Replace", "ByteFallback", "Fuse", "Strip"]
     known = bool(kinds) and all(kind in order for kind in kinds) and kinds == sorted(kinds, key=order.index)
     if not known or kinds.count("Strip") > 1 or "Fuse" not in kinds:
@@ -83,5 +115,6 @@ def rules_from_decoder(decoder: Mapping[str, Any] | None, source: str) -> PieceR
 def _unsupported(kinds: list[str], source: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"{source}: tokenizer decoder {' + '.join(kinds) or 'none'} is not supported.",
-        "Supported: ByteLevel (byte-level BPE) and Replace + ByteFallback + Fuse + Strip (SentencePiece).",
+        "Supported: ByteLevel (byte-level BPE), Replace + ByteFallback + Fuse + Strip and Metaspace (SentencePiece), "
+        "WordPiece.",
     )

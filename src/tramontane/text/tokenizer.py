@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 
-from tramontane.errors import CorruptCheckpoint, InvalidRequest, ModelNotFound
-from tramontane.text import gguf_vocab
+from tramontane.errors import InvalidRequest
+from tramontane.text import configured, gguf_vocab, scored, sentencepiece, tekken, wordpiece
 from tramontane.text.pieces import PieceRules, rules_from_decoder
+from tramontane.text.vocab import Vocab, read_file, soundness
 
-_MAX_FILE_BYTES = 256 << 20  # the largest known tokenizer.json has 33 MB
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_Value = TypeVar("_Value")
+# The files that hold a tokenizer, best first: a tokenizer.json says everything.
+_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
 
 class Tokenizer:
@@ -61,30 +62,17 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
-        """Read a `tokenizer.json`. `config`: what `tokenizer_config.json` holds, if there is one.
+        """Read a `tokenizer.json`, `tekken.json`, `tokenizer.model` (SentencePiece) or `vocab.txt` (WordPiece).
 
-        An explicit `add_bos_token` or `add_eos_token` decides; else the file's post-processor does.
+        The file's name tells which. `config`: what `tokenizer_config.json` holds, if there is one; its explicit
+        `add_bos_token` or `add_eos_token` decides, else the file does: a `tokenizer.json` by its post-processor; of
+        SentencePiece's models BPE gives texts a BOS and unigram an EOS, as their families have it.
         Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel.
         """
-        path, config = Path(path), config or {}
-        if not path.is_file():
-            raise ModelNotFound(str(path), "no such tokenizer file")
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise CorruptCheckpoint(str(path), f"{path.stat().st_size} bytes are too many for a tokenizer")
-        inner = _read(path)
-        ids = _add_configured_tokens(inner, config, str(path))
-        prefix, suffix = _ends(inner)
-        for key, name, ends in (("add_bos_token", "bos_token", prefix), ("add_eos_token", "eos_token", suffix)):
-            wanted, id_ = _typed(config, key, bool, str(path)), ids.get(name)
-            if wanted and id_ is None:
-                raise CorruptCheckpoint(str(path), f"{key} is set but there is no {name}")
-            if wanted is False:
-                ends[:] = [end for end in ends if end != id_]
-            elif wanted and id_ is not None and id_ not in ends:
-                ends.insert(0 if ends is prefix else len(ends), id_)
-        eos = ids.get("eos_token")
-        eos_ids = () if eos is None else (eos,)
-        return cls(inner, source=str(path), bos_id=ids.get("bos_token"), eos_ids=eos_ids, prefix=prefix, suffix=suffix)
+        path = Path(path)
+        source = str(path)
+        vocab = configured.apply(_read(path, config or {}, source), config or {}, source)
+        return cls._from_vocab(vocab, source)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], source: str = "GGUF metadata") -> Tokenizer:
@@ -92,18 +80,17 @@ class Tokenizer:
 
         Raises CorruptCheckpoint or UnsupportedModel.
         """
-        vocab = gguf_vocab.build(metadata, source)
-        for wanted, id_, name in ((vocab.add_bos, vocab.bos_id, "bos"), (vocab.add_eos, vocab.eos_id, "eos")):
-            if wanted and id_ is None:
-                raise CorruptCheckpoint(source, f"add_{name}_token is set but {name}_token_id is missing")
-        eos_ids = vocab.eot_ids | ({vocab.eos_id} if vocab.eos_id is not None else set())
+        return cls._from_vocab(gguf_vocab.build(metadata, source), source)
+
+    @classmethod
+    def _from_vocab(cls, vocab: Vocab, source: str) -> Tokenizer:
         return cls(
             vocab.inner,
             source=source,
             bos_id=vocab.bos_id,
-            eos_ids=eos_ids,
-            prefix=[vocab.bos_id] if vocab.add_bos and vocab.bos_id is not None else [],
-            suffix=[vocab.eos_id] if vocab.add_eos and vocab.eos_id is not None else [],
+            eos_ids=vocab.eos_ids,
+            prefix=vocab.prefix,
+            suffix=vocab.suffix,
         )
 
     def with_eos_ids(self, ids: Iterable[int]) -> Tokenizer:
@@ -149,9 +136,7 @@ class Tokenizer:
         """A copy that does not see special tokens: the setting is a tokenizer's state, not a call's."""
         with self._lock:
             if self._literal is None:
-                literal = tokenizers.Tokenizer.from_str(self._inner.to_str())
-                literal.encode_special_tokens = True
-                self._literal = literal
+                self._literal = _literal(self._inner)
             return self._literal
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -161,15 +146,24 @@ class Tokenizer:
         except (OverflowError, TypeError) as error:
             raise InvalidRequest("token_ids", f"token ids must be non-negative integers ({error})") from error
 
-    def piece(self, token_id: int) -> tuple[bytes, bool]:
-        """A token's bytes, and whether it is a lone fallback byte; nothing for an id beyond the vocabulary."""
+    def piece(self, token_id: int, first: bool = False) -> tuple[bytes, bool]:
+        """A token's bytes, and whether it is a lone fallback byte; nothing for an id beyond the vocabulary.
+
+        `first`: the token begins a text, where some tokenizers drop the space before a word.
+        """
         piece = self._pieces.get(token_id)
-        if piece is None:
+        if piece is None or (first and self.rules.first_differs):
             token = self._inner.id_to_token(token_id) if token_id >= 0 else None
             if token is None:
                 return b"", False
+            if first:
+                return self.rules.split(token, first=True)
             piece = self._pieces[token_id] = self.rules.split(token)
         return piece
+
+    def knows(self, token_id: int) -> bool:
+        """Whether an id is a token's."""
+        return token_id >= 0 and self._inner.id_to_token(token_id) is not None
 
     def id_to_bytes(self, token_id: int) -> bytes:
         """The raw bytes a token stands for, in mid-text; they may be part of a character."""
@@ -190,83 +184,57 @@ class Tokenizer:
         return hashlib.sha256(f"{ends}\n{self._inner.to_str()}".encode()).hexdigest()
 
 
-def _read(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise CorruptCheckpoint(str(path), f"not a readable tokenizer.json: {error}") from error
-    except BaseException as error:
-        # A panic in the tokenizers package reaches Python as a BaseException of a class that cannot be imported.
-        if type(error).__name__ != "PanicException":
-            raise
-        raise CorruptCheckpoint(str(path), f"not a sound tokenizer.json: {error}") from error
+def tokenizer_file(folder: Path) -> Path | None:
+    """The file of a checkpoint's folder that says most about its tokenizer, or None."""
+    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
 
 
-def _typed(config: Mapping[str, Any], key: str, kind: type[_Value], source: str) -> _Value | None:
-    value = config.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise CorruptCheckpoint(source, f"{key} in tokenizer_config.json is {value!r:.60}, not a {kind.__name__}")
-    return value
+def _read(path: Path, config: Mapping[str, Any], source: str) -> Vocab:
+    data = read_file(path)
+    name = path.name.lower()
+    if name.endswith(".txt"):
+        return wordpiece.read_vocab_txt(data, config, source)
+    if ".model" in name:
+        model = sentencepiece.parse(data, source)
+        inner = scored.build(model.pieces, source)
+        bos, eos = (() if id_ is None else (id_,) for id_ in (model.bos_id, model.eos_id))
+        ends = (bos, ()) if model.pieces.model == "bpe" else ((), eos)
+        return Vocab(inner, model.bos_id, frozenset(eos), *ends)
+    if "tekken" in name:
+        return tekken.build(data, source)
+    with soundness(source, "tokenizer.json"):
+        inner = tokenizers.Tokenizer.from_buffer(data)
+        prefix, suffix = _ends(inner)
+    return Vocab(inner, prefix=prefix, suffix=suffix)
 
 
-def _added_token(entry: object, where: str, source: str, special: bool = True) -> tokenizers.AddedToken | None:
-    """A token as tokenizer_config.json writes it: its text, or an object with `content` and flags."""
-    if entry is None:
-        return None
-    flags = {"content": entry} if isinstance(entry, str) else entry
-    if not isinstance(flags, Mapping) or not isinstance(flags.get("content"), str):
-        raise CorruptCheckpoint(source, f"{where} in tokenizer_config.json is {entry!r:.60}, not a token")
-    return tokenizers.AddedToken(
-        flags["content"],
-        single_word=bool(flags.get("single_word", False)),
-        lstrip=bool(flags.get("lstrip", False)),
-        rstrip=bool(flags.get("rstrip", False)),
-        normalized=bool(flags.get("normalized", False)),
-        special=bool(flags.get("special", special)),
-    )
+def _literal(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy to which a special token's name is plain text.
 
-
-def _add_configured_tokens(inner: tokenizers.Tokenizer, config: Mapping[str, Any], source: str) -> dict[str, int]:
-    """Tell the tokenizer of tokens that only tokenizer_config.json names; return the ids of the named ones.
-
-    Tokens which the tokenizer knows as added ones keep its flags. A token of another id than the file's own order
-    gives it would be a checkpoint that contradicts itself.
+    Models that look up whole strings would find it in their vocabulary even so: there the names are made unguessable.
     """
-    known = {token.content for token in inner.get_added_tokens_decoder().values()}
-    decoder = _typed(config, "added_tokens_decoder", dict, source) or {}
-    try:
-        numbered = sorted(((int(key), entry) for key, entry in decoder.items()), key=lambda item: item[0])
-    except (TypeError, ValueError) as error:
-        raise CorruptCheckpoint(source, "added_tokens_decoder has keys that are no token ids") from error
-    for number, entry in numbered:
-        token = _added_token(entry, "added_tokens_decoder", source, special=False)
-        if token is not None and token.content not in known:
-            inner.add_tokens([token])
-        if token is None or inner.token_to_id(token.content) != number:
-            raise CorruptCheckpoint(source, f"added_tokens_decoder gives the token {entry!r:.60} the id {number}")
-    known.update(token.content for token in inner.get_added_tokens_decoder().values())
-    ids: dict[str, int] = {}
-    for name in _NAMED_TOKENS:
-        token = _added_token(config.get(name), name, source)
-        if token is None:
-            continue
-        id_ = inner.token_to_id(token.content)
-        if id_ is None:  # never added: the model would have no embedding for it
-            if name in ("bos_token", "eos_token"):
-                raise CorruptCheckpoint(source, f"{name} {token.content!r:.60} is not in the vocabulary")
-            continue
-        token.special = True
-        if token.content not in known:
-            inner.add_tokens([token])
-        ids[name] = id_
-    return ids
+    content = json.loads(inner.to_str())
+    model, added = content["model"], content["added_tokens"]
+    if model["type"] in ("Unigram", "WordLevel"):
+        key = f"\ufdd0{secrets.token_hex(16)}"
+        names = {token["content"]: key + token["content"] for token in added if token["special"]}
+        for token in added:
+            token["content"] = names.get(token["content"], token["content"])
+        if model["type"] == "Unigram":
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        else:
+            model["vocab"] = {names.get(word, word): id_ for word, id_ in model["vocab"].items()}
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    literal = tokenizers.Tokenizer.from_str(json.dumps(content))
+    literal.encode_special_tokens = True
+    return literal
 
 
-def _ends(inner: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+def _ends(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the file's post-processor puts before and after a text, found on a short one."""
     plain = inner.encode("a", add_special_tokens=False).ids
     full = inner.encode("a").ids
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
-            return full[:start], full[start + len(plain) :]
-    return [], []
+            return tuple(full[:start]), tuple(full[start + len(plain) :])
+    return (), ()
