@@ -121,7 +121,7 @@ class EngineLoop:
                 self._step()
             for request_id, open_ in list(self._open.items()):
                 self._cancel(request_id, open_.mailbox)
-            self._stats = self._engine.stats()
+            self._report()
         except Exception as error:
             log.exception("the engine failed and is closed")
             closed = EngineClosed(f"The engine failed: {error!r}.", "Load the model again.")
@@ -138,8 +138,7 @@ class EngineLoop:
                     return False
                 command()
                 del command  # it may be long until the next one
-                self._stats = self._engine.stats()
-                self._wake()
+                self._report()
         except queue.Empty:
             return True
 
@@ -190,8 +189,7 @@ class EngineLoop:
             open_ = self._open.get(event.request_id)
             if open_ is not None:  # else its reader has gone, or its processor failed
                 self._deliver(event, open_)
-        self._stats = self._engine.stats()  # first: who has read an answer's end must find it counted
-        self._wake()
+        self._report()
 
     def _fail_guarded(self) -> None:
         for request_id, open_ in list(self._open.items()):
@@ -230,13 +228,20 @@ class EngineLoop:
         if reader is not None:
             wake([reader])
 
-    def _wake(self) -> None:
-        """Wake the readers of all that has been put; what nobody can read any more is cancelled."""
+    def _report(self) -> None:
+        """Let readers and statistics know what has happened; what nobody can read any more is cancelled."""
+        self._stats = self._engine.stats()  # first: who has read an answer's end must find it counted
+        gone = self._wake()
+        for request_id, mailbox in gone:
+            self._cancel(request_id, mailbox)
+        if gone:
+            self._stats = self._engine.stats()
+
+    def _wake(self) -> list[tuple[str, Mailbox]]:
+        """Wake the readers of all that has been put. Returns what nobody can read any more."""
         waiting, self._waiting = self._waiting, []
         closed = wake(reader for _, _, reader in waiting)
-        for request_id, mailbox, reader in waiting:
-            if reader.loop in closed:
-                self._cancel(request_id, mailbox)
+        return [(request_id, mailbox) for request_id, mailbox, reader in waiting if reader.loop in closed]
 
 
 def _chunk(answer: Answer, event: Event) -> Chunk:

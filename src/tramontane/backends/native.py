@@ -194,8 +194,8 @@ def _template(source: str, shared: SharedModel) -> ChatTemplate:
         id_ = checkpoint.metadata.get(f"tokenizer.ggml.{key}")
         if isinstance(text, str):
             named[name] = text
-        elif checkpoint.kind == "gguf" and hasattr(id_, "__index__"):
-            named[name] = tokenizer.token_text(int(id_))
+        elif checkpoint.kind == "gguf" and isinstance(id_, int):
+            named[name] = tokenizer.token_text(id_)
     bos, eos = named.pop("bos_token", None), named.pop("eos_token", None)
     return ChatTemplate(source, bos_token=bos, eos_token=eos, special_tokens=named)
 
