@@ -243,7 +243,7 @@ def test_streams(llm: LLM) -> None:
     assert "".join(chunk.text for chunk in llm.stream([Message("user", "a")])) == "-"
     assert next(llm.stream([7, 8])).prompt_ids == (7, 8)
     with pytest.raises(InvalidRequest):  # at once, not when first read
-        llm.stream("abc", max_tokens=0)
+        llm.stream("abc", max_tokens=-1)
     with pytest.raises(InvalidRequest):
         llm.stream(["a", "b"])  # type: ignore[arg-type]
 
@@ -329,7 +329,7 @@ def test_scores(llm: LLM) -> None:
 def test_defaults_do_not_bend_scores() -> None:
     with LLM("mock", n=3, echo=True, min_tokens=5, prompt_logprobs=4, stop="a", ignore_eos=True) as llm:
         assert llm.score("ab").logprobs == (None, PROMPT_LOGPROB, PROMPT_LOGPROB)
-        assert llm.stats().generated_tokens == 1
+        assert llm.stats().generated_tokens == 0
 
 
 def test_tokens_and_stats(llm: LLM) -> None:

@@ -112,6 +112,15 @@ def test_a_text_that_fills_the_context_is_scored_to_its_end(folder: Path, llm: L
     assert measured.nll == pytest.approx(-sum(score.total for score in llm.score(windows)), rel=1e-5)
 
 
+def test_no_tokens_at_all(llm: LLM) -> None:
+    result = llm.generate("wind", max_tokens=0, prompt_logprobs=1, n=2, echo=True)
+    assert [(c.token_ids, c.finish_reason, c.text) for c in result.choices] == [((), "length", "wind")] * 2
+    assert result.usage.completion_tokens == 0
+    assert result.prompt_logprobs is not None
+    assert len(result.prompt_logprobs) == len(result.prompt_ids)
+    assert llm.generate("wind", max_tokens=0).prompt_logprobs is None
+
+
 def test_errors_leave_it_usable(llm: LLM) -> None:
     with pytest.raises(ContextLengthExceeded):
         llm.generate(["a", "x" * CONTEXT, "b"])

@@ -48,7 +48,7 @@ from tramontane.types import (
         ("logprobs", -1),
         ("prompt_logprobs", 1001),
         ("min_tokens", -1),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("stop", ""),
         ("stop", ["a", ""]),
         ("stop", 5),

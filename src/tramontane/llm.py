@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast, overload
@@ -51,9 +50,8 @@ Self = TypeVar("Self", bound="_Facade")
 
 # Nothing of the model-level defaults may lengthen, multiply or bend what is only there to score the prompt.
 _SCORING = SamplingParams(
-    temperature=0.0, prompt_logprobs=0, n=1, max_tokens=1, min_tokens=0, echo=False, logits_processors=()
+    temperature=0.0, prompt_logprobs=0, n=1, max_tokens=0, min_tokens=0, echo=False, logits_processors=()
 )
-_FORCE = 1e6  # on a logit: far above what any model says, and finite, so that the others keep their order
 
 
 class _Facade:
@@ -144,9 +142,8 @@ class _Facade:
     def _scored(self, texts: Prompt | Sequence[Prompt]) -> tuple[list[Request], list[tuple[int, ...]], bool]:
         """Requests that score texts, the token ids of each, and whether it was a single one."""
         prompts, single = split_prompts(texts)
-        checked = [prompt_request(self.tokenize(p) if isinstance(p, str) else p, _SCORING) for p in prompts]
-        requests = [_with_room(request, self.capabilities().context_length) for request in checked]
-        return requests, [request.prompt_ids or () for request in checked], single
+        requests = [prompt_request(self.tokenize(p) if isinstance(p, str) else p, _SCORING) for p in prompts]
+        return requests, [request.prompt_ids or () for request in requests], single
 
 
 class AsyncLLM(_Facade):
@@ -381,6 +378,11 @@ class LLM(_Facade):
         self.close()
 
 
+def load_gguf_hf(repo: str, file: str, **options: Any) -> LLM:
+    """A GGUF file of a repository on the hub: `LLM("repo/file")`, with LLM's options. `repo` may have an @revision."""
+    return LLM(f"{repo}/{file}", **options)
+
+
 class _Answer:
     """The chunks of one request, growing into its result."""
 
@@ -473,16 +475,6 @@ async def _answer_all(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _with_room(request: Request, context_length: int) -> Request:
-    """The request to score a text, which also draws a token. A text that fills the context leaves no room for one:
-    then its last token is not read but drawn, by force, with the same log probability."""
-    ids = request.prompt_ids or ()
-    if len(ids) != context_length:
-        return request
-    forced = replace(request.sampling, logprobs=0, logit_bias={ids[-1]: _FORCE})
-    return replace(request, prompt_ids=ids[:-1], sampling=forced)
-
-
 def _scores(ids: Sequence[tuple[int, ...]], results: Sequence[Result]) -> list[Score]:
     return [_score(own, result) for own, result in zip(ids, results, strict=True)]
 
@@ -490,7 +482,7 @@ def _scores(ids: Sequence[tuple[int, ...]], results: Sequence[Result]) -> list[S
 def _score(ids: tuple[int, ...], result: Result) -> Score:
     if result.finish_reason == "cancelled":
         raise RequestCancelled(result.request_id)
-    entries = [*(result.prompt_logprobs or (None,)), *result.choices[0].logprobs][: len(ids)]
+    entries = result.prompt_logprobs or (None,)
     if len(entries) != len(ids) or any(e is not None and e.token_id != i for e, i in zip(entries, ids, strict=True)):
         raise TramontaneError("The backend did not score the tokens that it was given.", "Report this as a bug.")
     return Score(ids, tuple(None if entry is None else entry.logprob for entry in entries))

@@ -85,7 +85,7 @@ _RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "logprobs": (0, 1000, False),
     "prompt_logprobs": (0, 1000, False),
     "min_tokens": (0, None, False),
-    "max_tokens": (1, None, False),
+    "max_tokens": (0, None, False),
 }
 _INTEGERS = frozenset({"top_k", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"})
 
@@ -125,7 +125,7 @@ class SamplingParams:
     """Keep the matched stop string in the text."""
     min_tokens: int | None = None
     max_tokens: int | None = None
-    """None: as many as the context holds."""
+    """None: as many as the context holds. 0: none; the prompt is read (and scored, with prompt_logprobs)."""
     ignore_eos: bool | None = None
     echo: bool | None = None
     """Put the prompt's text before the answer's."""

@@ -86,6 +86,8 @@ class MockBackend:
         produced = 0
         try:
             choices = [_Choice(name, i, self._answer(request, first + i), params, prompt) for i in range(params.n or 1)]
+            for choice in choices if params.max_tokens == 0 else ():
+                yield choice.end("length")
             while running := [choice for choice in choices if not choice.done]:
                 for choice in running:
                     if await self._wait(closing):
@@ -156,7 +158,7 @@ class MockBackend:
                                 if request.messages is not None else request.prompt or "")  # fmt: skip
         if not ids:
             raise InvalidRequest("prompt", "it holds no token")
-        if len(ids) >= self._context_length:
+        if len(ids) + (params.max_tokens != 0) > self._context_length:
             raise ContextLengthExceeded(len(ids), self._context_length)
         return params, tuple(ids)
 

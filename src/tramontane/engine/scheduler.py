@@ -56,7 +56,7 @@ class _Flight:
 
     sequence: Sequence
     choices: tuple[int, ...]
-    """Those that draw in the step."""
+    """Those that draw in the step, or end with it where nothing is to be drawn."""
     scheduled: ScheduledSequence
 
 
@@ -127,7 +127,8 @@ class Scheduler:
             raise InvalidRequest("id", f"a request {request.id!r} is open already", "Give each request its own id.")
         if not prompt:
             raise InvalidRequest("prompt", "it has no tokens", "Give at least one token to start from.")
-        if prompt >= self._context_length:
+        longest = request.params.max_tokens  # of the answer; None: what the context leaves
+        if prompt + (longest != 0) > self._context_length:
             raise ContextLengthExceeded(prompt, self._context_length)
         if request.num_choices > self._seats:
             raise InvalidRequest(
@@ -135,8 +136,8 @@ class Scheduler:
                 f"{request.num_choices} choices exceed the {self._seats} sequences that run at once",
                 "Ask for fewer, or raise max_num_seqs (and max_num_batched_tokens, which bounds it).",
             )
-        tokens = min(prompt + (request.params.max_tokens or self._context_length), self._context_length)
-        needed = self._pool.peak_blocks(tokens - 1)  # the last token drawn is never computed
+        tokens = min(prompt + (self._context_length if longest is None else longest), self._context_length)
+        needed = self._pool.peak_blocks(max(prompt, tokens - 1))  # the last token drawn is never computed
         if needed > self._pool.num_blocks:
             raise OutOfMemory(
                 f"{tokens} tokens (a prompt of {prompt} and its answer) need {needed} cache blocks of "
@@ -235,7 +236,8 @@ class Scheduler:
 
     def _flight(self, sequence: Sequence, count: int) -> _Flight:
         start, end = sequence.num_computed, sequence.num_computed + count
-        draws = sequence.draws() if count == sequence.remaining else ()
+        caught_up = count == sequence.remaining
+        draws = sequence.draws() if caught_up and sequence.request.params.max_tokens != 0 else ()
         logprobs = sequence.wants_prompt_logprobs
         scheduled = ScheduledSequence(
             sequence_id=sequence.id,
@@ -246,7 +248,7 @@ class Scheduler:
             prompt_logprobs=sequence.request.params.prompt_logprobs if logprobs else None,
             targets=sequence.targets(count) if logprobs else (),
         )
-        return _Flight(sequence, tuple(sequence.choices) if draws else (), scheduled)
+        return _Flight(sequence, tuple(sequence.choices) if caught_up else (), scheduled)
 
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = "waiting"
@@ -300,6 +302,8 @@ class Scheduler:
         # what is computed again after a preemption has been reported: the first report stands
         known = len(sequence.prompt_infos) - asked.start
         sequence.prompt_infos.extend(answer.prompt_logprobs[max(0, known) :])
+        if flight.choices and not asked.draws:  # the prompt was all that was asked for
+            return self._end(sequence, [i for i in flight.choices if i in sequence.choices], Ending("length"))
         events = []
         survivors = []
         for index, info in zip(flight.choices, answer.tokens, strict=True):
@@ -327,7 +331,8 @@ class Scheduler:
         """Report to choice `index`; with an ending, close it."""
         request = sequence.request
         prompt_logprobs: tuple[TokenInfo | None, ...] | None = None
-        if request.params.prompt_logprobs is not None and tokens and index == 0 and not sequence.output_ids:
+        first = not sequence.output_ids and (tokens or (ending is not None and ending.reason == "length"))
+        if request.params.prompt_logprobs is not None and first and index == 0:
             prompt_logprobs = (None, *sequence.prompt_infos)
         cached = sequence.cached_tokens or 0
         if ending is None:
