@@ -40,7 +40,6 @@ DEPENDENCIES = {
     "jinja2",
     "safetensors",
     "huggingface_hub",
-    "llguidance",
     "typer",
     "rich",
 }

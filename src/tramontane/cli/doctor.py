@@ -12,7 +12,7 @@ import typer
 
 from tramontane.cli.options import AsJson
 
-_CORE = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "safetensors", "huggingface_hub", "llguidance", "typer", "rich")
+_CORE = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "safetensors", "huggingface_hub", "typer", "rich")
 _EXTRAS = {
     "torch": ("torch",),
     "cuda": ("torch", "triton"),
