@@ -30,6 +30,8 @@ _NUMPY: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_VECTORS = (*memory.DENSE, "F64", "I8", "I16", "I32")
+"""Numbers that vectors, which become float32, may be stored as."""
 _SLICE = 4 << 20
 """Bytes of a tensor converted at a time: what loading takes beyond what it keeps."""
 
@@ -128,7 +130,7 @@ def _check_formats(checkpoint: Checkpoint) -> None:
     """Refuse parameters in a format that this build does not compute with, naming the first."""
     for tensor in checkpoint.parameters.values():
         entry = checkpoint.tensors[tensor]
-        known = FORMATS if len(entry.shape) == 2 else memory.DENSE
+        known = FORMATS if len(entry.shape) == 2 else _VECTORS
         if entry.format not in known:
             raise UnsupportedModel(
                 f"Tensor {tensor} of {checkpoint.path} is stored as {entry.format}, which this build does not load.",

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
+from tramontane.loading.ggml import GGMLFile, is_old_ggml
 from tramontane.loading.gguf import GGUFFile
 from tramontane.loading.names import GGUF_NAMES, HF_NAMES, NameMap
 from tramontane.loading.safetensors import SafetensorsFolder
@@ -100,12 +101,14 @@ class Checkpoint(ABC):
 
 
 class GGUFCheckpoint(Checkpoint):
+    """A GGUF file, or an older one told in GGUF's terms."""
+
     kind = "gguf"
     names = GGUF_NAMES
 
     def __init__(self, path: Path) -> None:
-        """Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel, as `GGUFFile.open`."""
-        self._file = GGUFFile.open(path)
+        """Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel, as `GGUFFile.open` and `GGMLFile.open`."""
+        self._file: GGUFFile | GGMLFile = GGMLFile.open(path) if is_old_ggml(path) else GGUFFile.open(path)
         self.path = path
         self.config = {}
         self.metadata = self._file.metadata
@@ -116,6 +119,11 @@ class GGUFCheckpoint(Checkpoint):
         self.generation_config = _gguf_generation(self.metadata)
 
     def spec(self, architecture: str = "auto") -> ModelSpec:
+        if self.metadata.get("general.architecture") == "clip" or self.metadata.get("general.type") == "mmproj":
+            raise UnsupportedModel(
+                f"{self.path} is an mmproj file: the part of a multimodal model that reads images or sound.",
+                "Pass the GGUF file of the language model itself.",
+            )
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         factors = None
         if "rope_freqs.weight" in shapes:
@@ -198,7 +206,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a .gguf file, a folder with config.json and .safetensors, or a .safetensors file of such a folder.
+    """Open a .gguf file (any part of a split one), a llama .bin file of GGML's from before GGUF, a folder with
+    config.json and .safetensors, or a .safetensors file of such a folder.
 
     Reads headers and settings only. Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel.
     """

@@ -1,91 +1,35 @@
-"""GGUF files, versions 2 and 3, little endian: metadata and tensors of a mapped file, without copies.
+"""GGUF files, versions 1 to 3, of either byte order, whole or in parts: metadata and tensors of mapped files.
 
-Owns the layout of the container and the table of ggml's tensor types. Every count, length, offset and product is
-held against the file before memory is spent on it. Must not know: architectures, tokenizers, how a block format is
-computed. Source: ggml's GGUF specification (docs/gguf.md in the ggml repository).
+Owns the layout of the container. Every count, length, offset and product is held against the file before memory is
+spent on it. Must not know: architectures, tokenizers, how a block format is computed. Sources: ggml's GGUF
+specification (docs/gguf.md in the ggml repository); for parts, llama.cpp's gguf-split.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-import struct
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
-from tramontane.errors import CorruptCheckpoint, UnsupportedModel
+from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
+from tramontane.loading.cursor import Cursor
+from tramontane.loading.ggml_types import BY_NAME, GGML_TYPES, swappable, swapped
 from tramontane.loading.mapped import Array, MappedFile, looks_like
-
-
-@dataclass(frozen=True)
-class GGMLType:
-    """One of ggml's tensor types: `block` elements of a row take `nbytes` bytes.
-
-    `dtype` is what `GGUFFile.data` gives: the number type of plain tensors, None for blocks (given as bytes).
-    """
-
-    name: str
-    block: int
-    nbytes: int
-    dtype: npt.DTypeLike | None = None
-
-
-_K = 256  # elements in a super-block of the k-quants and i-quants
-
-GGML_TYPES: Mapping[int, GGMLType] = {
-    0: GGMLType("F32", 1, 4, np.dtype("<f4")),
-    1: GGMLType("F16", 1, 2, np.dtype("<f2")),
-    2: GGMLType("Q4_0", 32, 18),
-    3: GGMLType("Q4_1", 32, 20),
-    6: GGMLType("Q5_0", 32, 22),
-    7: GGMLType("Q5_1", 32, 24),
-    8: GGMLType("Q8_0", 32, 34),
-    9: GGMLType("Q8_1", 32, 40),
-    10: GGMLType("Q2_K", _K, 84),
-    11: GGMLType("Q3_K", _K, 110),
-    12: GGMLType("Q4_K", _K, 144),
-    13: GGMLType("Q5_K", _K, 176),
-    14: GGMLType("Q6_K", _K, 210),
-    15: GGMLType("Q8_K", _K, 292),
-    16: GGMLType("IQ2_XXS", _K, 66),
-    17: GGMLType("IQ2_XS", _K, 74),
-    18: GGMLType("IQ3_XXS", _K, 98),
-    19: GGMLType("IQ1_S", _K, 50),
-    20: GGMLType("IQ4_NL", 32, 18),
-    21: GGMLType("IQ3_S", _K, 110),
-    22: GGMLType("IQ2_S", _K, 82),
-    23: GGMLType("IQ4_XS", _K, 136),
-    24: GGMLType("I8", 1, 1, np.dtype("i1")),
-    25: GGMLType("I16", 1, 2, np.dtype("<i2")),
-    26: GGMLType("I32", 1, 4, np.dtype("<i4")),
-    27: GGMLType("I64", 1, 8, np.dtype("<i8")),
-    28: GGMLType("F64", 1, 8, np.dtype("<f8")),
-    29: GGMLType("IQ1_M", _K, 56),
-    30: GGMLType("BF16", 1, 2, np.dtype(ml_dtypes.bfloat16)),
-    34: GGMLType("TQ1_0", _K, 54),
-    35: GGMLType("TQ2_0", _K, 66),
-    39: GGMLType("MXFP4", 32, 17),
-    40: GGMLType("NVFP4", 64, 36),
-    41: GGMLType("Q1_0", 128, 18),
-}
-
-_BY_NAME = {kind.name: kind for kind in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
     """Where a tensor lies. `shape` has rows first (ggml's dimensions reversed); `offset` counts from the file's start.
 
-    `format` is the name in `GGML_TYPES`, or `ggml type N` for a type newer than this table, whose `nbytes` is
-    unknown and given as 0.
+    `format` is the name in `GGML_TYPES`, or `ggml type N` for a type newer than that table, whose `nbytes` is unknown
+    and given as 0. `part` counts the files of a split model from 0.
     """
 
     name: str
@@ -93,75 +37,113 @@ class GGUFTensor:
     format: str
     offset: int
     nbytes: int
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file, checked by itself."""
+
+    file: MappedFile
+    version: int
+    big_endian: bool
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GGUFTensor]
+
+    @classmethod
+    def open(cls, path: Path) -> _Part:
+        file = MappedFile(path)
+        cursor = Cursor(str(path), file.map, file.size)
+        version = _read_version(cursor)
+        tensor_count, entry_count = cursor.count(), cursor.count()
+        cursor.expect(entry_count, 9, "metadata entries", _MAX_ENTRIES)
+        metadata = _unique(cursor, "metadata key", (_read_entry(cursor) for _ in range(entry_count)))
+        cursor.expect(tensor_count, 24, "tensors", _MAX_TENSORS)
+        infos = _unique(cursor, "tensor", (_read_info(cursor) for _ in range(tensor_count)))
+        tensors = _place(cursor, infos, metadata.get("general.alignment", 32))
+        return cls(file, version, cursor.order == ">", metadata, tensors)
 
 
 class GGUFFile:
-    """An open GGUF file; a context manager.
+    """An open GGUF file, or all files of a split one; a context manager.
 
-    `metadata` maps keys to bool, int, float, str and lists of those. A string that stands alone is UTF-8 or the file
-    is corrupt; strings in arrays (tokens) may be any bytes: what is not UTF-8 becomes lone surrogates, and
-    `text.encode("utf-8", "surrogateescape")` gives the bytes back.
+    `metadata` maps keys to bool, int, float, str and lists of those; of a split model it is that of the first part. A
+    string that stands alone is UTF-8 or the file is corrupt; strings in arrays (tokens) may be any bytes: what is not
+    UTF-8 becomes lone surrogates, and `text.encode("utf-8", "surrogateescape")` gives the bytes back.
     """
 
-    def __init__(
-        self, file: MappedFile, version: int, metadata: Mapping[str, Any], tensors: Mapping[str, GGUFTensor]
-    ) -> None:
-        self.path = file.path
-        self.version = version
-        self.metadata = metadata
-        self.tensors = tensors
-        self._file = file
+    def __init__(self, path: Path, parts: Sequence[_Part]) -> None:
+        self.path = path
+        self.version = parts[0].version
+        self.metadata = parts[0].metadata
+        self.tensors: dict[str, GGUFTensor] = {}
+        for number, part in enumerate(parts):
+            for name, tensor in part.tensors.items():
+                if name in self.tensors:
+                    raise CorruptCheckpoint(str(part.file.path), f"tensor {name!r} is in another part too")
+                self.tensors[name] = replace(tensor, part=number)
+        self._parts = parts
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
-        """Map and check the file.
+        """Map and check the file; any part of a split model opens all of them.
 
-        Raises `ModelNotFound`, `CorruptCheckpoint`, and `UnsupportedModel` for big-endian files, other versions
-        and files that are one part of a split model.
+        Raises `ModelNotFound` (naming the parts that are missing), `CorruptCheckpoint`, and `UnsupportedModel` for
+        other versions.
         """
-        file = MappedFile(path)
-        cursor = _Cursor(str(path), file.map, file.size)
-        version = _read_version(cursor)
-        tensor_count, entry_count = cursor.integer("<Q"), cursor.integer("<Q")
-        cursor.expect(entry_count, 13, "metadata entries")
-        metadata = _unique(cursor, "metadata key", (_read_entry(cursor) for _ in range(entry_count)))
-        _refuse_split(cursor.path, metadata)
-        cursor.expect(tensor_count, 32, "tensors")
-        infos = _unique(cursor, "tensor", (_read_info(cursor) for _ in range(tensor_count)))
-        return cls(file, version, metadata, _place(cursor, infos, metadata.get("general.alignment", 32)))
+        path = Path(path)
+        part = _Part.open(path)
+        count = part.metadata.get("split.count", 0)
+        if type(count) is int and count <= 1:  # merged files keep the key
+            return cls(path, [part])
+        return cls(path, _open_parts(path, part))
 
     def data(self, name: str) -> Array:
         """The tensor as a read-only view on the map.
 
         Plain numbers come in their dtype (F16 as float16, BF16 as `ml_dtypes.bfloat16`) and the tensor's shape;
-        block formats as uint8 of shape (..., bytes of a row). Raises KeyError for a name that is not there and
-        `UnsupportedModel` for a type this build cannot measure.
+        block formats as uint8 of shape (..., bytes of a row). From a big-endian file it is a copy, turned around.
+        Raises KeyError for a name that is not there and `UnsupportedModel` for a type this build cannot measure, or
+        cannot turn around.
         """
         tensor = self.tensors[name]
-        kind = _BY_NAME.get(tensor.format)
+        part = self._parts[tensor.part]
+        kind = BY_NAME.get(tensor.format)
         if kind is None:
             raise UnsupportedModel(
                 f"Tensor {name!r} of {self.path} has {tensor.format}, which this build does not know.",
                 "Use a file in another quantization, such as Q4_K_M or Q8_0.",
             )
         if kind.dtype is not None:
-            return self._file.view(tensor.offset, kind.dtype, tensor.shape)
-        row_bytes = tensor.shape[-1] // kind.block * kind.nbytes
-        return self._file.view(tensor.offset, np.uint8, (*tensor.shape[:-1], row_bytes))
+            data = part.file.view(tensor.offset, kind.dtype, tensor.shape)
+        else:
+            row_bytes = tensor.shape[-1] // kind.block * kind.nbytes
+            data = part.file.view(tensor.offset, np.uint8, (*tensor.shape[:-1], row_bytes))
+        if not part.big_endian:
+            return data
+        if not swappable(kind):
+            raise UnsupportedModel(
+                f"Tensor {name!r} of the big-endian file {self.path} has {kind.name}, whose byte order is not defined.",
+                "Use the little-endian file, or one in another quantization, such as Q4_K_M or Q8_0.",
+            )
+        data = swapped(kind, data)
+        data.setflags(write=False)
+        return data
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back to the system (once it was repacked); views on it stay valid."""
         tensor = self.tensors[name]
-        self._file.release(tensor.offset, tensor.nbytes)
+        self._parts[tensor.part].file.release(tensor.offset, tensor.nbytes)
 
     def prefetch(self, name: str) -> None:
         """Have the tensor read ahead from the disk."""
         tensor = self.tensors[name]
-        self._file.prefetch(tensor.offset, tensor.nbytes)
+        self._parts[tensor.part].file.prefetch(tensor.offset, tensor.nbytes)
 
     def close(self) -> None:
-        """Let go of the file. Views given out stay valid; `data` no longer works."""
-        self._file.close()
+        """Let go of the files. Views given out stay valid; `data` no longer works."""
+        for part in self._parts:
+            part.file.close()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -172,79 +154,59 @@ class GGUFFile:
         self.close()
 
 
+# ---- parts ------------------------------------------------------------------------------------------------------
+
+_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def _open_parts(path: Path, opened: _Part) -> list[_Part]:
+    """All parts in order, of which one is open already."""
+    number, count = opened.metadata.get("split.no"), opened.metadata["split.count"]
+    name = _PART_NAME.fullmatch(path.name)
+    if name is None or type(count) is not int or (int(name[2]) - 1, int(name[3])) != (number, count):
+        raise CorruptCheckpoint(
+            str(path),
+            f"it says that it is part {number!r}, from 0, of {count!r}, which its name does not say",
+            "Give each part back its name, such as MODEL-00001-of-00003.gguf.",
+        )
+    paths = [path.with_name(f"{name[1]}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    missing = [other.name for other in paths if not other.is_file()]
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise ModelNotFound(
+            str(path),
+            f"of its {count} parts there is no {', '.join(missing[:4])}{more}",
+            "Fetch all parts into one folder, and pass the path of any.",
+        )
+    parts = [opened if other == path else _Part.open(other) for other in paths]
+    for i, part in enumerate(parts):
+        said = (part.metadata.get("split.no"), part.metadata.get("split.count"))
+        if said != (i, count):
+            raise CorruptCheckpoint(str(paths[i]), f"it says that it is part {said[0]!r}, from 0, of {said[1]!r}")
+    total, found = parts[0].metadata.get("split.tensors.count"), sum(len(part.tensors) for part in parts)
+    if total is not None and total != found:
+        raise CorruptCheckpoint(str(path), f"its parts have {found} tensors together where the first says {total!r}")
+    return parts
+
+
 # ---- reading --------------------------------------------------------------------------------------------------
 
 _MAX_DIMENSIONS = 4  # ggml's own limit
-_MAX_NAME_BYTES = 65535  # the specification's limit for keys
 _MAX_NESTING = 4
+_MAX_ENTRIES = 1 << 16
+_MAX_TENSORS = 1 << 18
 # All array elements of the metadata together. The largest vocabularies with merges hold about two million; a Python
 # list takes up to ten times what the file spends on an element.
 _MAX_ELEMENTS = 1 << 24
 
 _SCALARS: Mapping[int, str] = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 
-class _Cursor:
-    """A position in the mapped file that never moves beyond its end."""
-
-    def __init__(self, path: str, data: mmap.mmap, end: int) -> None:
-        self.path = path
-        self.data = data
-        self.end = end
-        self.at = 0
-        self.elements = 0
-
-    def fail(self, detail: str) -> NoReturn:
-        raise CorruptCheckpoint(self.path, f"{detail} (at byte {self.at})")
-
-    def take(self, count: int) -> bytes:
-        if count > self.end - self.at:
-            self.fail(f"{count} bytes wanted where the file has {self.end - self.at} left")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def expect(self, count: int, least: int, what: str) -> None:
-        """Refuse a count whose items, at `least` bytes each, cannot be in the rest of the file."""
-        if count * least > self.end - self.at:
-            self.fail(f"{count} {what} cannot be in the {self.end - self.at} bytes left")
-
-    def integer(self, layout: str) -> int:
-        return int(struct.unpack(layout, self.take(struct.calcsize(layout)))[0])
-
-    def name(self, what: str) -> str:
-        length = self.integer("<Q")
-        if not 0 < length <= _MAX_NAME_BYTES:
-            self.fail(f"a {what} of {length} bytes")
-        return self.text(length, what)
-
-    def text(self, length: int, what: str) -> str:
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError:
-            self.fail(f"a {what} that is not UTF-8")
-
-    def strings(self, count: int) -> list[str]:
-        """An array of strings, in one tight loop: a vocabulary has hundreds of thousands."""
-        data, at, end = self.data, self.at, self.end
-        length_at: Callable[..., tuple[int]] = struct.Struct("<Q").unpack_from
-        out: list[str] = []
-        for _ in range(count):
-            if end - at < 8:
-                self.fail(f"an array of {count} strings ends after {len(out)}")
-            (length,) = length_at(data, at)
-            at += 8
-            if length > end - at:
-                self.fail(f"string {len(out)} of an array claims {length} bytes")
-            out.append(data[at : at + length].decode("utf-8", "surrogateescape"))
-            at += length
-        self.at = at
-        return out
-
-
-def _read_version(cursor: _Cursor) -> int:
+def _read_version(cursor: Cursor) -> int:
+    """The version; sets the cursor's byte order and size."""
     head = cursor.data[:512]
     if head[:4] != b"GGUF":
         raise CorruptCheckpoint(
@@ -252,54 +214,54 @@ def _read_version(cursor: _Cursor) -> int:
         )
     cursor.at = 4
     raw = cursor.take(4)
-    version, swapped = int.from_bytes(raw, "little"), int.from_bytes(raw, "big")
-    if swapped in (2, 3):
+    version = int.from_bytes(raw, "little")
+    if int.from_bytes(raw, "big") in (1, 2, 3):
+        version, cursor.order = int.from_bytes(raw, "big"), ">"
+    if version not in (1, 2, 3):
         raise UnsupportedModel(
-            f"{cursor.path} is a big-endian GGUF file.",
-            "Use the little-endian file, or convert it with `gguf-convert-endian FILE little` of the gguf package.",
+            f"{cursor.path} has GGUF version {version}; this build reads 1, 2 and 3.", "Convert the model again."
         )
-    if version not in (2, 3):
-        raise UnsupportedModel(
-            f"{cursor.path} has GGUF version {version}; this build reads 2 and 3.", "Convert the model again."
-        )
+    if version == 1:
+        cursor.size = "I"
     return version
 
 
-def _read_entry(cursor: _Cursor) -> tuple[str, Any]:
+def _read_entry(cursor: Cursor) -> tuple[str, Any]:
     key = cursor.name("metadata key")
-    return key, _read_value(cursor, cursor.integer("<I"), key, 0)
+    return key, _read_value(cursor, cursor.number("I"), key, 0)
 
 
-def _read_value(cursor: _Cursor, kind: int, key: str, depth: int) -> Any:
+def _read_value(cursor: Cursor, kind: int, key: str, depth: int) -> Any:
     if kind == _STRING:
-        return cursor.text(cursor.integer("<Q"), f"string in {key!r}")
+        return cursor.text(cursor.count(), f"string in {key!r}")
     if kind == _ARRAY:
         return _read_array(cursor, key, depth + 1)
     if kind not in _SCALARS:
         cursor.fail(f"{key!r} has value type {kind}, which GGUF does not define")
-    layout = _SCALARS[kind]
-    raw = cursor.take(struct.calcsize(layout))
-    if kind == _BOOL and raw not in (b"\0", b"\1"):
-        cursor.fail(f"{key!r} is a boolean of value {raw[0]}")
-    return struct.unpack(layout, raw)[0]
+    if kind != _BOOL:
+        return cursor.number(_SCALARS[kind])
+    value = cursor.number("B")
+    if value > 1:
+        cursor.fail(f"{key!r} is a boolean of value {value}")
+    return bool(value)
 
 
-def _read_array(cursor: _Cursor, key: str, depth: int) -> list[Any]:
-    kind, count = cursor.integer("<I"), cursor.integer("<Q")
+def _read_array(cursor: Cursor, key: str, depth: int) -> list[Any]:
+    kind, count = cursor.number("I"), cursor.count()
     cursor.elements += count
     if depth > _MAX_NESTING:
         cursor.fail(f"{key!r} nests arrays more than {_MAX_NESTING} deep")
     if cursor.elements > _MAX_ELEMENTS:
         cursor.fail(f"the metadata has more than {_MAX_ELEMENTS} array elements, the last in {key!r}")
     if kind == _STRING:
-        cursor.expect(count, 8, f"strings in {key!r}")
+        cursor.expect(count, 4, f"strings in {key!r}")
         return cursor.strings(count)
     if kind == _ARRAY:
-        cursor.expect(count, 12, f"arrays in {key!r}")
+        cursor.expect(count, 8, f"arrays in {key!r}")
         return [_read_array(cursor, key, depth + 1) for _ in range(count)]
     if kind not in _SCALARS:
         cursor.fail(f"{key!r} is an array of value type {kind}, which GGUF does not define")
-    dtype = np.dtype(_SCALARS[kind])
+    dtype = np.dtype(cursor.order + _SCALARS[kind])
     cursor.expect(count, dtype.itemsize, f"numbers in {key!r}")
     raw = cursor.take(count * dtype.itemsize)
     if kind == _BOOL and raw.strip(b"\0\1"):
@@ -308,14 +270,14 @@ def _read_array(cursor: _Cursor, key: str, depth: int) -> list[Any]:
     return values
 
 
-def _read_info(cursor: _Cursor) -> tuple[str, GGUFTensor]:
+def _read_info(cursor: Cursor) -> tuple[str, GGUFTensor]:
     """A tensor's entry, its offset still relative to the data section."""
     name = cursor.name("tensor name")
-    dimensions = cursor.integer("<I")
+    dimensions = cursor.number("I")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
         cursor.fail(f"tensor {name!r} has {dimensions} dimensions")
-    shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions))[::-1]
-    type_id, offset = cursor.integer("<I"), cursor.integer("<Q")
+    shape = tuple(cursor.count() for _ in range(dimensions))[::-1]
+    type_id, offset = cursor.number("I"), cursor.number("Q")
     kind = GGML_TYPES.get(type_id)
     if not all(shape):
         cursor.fail(f"tensor {name!r} has shape {shape}")
@@ -326,7 +288,7 @@ def _read_info(cursor: _Cursor) -> tuple[str, GGUFTensor]:
     return name, GGUFTensor(name, shape, kind.name, offset, math.prod(shape) // kind.block * kind.nbytes)
 
 
-def _unique(cursor: _Cursor, what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(cursor: Cursor, what: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, item in items:
         if name in out:
@@ -335,7 +297,7 @@ def _unique(cursor: _Cursor, what: str, items: Iterable[tuple[str, Any]]) -> dic
     return out
 
 
-def _place(cursor: _Cursor, infos: Mapping[str, GGUFTensor], alignment: Any) -> dict[str, GGUFTensor]:
+def _place(cursor: Cursor, infos: Mapping[str, GGUFTensor], alignment: Any) -> dict[str, GGUFTensor]:
     """The tensors with offsets from the file's start, each inside the file and none over another."""
     # The specification asks for a multiple of 8, ggml for a power of two.
     if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
@@ -357,12 +319,3 @@ def _place(cursor: _Cursor, infos: Mapping[str, GGUFTensor], alignment: Any) -> 
         if before.offset + before.nbytes > after.offset:
             cursor.fail(f"tensors {before.name!r} and {after.name!r} overlap")
     return placed
-
-
-def _refuse_split(path: str, metadata: Mapping[str, Any]) -> None:
-    parts = metadata.get("split.count", 1)
-    if type(parts) is int and parts > 1:
-        raise UnsupportedModel(
-            f"{path} is one of {parts} parts of a split GGUF model; split files are not read yet.",
-            "Merge them into one file with llama.cpp's `llama-gguf-split --merge FIRST_PART OUT` and pass that.",
-        )

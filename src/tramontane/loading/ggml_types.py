@@ -1,0 +1,91 @@
+"""GGML's tensor types as files number them: names, sizes, and which bytes of a block are one number.
+
+Owns that table, shared by the readers of GGUF and of GGML's older files. Must not know: containers; how a block is
+computed with (`weights.FORMATS`). Source: ggml/include/ggml.h and ggml/src/ggml-common.h of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.kernels import BLOCKS
+
+
+@dataclass(frozen=True)
+class GGMLType:
+    """One of ggml's tensor types: `block` elements of a row take `nbytes` bytes.
+
+    `dtype` is that of plain numbers, None for blocks.
+    """
+
+    name: str
+    block: int
+    nbytes: int
+    dtype: np.dtype[Any] | None = None
+
+
+_BLOCK_IDS: Mapping[str, int] = {
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q8_1": 9,
+    "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "Q8_K": 15,
+    "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22, "IQ4_XS": 23,
+    "IQ1_M": 29, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41, "Q2_0": 42,
+}  # fmt: skip
+_PLAIN: Mapping[int, tuple[str, np.dtype[Any]]] = {
+    0: ("F32", np.dtype("<f4")),
+    1: ("F16", np.dtype("<f2")),
+    24: ("I8", np.dtype("i1")),
+    25: ("I16", np.dtype("<i2")),
+    26: ("I32", np.dtype("<i4")),
+    27: ("I64", np.dtype("<i8")),
+    28: ("F64", np.dtype("<f8")),
+    30: ("BF16", np.dtype(ml_dtypes.bfloat16)),
+}
+
+GGML_TYPES: Mapping[int, GGMLType] = {
+    **{
+        number: GGMLType(name, 1, np.dtype(dtype).itemsize, np.dtype(dtype)) for number, (name, dtype) in _PLAIN.items()
+    },
+    **{number: GGMLType(name, BLOCKS[name].elements, BLOCKS[name].nbytes) for name, number in _BLOCK_IDS.items()},
+}
+BY_NAME: Mapping[str, GGMLType] = {kind.name: kind for kind in GGML_TYPES.values()}
+
+# Offset and size of each number of more than a byte in a block. Formats of grids are missing: what the big-endian
+# machines that llama.cpp runs on would write there is not settled.
+_NUMBERS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    **dict.fromkeys(("Q4_0", "Q8_0", "Q1_0", "Q2_0", "IQ4_NL"), ((0, 2),)),
+    **dict.fromkeys(("Q4_1", "Q8_1", "Q4_K", "Q5_K", "IQ4_XS"), ((0, 2), (2, 2))),
+    "Q5_0": ((0, 2), (2, 4)),
+    "Q5_1": ((0, 2), (2, 2), (4, 4)),
+    "Q2_K": ((80, 2), (82, 2)),
+    "Q3_K": ((108, 2),),
+    "Q6_K": ((208, 2),),
+    "TQ1_0": ((52, 2),),
+    "TQ2_0": ((64, 2),),
+    "MXFP4": (),
+    "NVFP4": (),
+}
+
+
+def swappable(kind: GGMLType) -> bool:
+    """Whether `swapped` can turn a tensor of this type around."""
+    return kind.dtype is not None or kind.name in _NUMBERS
+
+
+def swapped(kind: GGMLType, data: NDArray[Any]) -> NDArray[Any]:
+    """A copy of numbers or of blocks (uint8, any shape) with the bytes of each number in the other order."""
+    if kind.dtype is not None:
+        # Through integers: bfloat16 does not know how.
+        numbers: NDArray[Any] = data.view(np.dtype(f"u{kind.nbytes}"))
+        numbers = numbers.byteswap().view(kind.dtype)
+        return numbers
+    blocks: NDArray[np.uint8] = data.reshape(-1, kind.nbytes).copy()
+    for offset, size in _NUMBERS[kind.name]:
+        blocks[:, offset : offset + size] = blocks[:, offset : offset + size][:, ::-1].copy()
+    blocks = blocks.reshape(data.shape)
+    return blocks
