@@ -81,11 +81,10 @@ def swapped(kind: GGMLType, data: NDArray[Any]) -> NDArray[Any]:
     """A copy of numbers or of blocks (uint8, any shape) with the bytes of each number in the other order."""
     if kind.dtype is not None:
         # Through integers: bfloat16 does not know how.
-        numbers: NDArray[Any] = data.view(np.dtype(f"u{kind.nbytes}"))
-        numbers = numbers.byteswap().view(kind.dtype)
-        return numbers
+        turned, integers = np.empty(data.shape, kind.dtype), np.dtype(f"u{kind.nbytes}")
+        turned.view(integers)[...] = data.view(integers).byteswap()
+        return turned
     blocks: NDArray[np.uint8] = data.reshape(-1, kind.nbytes).copy()
     for offset, size in _NUMBERS[kind.name]:
         blocks[:, offset : offset + size] = blocks[:, offset : offset + size][:, ::-1].copy()
-    blocks = blocks.reshape(data.shape)
-    return blocks
+    return blocks.reshape(data.shape)
