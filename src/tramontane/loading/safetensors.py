@@ -160,6 +160,17 @@ def _files_of(path: Path) -> dict[Path, list[str] | None]:
 
 
 def _read_index(path: Path) -> dict[Path, list[str] | None]:
+    wanted = read_index(path)
+    missing = [shard for shard in wanted if not (path.parent / shard).is_file()]
+    if missing:
+        names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        detail = f"{len(missing)} of {len(wanted)} shards are not there: {names}"
+        raise CorruptCheckpoint(str(path.parent), detail, "Fetch the missing files into the folder.")
+    return {path.parent / shard: names for shard, names in wanted.items()}
+
+
+def read_index(path: Path) -> dict[str, list[str]]:
+    """The shards that an index names, files beside it, each with its tensors. Raises CorruptCheckpoint."""
     if path.stat().st_size > _MAX_INDEX:
         raise CorruptCheckpoint(str(path), f"an index of {path.stat().st_size} bytes")
     index = _parse_json(str(path), path.read_bytes())
@@ -172,12 +183,7 @@ def _read_index(path: Path) -> dict[Path, list[str] | None]:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set('/\\:\0"'):
             raise CorruptCheckpoint(str(path), f"tensor {tensor!r} is said to be in {shard!r}, no file of the folder")
         wanted.setdefault(shard, []).append(tensor)
-    missing = [shard for shard in wanted if not (path.parent / shard).is_file()]
-    if missing:
-        names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        detail = f"{len(missing)} of {len(wanted)} shards are not there: {names}"
-        raise CorruptCheckpoint(str(path.parent), detail, "Fetch the missing files into the folder.")
-    return {path.parent / shard: names for shard, names in wanted.items()}
+    return wanted
 
 
 # ---- one file -------------------------------------------------------------------------------------------------
