@@ -104,7 +104,7 @@ class EngineConfig:
     architecture: str = "auto"
     """A model family's name to load the checkpoint as; auto reads it from the checkpoint."""
     context_length: int | None = None
-    """Longest sequence, prompt and answer together; None: the model's."""
+    """Longest sequence, prompt and answer together; None: the model's, or as much of it as the cache holds."""
     deterministic: bool = False
     """One arithmetic: a row's result never depends on the batch or the number of threads."""
 

@@ -280,10 +280,23 @@ def test_refusals_name_the_field(
 
 
 def test_a_cache_that_cannot_serve_is_refused(checkpoint: Path) -> None:
+    small = replace(CONFIG, cache=CacheConfig(block_size=4, num_blocks=10))
     with pytest.raises(InvalidRequest, match="num_blocks"):
-        NativeBackend(checkpoint, replace(CONFIG, cache=CacheConfig(block_size=4, num_blocks=10)))
+        NativeBackend(checkpoint, replace(small, context_length=100))
     with pytest.raises(OutOfMemory):
         NativeBackend(checkpoint, replace(CONFIG, cache=CacheConfig(num_blocks=2**40)))
+
+
+def test_a_context_nobody_asked_for_shrinks_to_the_cache(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened = NativeBackend(checkpoint, replace(CONFIG, cache=CacheConfig(block_size=4, num_blocks=30)))
+    longest = opened.capabilities().context_length
+    assert 4 <= longest < 160
+    assert f"the cache holds {longest} tokens of the model's context of 160" in caplog.text
+    answer = chunks(opened, say("a", max_tokens=None, ignore_eos=True))
+    assert answer[-1].finish_reason == "length"
+    assert answer[-1].usage is not None
+    assert answer[-1].usage.total_tokens == longest
+    opened.close()
 
 
 def test_without_a_template_only_chat_is_refused(tmp_path: Path) -> None:

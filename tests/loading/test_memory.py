@@ -102,6 +102,26 @@ def test_a_cache_too_small_for_one_context_says_what_it_needs(spec: ModelSpec) -
     assert resolve(spec, CacheConfig(num_blocks=7), context=112) == 7
 
 
+def test_the_longest_context_that_fits(spec: ModelSpec) -> None:
+    size = memory.block_bytes(spec, 16, "float16")
+
+    def fits(cache: CacheConfig, of: ModelSpec = spec, free: int = 1 << 30) -> int:
+        return memory.fitting_context(of, cache, free, "float16")
+
+    assert fits(CacheConfig()) == spec.context_length
+    assert fits(CacheConfig(num_blocks=7)) == 112
+    assert fits(CacheConfig(memory_bytes=3 * size + 1)) == 48
+    assert fits(CacheConfig(memory_fraction=0.5), free=10 * size) == 80
+    assert fits(CacheConfig(), free=8 * size) == 32
+    assert fits(CacheConfig(), free=0) == 16
+    for blocks in range(4, 20):  # what fits is what `resolve_num_blocks` accepts, and one block more is not
+        context = fits(CacheConfig(num_blocks=blocks), windowed(spec))
+        assert resolve(windowed(spec), CacheConfig(num_blocks=blocks), context=context) == blocks
+        if context < spec.context_length:
+            with pytest.raises(InvalidRequest):
+                resolve(windowed(spec), CacheConfig(num_blocks=blocks), context=context + 1)
+
+
 def test_a_cache_beyond_memory_is_refused(spec: ModelSpec) -> None:
     for cache in (CacheConfig(num_blocks=1000), CacheConfig(memory_bytes=1 << 22)):
         with pytest.raises(OutOfMemory, match="does not fit in"):

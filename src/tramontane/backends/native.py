@@ -7,6 +7,7 @@ are scheduled or computed, how text is assembled.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,7 +29,7 @@ from tramontane.engine.scheduler import Scheduler
 from tramontane.errors import EngineClosed, InvalidRequest
 from tramontane.kernels.device import resolve_device
 from tramontane.loading.build import LoadedModel
-from tramontane.loading.memory import resolve_num_blocks, workspace_bytes
+from tramontane.loading.memory import fitting_context, resolve_num_blocks, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.models.spec import cache_groups
 from tramontane.text.template import ChatTemplate, select_template
@@ -43,6 +44,8 @@ _NAMED_TOKENS = {
     "pad_token": "padding_token_id",
 }
 """As templates and tokenizer_config.json call them -> as GGUF does."""
+log = logging.getLogger("tramontane")
+
 _EXIT_SECONDS = 10.0
 """How long an exiting interpreter waits for the step that is running."""
 
@@ -73,9 +76,10 @@ class NativeBackend:
         self._source = str(source)
         device = resolve_device(config.device, fallback=config.device_fallback, kernels=config.kernels)
         shared = shared_model(resolve(source, progress), config, device)
-        self._context_length = _context_length(config, shared.loaded)
+        free = _free_for_cache(shared.loaded, config)
+        self._context_length = _context_length(config, shared.loaded, free)
         self._preparer = _preparer(shared, sampling or SamplingParams(), chat_template)
-        engine, self._executor, self._cache_bytes = _engine(shared, config, self._context_length)
+        engine, self._executor, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
         self._pid = os.getpid()
         self._loop = EngineLoop(engine, self._executor, shared.tokenizer, name=Path(self._source).name)
@@ -157,13 +161,30 @@ def _stop(loop: EngineLoop, pid: int) -> None:
         loop.stop(_EXIT_SECONDS)
 
 
-def _context_length(config: EngineConfig, loaded: LoadedModel) -> int:
+def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
+    """Free bytes of the device, less what a step needs."""
+    free = loaded.ops.free_memory()
+    if free is None:
+        free = platform.available_memory()
+    return max(0, free - workspace_bytes(loaded.spec, config.scheduler.max_num_batched_tokens))
+
+
+def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int:
+    """As configured, else the model's, or as much of it as the cache can hold (and that is logged)."""
     longest = loaded.spec.context_length
+    if config.context_length is None:
+        fits = fitting_context(loaded.spec, config.cache, free, loaded.cache_dtype(config.cache.dtype))
+        if fits < longest:
+            log.warning(
+                "the cache holds %d tokens of the model's context of %d: sequences end there. Give the cache more room "
+                "(num_blocks, memory_bytes, memory_fraction), or set context_length.", fits, longest,
+            )  # fmt: skip
+        return fits
     if config.context_length is not None and config.context_length > longest:
         raise InvalidRequest(
             "context_length", f"{config.context_length} exceeds the model's {longest}", f"Use at most {longest}."
         )
-    return config.context_length or longest
+    return config.context_length
 
 
 def _preparer(shared: SharedModel, sampling: SamplingParams, chat_template: str | None) -> Preparer:
@@ -200,15 +221,13 @@ def _template(source: str, shared: SharedModel) -> ChatTemplate:
     return ChatTemplate(source, bos_token=bos, eos_token=eos, special_tokens=named)
 
 
-def _engine(shared: SharedModel, config: EngineConfig, context_length: int) -> tuple[Engine, LocalExecutor, int]:
+def _engine(
+    shared: SharedModel, config: EngineConfig, context_length: int, free: int
+) -> tuple[Engine, LocalExecutor, int]:
     """The engine, its executor, and the bytes of its cache."""
     loaded = shared.loaded
     spec, ops = loaded.spec, loaded.ops
     cache_dtype = loaded.cache_dtype(config.cache.dtype)
-    free = ops.free_memory()
-    if free is None:
-        free = platform.available_memory()
-    free = max(0, free - workspace_bytes(spec, config.scheduler.max_num_batched_tokens))
     blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
     cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype)
     groups = cache_groups(spec)

@@ -7,6 +7,7 @@ requests will come.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -166,6 +167,25 @@ def resolve_num_blocks(
     if blocks * size > free_bytes:
         raise OutOfMemory(f"a cache of {shown(blocks * size)} does not fit in {shown(free_bytes)} of free memory")
     return blocks
+
+
+def fitting_context(spec: ModelSpec, cache: CacheConfig, free_bytes: int, dtype: str) -> int:
+    """The longest context, up to the model's, of which the configured cache holds one sequence; at least one block."""
+    size = block_bytes(spec, cache.block_size, dtype)
+    if cache.num_blocks is not None:
+        blocks = cache.num_blocks
+    elif cache.memory_bytes is not None:
+        blocks = cache.memory_bytes // size
+    elif cache.memory_fraction is not None:
+        blocks = int(free_bytes * cache.memory_fraction) // size
+    else:
+        blocks = free_bytes // _LEFT_FREE // size
+    whole = -(-spec.context_length // cache.block_size)
+    # monotonic: a longer context never needs fewer blocks
+    held = bisect_right(
+        range(1, whole + 1), blocks, key=lambda n: blocks_per_sequence(spec, cache, n * cache.block_size)
+    )
+    return min(spec.context_length, max(1, held) * cache.block_size)
 
 
 def check_weights_fit(needed: int, free_bytes: int) -> None:
