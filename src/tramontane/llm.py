@@ -69,9 +69,10 @@ class _Facade:
         """Load a model.
 
         `model`: a path to a .gguf file or a folder, `org/name[@REVISION][:QUANTIZATION or /FILE.gguf]` of the hub, or
-        `pypi:PACKAGE[==VERSION]/FILE`, with a backend's name in front if need be; None is the demo model. `backend`: the same name by itself. `chat_template`: a Jinja template, or
-        a Path to one, instead of the model's. `progress(done, total, label)` hears of downloads. `options`: settings
-        of the engine (`EngineConfig.from_options`) and default sampling parameters (fields of `SamplingParams`).
+        `pypi:PACKAGE[==VERSION]/FILE`, with a backend's name in front if need be; None is the demo model.
+        `backend`: the same name by itself. `chat_template`: a Jinja template, or a Path to one, instead of the model's.
+        `progress(done, total, label)` hears of downloads. `options`: settings of the engine
+        (`EngineConfig.from_options`) and default sampling parameters (fields of `SamplingParams`).
         Raises InvalidRequest for an option that is neither, and what loading raises.
         """
         sampling = {name: options.pop(name) for name in [*options] if name in SAMPLING_FIELDS}
