@@ -171,7 +171,7 @@ inline Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 inline Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
 inline Vec select_lanes(int from, int to, Vec a, Vec b) {
     const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    return {(lane >= from) & (lane < to) ? a.v : b.v};
+    return {((lane >= from) & (lane < to)) ? a.v : b.v};
 }
 
 inline float half_to_float(uint16_t h) {
