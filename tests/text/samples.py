@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,22 @@ HARD_TEXTS = (
     "▁already ▁marked <0x41> <0xE2>",
     "<s> </s> <|im_end|> <tool> <|im_start|>user\nhi<|im_end|>",
 )
+
+_POOLS = (
+    "abcdefghij ABC ",
+    "the of ing tion",
+    "   \t\n\r",
+    "0123456789.,;:!?'\"()[]{}<>/\\=+-*&^%$#@~`|_",
+    "éèüßñçøåλπДжщאבגदेवนागरीไทย中文日本한국🙂👍🏽",
+    "\x01\x1b\u200b\ufeff\u2028\u00a0\u3000\u0301\u200d\ufe0f",
+)
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    """Texts of up to 60 characters that no sane person writes, without the names of special tokens."""
+    rng = random.Random(seed)
+    return ["".join(rng.choice(rng.choice(_POOLS)) for _ in range(rng.randint(1, 60))) for _ in range(count)]
+
 
 _CORPUS = [
     "The house stands by the river, and it's been there for 250 years. We'll see them they're THERE.",

@@ -12,7 +12,7 @@ import pytest
 from tests.text.test_tokenizer import real_gguf
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, TemplateError
 from tramontane.text import sandbox
-from tramontane.text.template import ChatTemplate, select_template
+from tramontane.text.template import ChatTemplate, named_templates, select_template
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m['content'] }}</{{ m.role }}>\n{% endfor %}"
 PARTS = """{%- for m in messages -%}
@@ -74,6 +74,63 @@ def test_renders_as_transformers(source: str, tools: list[dict[str, Any]] | None
     )
 
 
+SHOUTED = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{{ '!' if loop.last }}</{{ m.role }}>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "content", ["so far", "spaces behind   ", " both  ", "", [{"type": "text", "text": "in parts "}]]
+)
+@pytest.mark.parametrize("source", [PLAIN, SHOUTED])
+def test_goes_on_with_the_final_message_as_transformers(source: str, content: Any) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}]
+    joined = [{**message, "content": content if isinstance(content, str) else "in parts "} for message in messages[1:]]
+    expected = theirs(source, [messages[0], *joined], continue_final_message=True)
+    assert ChatTemplate(source).render(messages, continue_final_message=True) == expected
+    assert expected.startswith("<user>Hi</user>")
+
+
+def test_what_cannot_be_gone_on_with_is_refused() -> None:
+    message = {"role": "user", "content": "Hi"}
+    with pytest.raises(InvalidRequest, match="begins another"):
+        ChatTemplate(PLAIN).render([message], continue_final_message=True, add_generation_prompt=True)
+    for messages in ([], [{"role": "user"}]):
+        with pytest.raises(InvalidRequest, match="does not end with a text"):
+            ChatTemplate(PLAIN).render(messages, continue_final_message=True)
+    with pytest.raises(TemplateError, match="cannot go on"):
+        ChatTemplate("{{ messages[0].role }}").render([message], continue_final_message=True)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_reaches_templates_under_either_name(name: str) -> None:
+    source = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.thinking }}]{{ m.content }}{% endfor %}"
+    messages = [{"role": "assistant", "content": "x", name: "hm"}]
+    assert ChatTemplate(source).render(messages) == theirs(source, messages) == "[hm|hm]x"
+
+
+def test_reasoning_switches_are_passed_on() -> None:
+    source = "{{ 'on' if enable_thinking else 'off' }} {{ reasoning_effort | default('medium') }}"
+    assert ChatTemplate(source).render([], enable_thinking=True, reasoning_effort="high") == "on high"
+    assert ChatTemplate(source).render([]) == "off medium"
+
+
+def test_tools_have_a_template_of_their_own() -> None:
+    template = ChatTemplate("plain {{ bos_token }}", bos_token="B", tool_use="{{ bos_token }} {{ tools | length }}")
+    assert template.render([]) == template.render([], tools=[]) == "plain B"
+    assert template.render([], tools=TOOLS) == "B 1"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ dict(a=1, b=2) }}{{ dict.fromkeys([1, 2], 'x') }}{{ dict([('k', 'v')]) | tojson }}",
+        "{% set n = namespace(self=3, d=dict(z=1)) %}{% set n.q = n.self + 1 %}{{ n.q }}{{ n.d.z }}",
+        "{{ {'b': 1, 'a': 'ü'} | tojson(indent=1, sort_keys=true, ensure_ascii=true, separators=(';', '=')) }}",
+    ],
+)
+def test_helpers_are_those_of_transformers(source: str) -> None:
+    assert ChatTemplate(source).render([]) == theirs(source, [])
+
+
 def test_smollm2_template(smollm2: Path) -> None:
     source = select_template(gguf=real_gguf(smollm2))
     assert source
@@ -114,6 +171,9 @@ def test_special_tokens_and_dates() -> None:
         ("{{ (1).__class__.__mro__ }}", "unsafe"),
         ("{{ ''.__class__ }}{{ ''.__class__.__base__.__subclasses__() }}", "unsafe"),
         ("{% set _ = messages.append(1) %}", "unsafe"),
+        ("{% set n = namespace() %}{% set n.__class__ = 1 %}", "namespace"),
+        ("{{ namespace(_x=1) }}", "namespace"),
+        ("{{ dict.mro() }}", "no attribute"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ],
 )
@@ -196,6 +256,9 @@ def test_which_template_is_chosen() -> None:
     gguf = {"tokenizer.chat_template": "G", "tokenizer.chat_template.rag": "R", "tokenizer.ggml.model": "gpt2"}
     assert select_template(override="O", jinja_file="J", config=config, gguf=gguf) == "O"
     assert select_template(jinja_file="J", config=config, gguf=gguf) == "J"
+    assert select_template(jinja_file="J", additional={"rag": "R"}, name="rag", config=config) == "R"
+    assert select_template(jinja_file="J", additional={"rag": "R"}) == "J"
+    assert named_templates(config=config, gguf=gguf) == {"default": "D", "tool_use": "T"}
     assert select_template(config=config, gguf=gguf) == "D"
     assert select_template(config=config, name="tool_use") == "T"
     assert select_template(config={"chat_template": "C"}, gguf=gguf) == "C"

@@ -32,8 +32,8 @@ def apply(vocab: Vocab, config: Mapping[str, Any], source: str) -> Vocab:
         wanted = _typed(config, key, bool, source)
         if wanted and id_ is None:
             raise CorruptCheckpoint(source, f"{key} is set but there is no {key[4:]}")
-        if wanted is False:
-            ends[:] = [end for end in ends if end != id_]
+        if wanted is False and (id_ in ends or len(ends) == 1):
+            ends.clear()  # a lone token is the one meant, also where the config calls another so
         elif wanted and id_ is not None and id_ not in ends:
             ends.insert(0 if ends is prefix else len(ends), id_)
     return replace(vocab, bos_id=bos_id, eos_ids=eos_ids, prefix=tuple(prefix), suffix=tuple(suffix))

@@ -6,6 +6,7 @@ is kept within bounds is `tramontane.text.sandbox`. Source: transformers' docume
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,8 +25,8 @@ _PROBE = "tramontane-probe"
 class ChatTemplate:
     """A compiled template. Rendering is safe from several threads.
 
-    `special_tokens` gives the template further names (`unk_token`, ...). Raises TemplateError when `source` is no
-    Jinja template.
+    `special_tokens` gives the template further names (`unk_token`, ...). `tool_use` is the template for requests with
+    tools, where the model has one of its own. Raises TemplateError when a source is no Jinja template.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class ChatTemplate:
         bos_token: str | None = None,
         eos_token: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
+        tool_use: str | None = None,
     ) -> None:
         if len(source) > _MAX_SOURCE_CHARS:
             raise TemplateError(f"The chat template has {len(source)} characters, which cannot be meant.", _REMEDY)
         self.source = source
-        named = {**(special_tokens or {}), "bos_token": bos_token, "eos_token": eos_token}
+        named = {"bos_token": bos_token, "eos_token": eos_token, **(special_tokens or {})}
         self._special_tokens = {name: token for name, token in named.items() if token is not None}
+        self._with_tools = None if tool_use is None else ChatTemplate(tool_use, special_tokens=self._special_tokens)
         try:
             self._template = sandbox.Environment().from_string(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
@@ -51,29 +54,50 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
         """The prompt's text. `kwargs` are further variables the template may know (`enable_thinking`, ...).
 
+        It ends with what precedes an answer (`add_generation_prompt`, the default), or, with
+        `continue_final_message`, within the last message, for the model to go on with.
         A message whose content is a list of `{"type": "text", "text": ...}` parts works with every template: one
-        that expects strings gets the texts joined. Raises TemplateError with the template's own words when it
-        refuses, InvalidRequest for messages, tools or documents that are not plain data.
+        that expects strings gets the texts joined. Reasoning may be called `reasoning_content`, `thinking` or
+        `reasoning`. Raises TemplateError with the template's own words when it refuses, InvalidRequest for messages,
+        tools or documents that are not plain data.
         """
-        conversation = [_mapping(message, "messages") for message in messages]
+        if tools and self._with_tools is not None:
+            return self._with_tools.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                documents=documents,
+                **kwargs,
+            )
+        if continue_final_message and add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message", "it goes on with the last message, add_generation_prompt begins another"
+            )
+        conversation = [_with_reasoning(_mapping(message, "messages")) for message in messages]
         if any(isinstance(message.get("content"), list) for message in conversation) and not self._takes_parts:
             conversation = [_joined(message) for message in conversation]
+        mark = _mark_end(conversation) if continue_final_message else None
         variables = {
             **self._special_tokens,
             **_plain(kwargs, "chat_template_kwargs"),
             "messages": conversation,
             "tools": None if tools is None else [_mapping(tool, "tools") for tool in tools],
             "documents": None if documents is None else [_mapping(entry, "documents") for entry in documents],
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": not continue_final_message
+            if add_generation_prompt is None
+            else add_generation_prompt,
         }
-        return self._run(variables)
+        text = self._run(variables)
+        return text if mark is None else _cut_at(text, mark)
 
     def _run(self, variables: Mapping[str, Any]) -> str:
         sandbox.start_budget()
@@ -130,6 +154,36 @@ def _mapping(value: object, field: str) -> dict[str, Any]:
     return plain
 
 
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its reasoning under the two names that templates read."""
+    reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _mark_end(conversation: list[dict[str, Any]]) -> str:
+    """Put a mark at the end of the last message's text, and return it."""
+    mark = f"{_PROBE}-{secrets.token_hex(8)} "  # the space shows whether the template trims
+    content = conversation[-1].get("content") if conversation else None
+    if isinstance(content, str):
+        conversation[-1]["content"] = content + mark
+        return mark
+    texts = [part for part in content or () if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not texts:
+        raise InvalidRequest("continue_final_message", "the conversation does not end with a text")
+    texts[-1]["text"] += mark
+    return mark
+
+
+def _cut_at(text: str, mark: str) -> str:
+    head, found, tail = text.rpartition(mark.strip())
+    if not found:
+        raise TemplateError("The chat template leaves the end of the last message out: it cannot go on.", _REMEDY)
+    return head if tail.startswith(" ") else head.rstrip()
+
+
 def _joined(message: dict[str, Any]) -> dict[str, Any]:
     """The message with its text parts as one string."""
     content = message.get("content")
@@ -144,31 +198,46 @@ def _joined(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": "".join(texts)}
 
 
+def named_templates(
+    *,
+    jinja_file: str | None = None,
+    additional: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    gguf: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """A model's templates by name; the main one is "default".
+
+    The first that there is: `jinja_file` (the text of `chat_template.jinja`) with `additional` (those of the folder
+    `additional_chat_templates`, by name); `chat_template` of `config` (tokenizer_config.json: a string, or a list of
+    named ones); `tokenizer.chat_template` of `gguf` (metadata), with `tokenizer.chat_template.NAME` beside it.
+    Raises CorruptCheckpoint for templates that are no text.
+    """
+    if jinja_file is not None or additional:
+        main = {} if jinja_file is None else {"default": jinja_file}
+        return {**(additional or {}), **main}
+    if config and config.get("chat_template") is not None:
+        return _from_config(config["chat_template"])
+    return _from_gguf(gguf) if gguf else {}
+
+
 def select_template(
     *,
     override: str | None = None,
     jinja_file: str | None = None,
+    additional: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
     gguf: Mapping[str, Any] | None = None,
     name: str | None = None,
 ) -> str | None:
     """The source of the template to use, or None where the model has none.
 
-    In this order: `override` (the user's); `jinja_file` (the text of `chat_template.jinja`); `chat_template` of
-    `config` (tokenizer_config.json: a string, or a list of named ones); `tokenizer.chat_template` of `gguf`
-    (metadata), with `tokenizer.chat_template.NAME` beside it. `name` asks for a named one (`tool_use`, ...); by
-    default it is "default", or the only one there is. Raises InvalidRequest for a name that is not there,
+    `override` (the user's) comes first, then `named_templates` of the rest. `name` asks for a named one (`tool_use`,
+    ...); by default it is "default", or the only one there is. Raises InvalidRequest for a name that is not there,
     CorruptCheckpoint for templates that are no text.
     """
     if override is not None:
         return override
-    named: dict[str, str] = {}
-    if jinja_file is not None:
-        named = {"default": jinja_file}
-    elif config and config.get("chat_template") is not None:
-        named = _from_config(config["chat_template"])
-    elif gguf:
-        named = _from_gguf(gguf)
+    named = named_templates(jinja_file=jinja_file, additional=additional, config=config, gguf=gguf)
     if name is not None and name not in named:
         known = ", ".join(sorted(named)) or "none"
         raise InvalidRequest("chat_template", f"the model has no template named {name!r}", f"It has: {known}.")

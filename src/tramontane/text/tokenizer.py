@@ -116,12 +116,13 @@ class Tokenizer:
         self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special: bool = True
     ) -> list[list[int]]:
         """`encode` for many texts, in parallel."""
-        inner = self._inner if parse_special else self._literal_inner()
-        try:
-            # The "fast" call only leaves out offsets, which nobody here reads.
-            encodings = inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeError) as error:
-            raise InvalidRequest("prompt", "the text is not a string of Unicode characters") from error
+        with soundness(self.source, "tokenizer"):  # some faults show only on a text
+            inner = self._inner if parse_special else self._literal_inner()
+            try:
+                # The "fast" call only leaves out offsets, which nobody here reads.
+                encodings = inner.encode_batch_fast(list(texts), add_special_tokens=False)
+            except (TypeError, UnicodeError) as error:
+                raise InvalidRequest("prompt", "the text is not a string of Unicode characters") from error
         if not add_special_tokens:
             return [encoding.ids for encoding in encodings]
         return [self._with_ends(encoding.ids, parse_special) for encoding in encodings]
@@ -141,10 +142,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; U+FFFD stands for bytes that are no character, and ids beyond the vocabulary for nothing."""
-        try:
-            return self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        except (OverflowError, TypeError) as error:
-            raise InvalidRequest("token_ids", f"token ids must be non-negative integers ({error})") from error
+        with soundness(self.source, "tokenizer"):
+            try:
+                return self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
+            except (OverflowError, TypeError) as error:
+                raise InvalidRequest("token_ids", f"token ids must be non-negative integers ({error})") from error
 
     def piece(self, token_id: int, first: bool = False) -> tuple[bytes, bool]:
         """A token's bytes, and whether it is a lone fallback byte; nothing for an id beyond the vocabulary.

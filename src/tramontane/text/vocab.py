@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tokenizers
 
-from tramontane.errors import CorruptCheckpoint, ModelNotFound
+from tramontane.errors import CorruptCheckpoint, ModelNotFound, TramontaneError
 
 MAX_TOKENS = 1 << 21  # the largest known vocabularies have 2**18
 MAX_TOKEN_CHARS = 4096
@@ -46,7 +46,7 @@ def soundness(source: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, CorruptCheckpoint):
+        if isinstance(error, TramontaneError):
             raise
         raise CorruptCheckpoint(source, f"not a sound {what}: {error}") from error
     except BaseException as error:

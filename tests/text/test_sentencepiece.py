@@ -1,0 +1,190 @@
+"""tokenizer.model read by our own parser, and GGUF's "llama" and "t5" made of it, against the sentencepiece package."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.text.samples import HARD_TEXTS, random_texts
+from tests.text.test_detokenizer import pieces
+from tramontane.errors import CorruptCheckpoint, UnsupportedModel
+from tramontane.text import sentencepiece
+from tramontane.text.tokenizer import Tokenizer
+
+spm = pytest.importorskip("sentencepiece", reason="the sentencepiece package trains and reads the references")
+
+IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+SYMBOLS = ["<user>", "▁▁", "▁▁▁", "\n", "\n\n"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nmt_nfkc": {},  # SentencePiece's defaults, as T5 and XLM-R have them
+    "nfkc, bytes": {"byte_fallback": True},
+    "llama": {"byte_fallback": True, **IDENTITY},
+    "gemma": {
+        "byte_fallback": True,
+        "add_dummy_prefix": False,
+        "split_digits": True,
+        "user_defined_symbols": SYMBOLS,
+        "allow_whitespace_only_pieces": True,
+        **IDENTITY,
+    },
+    "symbols": {"user_defined_symbols": ["<user>"], "control_symbols": ["<ctl>"], **IDENTITY},
+    "lower": {"normalization_rule_name": "nmt_nfkc_cf", "byte_fallback": True},
+    "across": {"split_by_whitespace": False, "max_sentencepiece_length": 12},
+}
+# No ties: SentencePiece sums single precision, and would decide them otherwise.
+TEXTS = tuple(text for text in HARD_TEXTS if not text.startswith("aaaa"))
+
+
+def trained(kind: str, options: dict[str, Any]) -> bytes:
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter([text.replace("\n", " ") for text in (*TEXTS, *random_texts(200, seed=3)) if text]),
+        model_writer=model,
+        vocab_size=800,
+        model_type=kind,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+        **options,
+    )
+    return model.getvalue()
+
+
+# Gemma's overlapping symbols come with BPE only.
+MODELS = [(kind, name) for kind in ("bpe", "unigram") for name in SETTINGS if (kind, name) != ("unigram", "gemma")]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=str)
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tokenizer, bytes]:
+    kind, name = request.param
+    data = trained(kind, SETTINGS[name])
+    file = tmp_path_factory.mktemp("sp") / "tokenizer.model"
+    file.write_bytes(data)
+    return spm.SentencePieceProcessor(model_proto=data), Tokenizer.from_file(file), data
+
+
+def test_encodes_and_decodes_as_the_package(models: tuple[Any, Tokenizer, bytes]) -> None:
+    theirs, ours, _ = models
+    for text in TEXTS:
+        ids = theirs.encode(text)
+        # What looks like a control token is plain text to SentencePiece.
+        assert ours.encode(text, add_special_tokens=False, parse_special=False) == ids, text
+        if theirs.unk_id() not in ids and not text.startswith("▁"):  # it shows ⁇ for what it does not know
+            assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
+            assert "".join(pieces(ours, ids, skip=False)) == theirs.decode(ids)
+
+
+def test_random_texts_encode_as_in_the_package(models: tuple[Any, Tokenizer, bytes]) -> None:
+    """Without rules that rewrite characters, every text; see `scored.build` for what those rules do otherwise."""
+    theirs, ours, data = models
+    if sentencepiece.parse(data, "x").pieces.charsmap:
+        pytest.skip("this model rewrites characters")
+    for text in random_texts(500, seed=4):
+        assert ours.encode(text, add_special_tokens=False, parse_special=False) == theirs.encode(text)
+
+
+def test_special_tokens(models: tuple[Any, Tokenizer, bytes]) -> None:
+    theirs, ours, data = models
+    unigram = sentencepiece.parse(data, "x").pieces.model == "unigram"
+    inside = ours.encode("is there", add_special_tokens=False)
+    assert ours.encode("is there") == ([*inside, 2] if unigram else [1, *inside])
+    assert ours.encode("</s><s>") == ([2, 1, 2] if unigram else [1, 2, 1])
+    assert {0, 1, 2} <= ours.special_ids
+    assert (ours.bos_id, ours.eos_ids, ours.vocab_size) == (1, {2}, theirs.vocab_size())
+
+
+def test_gguf_made_of_it_is_the_same(models: tuple[Any, Tokenizer, bytes]) -> None:
+    _, ours, data = models
+    model = sentencepiece.parse(data, "x").pieces
+    if not model.raw_symbols and 4 in model.kinds:
+        pytest.skip("the converter writes such symbols with spaces")
+    unigram = model.model == "unigram"
+    if model.trim and not unigram:
+        pytest.skip("GGUF's llama has no such normalizer")
+    metadata = {
+        "model": "t5" if unigram else "llama",
+        "tokens": list(model.texts),
+        "scores": list(model.scores),
+        "token_type": list(model.kinds),
+        "add_space_prefix": model.space_prefix,
+        "remove_extra_whitespaces": model.trim,
+        "precompiled_charsmap": list(model.charsmap),
+        "eos_token_id": 2,
+    }
+    gguf = Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    for text in (*TEXTS, *random_texts(100, seed=5)):
+        assert gguf.encode(text) == ours.encode(text)
+    assert (gguf.eos_ids, gguf.special_ids) == (ours.eos_ids, ours.special_ids)
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_other_models_are_refused(kind: str) -> None:
+    with pytest.raises(UnsupportedModel, match="type"):
+        sentencepiece.parse(trained(kind, {"use_all_vocab": True}), "x.model")
+
+
+def test_spaces_at_the_ends_of_words_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="ends of words"):
+        sentencepiece.parse(trained("bpe", {"treat_whitespace_as_suffix": True}), "x.model")
+
+
+def test_mistral_published_models() -> None:
+    common = pytest.importorskip("mistral_common", reason="mistral-common brings published models along")
+    for file in sorted(Path(common.__file__).parent.glob("data/*.model*")):
+        theirs, ours = spm.SentencePieceProcessor(model_file=str(file)), Tokenizer.from_file(file)
+        for text in (*HARD_TEXTS, *random_texts(300, seed=6)):
+            ids = theirs.encode(text)
+            assert ours.encode(text, parse_special=False) == [1, *ids]
+            assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
+
+
+LLAMA = trained("bpe", SETTINGS["llama"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=30))
+def test_any_text(text: str) -> None:
+    ours = _tokenizer(LLAMA)
+    assert ours.encode(text, add_special_tokens=False, parse_special=False) == _processor(LLAMA).encode(text)
+
+
+def _processor(data: bytes) -> Any:
+    return spm.SentencePieceProcessor(model_proto=data)
+
+
+def _tokenizer(data: bytes) -> Tokenizer:
+    from tramontane.text import scored  # the file's way in, without a file
+
+    inner = scored.build(sentencepiece.parse(data, "x").pieces, "x")
+    return Tokenizer(inner, source="x", bos_id=1, eos_ids=[2])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x0a",
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a length that no file has
+        b"\x0a\x80",
+        b"\xff" * 20,
+        b"\x0b\x0c",  # groups, which the format no longer has
+        b"\x08\x01",  # a number for a piece
+        b"\x0a\x05\x0a\x01\xff\x18\x01",  # not UTF-8
+        b"\x0a\x05\x0a\x01a\x18\x09",  # a kind beyond the known
+        b"\x0a\x04\x0a\x01a\x10",
+        b"\x0a\x03\x0a\x01a" * 2,  # the same piece twice
+        b"\x0a\x08\x0a\x01a\x15\x00\x00\xc0\x7f",  # a score that is no number
+        LLAMA[:-7],
+        LLAMA[: len(LLAMA) // 2 + 1],
+    ],
+)
+def test_hostile_files_are_corrupt(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(data)
+    with pytest.raises(CorruptCheckpoint, match=r"tokenizer\.model"):
+        Tokenizer.from_file(file)
