@@ -121,7 +121,6 @@ def test_another_architecture_can_be_named() -> None:
 
 
 UNSUPPORTED_HF = {
-    "quantization_config": {"quant_method": "gptq"},
     "architectures": ["LlamaForSequenceClassification"],
     "hidden_act": "mish",
     "sliding_window": 128,

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from tramontane.kernels.coded import Coded
 
 Array = Any
 
@@ -113,6 +116,14 @@ class Ops(Protocol):
 
     def rows_blocks(self, out: Array, ids: Array, blocks: Array, format: str) -> None:
         """out[R,K] float32 = the rows `ids` of quantized blocks, dequantized exactly."""
+        ...
+
+    def matmul_coded(self, out: Array, x: Array, coded: Coded, bias: Array | None = None) -> None:
+        """The same with a weight of codes, tables and scales: see `kernels.coded`."""
+        ...
+
+    def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
+        """out[R,K] float32 = the rows `ids` of a coded matrix, dequantized exactly."""
         ...
 
     def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:

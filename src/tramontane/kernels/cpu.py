@@ -25,6 +25,7 @@ from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
 from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.checks import FLOAT32, INT32, UINT8, check, check_blocks
+from tramontane.kernels.coded import Coded, check_coded, decode_host
 
 __all__ = ["CpuOps", "available", "isas"]
 
@@ -132,6 +133,29 @@ class CpuOps:
         )
         check_blocks("rows_blocks", blocks, format, out.shape[1])
         out[...] = dequantize(format, blocks[ids])
+
+    def matmul_coded(self, out: Array, x: Array, coded: Coded, bias: Array | None = None) -> None:
+        check_coded(
+            "matmul_coded",
+            coded,
+            ("out", out, "T N", FLOAT32),
+            ("x", x, "T K", FLOAT32),
+            ("bias", bias, "N", FLOAT32),
+        )
+        if coded.order is not None:
+            x = np.ascontiguousarray(x[:, coded.order])
+        rows, step = coded.shape[0], max(1, _STRIP // coded.columns)
+        for start in range(0, rows, step):
+            values = decode_host(coded, range(start, min(start + step, rows)))
+            part = np.empty((len(x), len(values)), np.float32)
+            self._native.matmul(part, x, np.ascontiguousarray(values), None)
+            out[:, start : start + step] = part
+        if bias is not None:
+            out += bias
+
+    def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
+        check_coded("rows_coded", coded, ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32))
+        out[:, slice(None) if coded.order is None else coded.order] = decode_host(coded, ids)
 
     def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
         self._native.rms_norm(out, x, weight, eps)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tramontane.kernels.base import Array
 from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.checks import FLOAT32, FLOATS, INT32, UINT8, check, check_attention, check_blocks, check_sample
+from tramontane.kernels.coded import Coded, check_coded, decode_host
 
 __all__ = ["ReferenceOps", "dequantize"]
 
@@ -240,6 +241,23 @@ class ReferenceOps:
         )
         check_blocks("rows_blocks", blocks, format, out.shape[1])
         out[...] = dequantize(format, blocks[ids])
+
+    def matmul_coded(self, out: Array, x: Array, coded: Coded, bias: Array | None = None) -> None:
+        check_coded(
+            "matmul_coded",
+            coded,
+            ("out", out, "T N", FLOAT32),
+            ("x", x, "T K", FLOAT32),
+            ("bias", bias, "N", FLOAT32),
+        )
+        if coded.order is not None:
+            x = x[:, coded.order]
+        strip = _STRIP // coded.columns
+        self._product(out, x, lambda rows: decode_host(coded, rows), range(coded.shape[0]), strip, bias)
+
+    def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
+        check_coded("rows_coded", coded, ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32))
+        out[:, slice(None) if coded.order is None else coded.order] = decode_host(coded, ids)
 
     def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
         check("rms_norm", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("weight", weight, "K", FLOAT32))

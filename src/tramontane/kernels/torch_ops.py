@@ -29,6 +29,7 @@ from tramontane.kernels.checks import (
     check_blocks,
     check_sample,
 )
+from tramontane.kernels.coded import Coded, check_coded, decode
 from tramontane.kernels.tables import table
 
 try:
@@ -81,6 +82,22 @@ def _dequantize(format: str, blocks: Array) -> Array:
     """uint8 [n, bytes] to float32 [n, elements]."""
     values = DEQUANTIZE[format](_LIBRARY, blocks.reshape(-1, BLOCKS[format].nbytes))
     return values.reshape(len(blocks), -1)
+
+
+class _CodedLibrary:
+    """`coded.Library` on tensors."""
+
+    def zeros(self, like: Array, shape: tuple[int, ...]) -> Array:
+        return torch.zeros(shape, dtype=torch.uint8, device=like.device)
+
+    def look(self, table: Array, codes: Array) -> Array:
+        return table[codes.int()]
+
+    def floats(self, array: Array) -> Array:
+        return array.float()
+
+
+_TORCH = _CodedLibrary()
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -237,6 +254,29 @@ class TorchOps:
         check_blocks("rows_blocks", blocks, format, out.shape[1])
         if len(ids):
             out.copy_(_dequantize(format, blocks.index_select(0, ids)))
+
+    def matmul_coded(self, out: Array, x: Array, coded: Coded, bias: Array | None = None) -> None:
+        check_coded(
+            "matmul_coded",
+            coded,
+            ("out", out, "T N", FLOAT32),
+            ("x", x, "T K", FLOAT32),
+            ("bias", bias, "N", FLOAT32),
+        )
+        if coded.order is not None:
+            x = x.index_select(1, coded.order)
+        rows = torch.arange(coded.shape[0], device=self._device)
+        self._product(out, x, lambda part: decode(_TORCH, coded, part), rows, bias)
+
+    def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
+        check_coded("rows_coded", coded, ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32))
+        if not len(ids):
+            return
+        values = decode(_TORCH, coded, ids.long())
+        if coded.order is None:
+            out.copy_(values)
+        else:
+            out.index_copy_(1, coded.order.long(), values)
 
     def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
         check("rms_norm", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("weight", weight, "K", FLOAT32))

@@ -91,16 +91,14 @@ def checked_spec(checkpoint: Checkpoint, architecture: str = "auto") -> ModelSpe
 
 def _parameter(ops: Ops, checkpoint: Checkpoint, tensor: str, format: str | None) -> Parameter:
     """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector."""
-    entry = checkpoint.tensors[tensor]
-    array = checkpoint.array(tensor)
+    parts = checkpoint.parts(tensor)
     if format in _NUMPY or format is None:
-        array = _converted(checkpoint, tensor, array, _NUMPY[format or "F32"])
+        parts = {"weight": _converted(checkpoint, tensor, parts["weight"], _NUMPY[format or "F32"])}
     if format is None:
-        parameter: Parameter = ops.from_host(array)
+        parameter: Parameter = ops.from_host(parts["weight"])
     else:
-        role = "weight" if format in _NUMPY else "blocks"
-        rows, columns = entry.shape
-        parameter = make_weight(ops, format, (rows, columns), {role: array})
+        rows, columns = checkpoint.tensors[tensor].shape
+        parameter = make_weight(ops, format, (rows, columns), parts)
     # What was read to copy it to the device is not needed here any more; where it was not read this changes nothing.
     checkpoint.release(tensor)
     return parameter

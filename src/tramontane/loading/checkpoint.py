@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
+from tramontane.kernels import BLOCKS
+from tramontane.loading import uqff
 from tramontane.loading.ggml import GGMLFile, is_old_ggml
 from tramontane.loading.gguf import GGUFFile
 from tramontane.loading.names import GGUF_NAMES, HF_NAMES, NameMap
+from tramontane.loading.quantized import Matrix, Method, collect, method_of
 from tramontane.loading.safetensors import SafetensorsFolder
+from tramontane.loading.tensors import TensorEntry as TensorEntry
+from tramontane.models.decoder import parameter_shapes
 from tramontane.models.families import GGUFTensors, spec_from_gguf, spec_from_hf
 from tramontane.models.spec import ModelSpec
 
@@ -41,19 +45,10 @@ _SAMPLING = {
 _ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor as it is stored: rows first; `format` as in `weights.FORMATS` where this build computes with it."""
-
-    shape: tuple[int, ...]
-    format: str
-    nbytes: int
-
-
 class Checkpoint(ABC):
     """An open checkpoint; a context manager. Arrays given out stay valid after `close`."""
 
-    kind: Literal["gguf", "safetensors"]
+    kind: Literal["gguf", "safetensors", "uqff"]
     path: Path
     names: NameMap
     config: Mapping[str, Any]
@@ -69,6 +64,8 @@ class Checkpoint(ABC):
     """The text of chat_template.jinja. Templates in `tokenizer_config` and `metadata` stay there."""
     generation_config: Mapping[str, Any]
     """As in generation_config.json; empty where the checkpoint has no wishes."""
+    quantization: str = ""
+    """How its matrices are quantized, for people, where the configuration says so."""
 
     @abstractmethod
     def spec(self, architecture: str = "auto") -> ModelSpec:
@@ -76,7 +73,14 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def array(self, name: str) -> NDArray[Any]:
-        """A tensor as a read-only view on the map: numbers in their dtype and shape, blocks as uint8 rows."""
+        """A tensor as a read-only view on the map: numbers in their dtype and shape, blocks as uint8 rows.
+
+        KeyError for a matrix that several tensors make up.
+        """
+
+    def parts(self, name: str) -> Mapping[str, NDArray[Any]]:
+        """What a matrix's weight is made from; see `Weight.from_tensors`. Repacked where the file has it otherwise."""
+        return {"blocks" if self.tensors[name].format in BLOCKS else "weight": self.array(name)}
 
     @abstractmethod
     def release(self, name: str) -> None:
@@ -147,7 +151,7 @@ class GGUFCheckpoint(Checkpoint):
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    kind = "safetensors"
+    kind: Literal["safetensors", "uqff"] = "safetensors"
     names = HF_NAMES
 
     def __init__(self, path: Path) -> None:
@@ -157,11 +161,16 @@ class SafetensorsCheckpoint(Checkpoint):
             raise ModelNotFound(str(path), f"there is no config.json in {folder}")
         self.path = path
         self.config = read_json(folder / "config.json")
-        self._folder = SafetensorsFolder.open(path)
+        self._folder = self._open_tensors(path)
         self.metadata = self._folder.metadata
-        self.tensors = {
-            name: TensorEntry(info.shape, info.dtype, info.nbytes) for name, info in self._folder.tensors.items()
-        }
+        stored = {name: TensorEntry(info.shape, info.dtype, info.nbytes) for name, info in self._folder.tensors.items()}
+        self._refusal: UnsupportedModel | None = None
+        self._matrices: Mapping[str, Matrix] = {}
+        self._zero_biases = False
+        try:
+            self._gather(stored)
+        except UnsupportedModel as error:  # what the files hold can be told all the same
+            self._refusal, self.tensors = error, stored
         if (folder / "tokenizer.json").is_file():
             self.tokenizer_json = folder / "tokenizer.json"
         self.tokenizer_config = _optional_json(folder / "tokenizer_config.json")
@@ -171,10 +180,30 @@ class SafetensorsCheckpoint(Checkpoint):
         own = {key: self.config[key] for key in _ENDS if self.config.get(key) is not None}
         self.generation_config = _optional_json(folder / "generation_config.json") or own
 
+    def _open_tensors(self, path: Path) -> SafetensorsFolder:
+        return SafetensorsFolder.open(path)
+
+    def _method(self) -> Method | None:
+        return method_of(self.config, str(self.path))
+
+    def _gather(self, stored: Mapping[str, TensorEntry]) -> None:
+        """Tell each quantized module as one matrix."""
+        method = self._method()
+        if method is None:
+            self.tensors = stored
+            return
+        self.quantization = method.label
+        self.tensors, self._matrices = collect(method, stored, self._folder.data, str(self.path))
+        self._zero_biases = method.zero_biases
+
     def spec(self, architecture: str = "auto") -> ModelSpec:
+        if self._refusal is not None:
+            raise self._refusal
         spec = spec_from_hf(self.config, architecture, str(self.path))
         if spec.tied_embeddings and "lm_head.weight" in self.tensors:
             self._check_tied()
+        if self._zero_biases:
+            self._drop_zero_biases(parameter_shapes(spec))
         return spec
 
     @cached_property
@@ -184,10 +213,19 @@ class SafetensorsCheckpoint(Checkpoint):
             found.pop("head", None)  # a copy of the embedding: `spec` has checked that
         return found
 
+    def _drop_zero_biases(self, wanted: Collection[str]) -> None:
+        """Forget the biases of quantized modules that are zeros and that the model does not have."""
+        biases = {f"{name.removesuffix('weight')}bias" for name in self._matrices} & self.tensors.keys()
+        for canonical, name in self.names.canonical(biases, str(self.path)).items():
+            if canonical not in wanted and not self.array(name).any():
+                self.tensors = {other: entry for other, entry in self.tensors.items() if other != name}
+
     def _check_tied(self) -> None:
         """Some checkpoints store a tied head a second time; another head would contradict the configuration."""
-        head, embedding = self.array("lm_head.weight"), self.tensors.get("model.embed_tokens.weight")
-        same = embedding is not None and np.array_equal(head, self.array("model.embed_tokens.weight"))
+        head, same = self.parts("lm_head.weight"), False
+        if "model.embed_tokens.weight" in self.tensors:
+            embedding = self.parts("model.embed_tokens.weight")
+            same = head.keys() == embedding.keys() and all(np.array_equal(head[k], embedding[k]) for k in head)
         self.release("lm_head.weight")
         if not same:
             raise UnsupportedModel(
@@ -196,22 +234,44 @@ class SafetensorsCheckpoint(Checkpoint):
             )
 
     def array(self, name: str) -> NDArray[Any]:
+        if name in self._matrices:
+            raise KeyError(name)
         return self._folder.data(name)
 
+    def parts(self, name: str) -> Mapping[str, NDArray[Any]]:
+        return self._matrices[name].load() if name in self._matrices else super().parts(name)
+
     def release(self, name: str) -> None:
-        self._folder.release(name)
+        for part in self._matrices[name].sources if name in self._matrices else (name,):
+            self._folder.release(part)
 
     def close(self) -> None:
         self._folder.close()
 
 
+class UQFFCheckpoint(SafetensorsCheckpoint):
+    """A folder of .uqff files: safetensors with layouts of their own."""
+
+    kind = "uqff"
+
+    def _open_tensors(self, path: Path) -> SafetensorsFolder:
+        return SafetensorsFolder.of(path, dict.fromkeys(uqff.files(path)))
+
+    def _method(self) -> Method:
+        stored = {name: TensorEntry(info.shape, info.dtype, info.nbytes) for name, info in self._folder.tensors.items()}
+        uqff.check_version(stored, self._folder.data, str(self.path))
+        return uqff.METHOD
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a .gguf file (any part of a split one), a llama .bin file of GGML's from before GGUF, a folder with
-    config.json and .safetensors, or a .safetensors file of such a folder.
+    config.json and .safetensors or .uqff files, or a .safetensors or .uqff file of such a folder.
 
     Reads headers and settings only. Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel.
     """
     path = Path(path)
+    if path.suffix == ".uqff" or uqff.is_folder(path):
+        return UQFFCheckpoint(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return SafetensorsCheckpoint(path)
     return GGUFCheckpoint(path)

@@ -86,7 +86,11 @@ class SafetensorsFolder:
         without an index and for element types this build does not know.
         """
         path = Path(path)
-        wanted = _files_of(path)
+        return cls.of(path, _files_of(path))
+
+    @classmethod
+    def of(cls, path: Path, wanted: Mapping[Path, list[str] | None]) -> SafetensorsFolder:
+        """Open these files as one checkpoint, of each the tensors named (None: all). Raises as `open`."""
         files: dict[Path, MappedFile] = {}
         tensors: dict[str, TensorInfo] = {}
         metadata: dict[str, str] = {}
@@ -97,6 +101,9 @@ class SafetensorsFolder:
             for name in infos if names is None else names:
                 if name not in infos:
                     raise CorruptCheckpoint(str(path), f"the index puts tensor {name!r} in {file.name}, which lacks it")
+                if name in tensors:
+                    both = f"{tensors[name].file.name} and {file.name}"
+                    raise CorruptCheckpoint(str(path), f"tensor {name!r} is in {both}")
                 tensors[name] = infos[name]
         return cls(path, files, tensors, metadata)
 

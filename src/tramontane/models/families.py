@@ -50,8 +50,6 @@ def spec_from_hf(config: Mapping[str, Any], architecture: str = "auto", source: 
     causal = isinstance(classes, list) and all(str(kind).endswith("ForCausalLM") for kind in classes)
     if architecture == "auto" and not causal:
         raise fields.unsupported("architectures", f"Pass architecture={name!r} to load it as a causal language model.")
-    if config.get("quantization_config") is not None:
-        raise fields.unsupported("quantization_config", "Use the checkpoint's unquantized version, or a GGUF file.")
     return family.from_hf(fields)
 
 

@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 
 from tramontane.kernels import BLOCKS, Ops
 from tramontane.weights.base import Weight
+from tramontane.weights.coded import BITS, CodedWeight
 from tramontane.weights.dense import DenseWeight
 from tramontane.weights.ggml import BlockWeight
 
-__all__ = ["FORMATS", "BlockWeight", "DenseWeight", "Format", "Weight", "make_weight"]
+__all__ = ["FORMATS", "BlockWeight", "CodedWeight", "DenseWeight", "Format", "Weight", "make_weight"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a matrix is stored: `elements` weights of a row in `block_bytes` bytes, read by `weight`."""
+    """How a matrix is stored: `elements` weights of a row in `block_bytes` bytes, read by `weight`.
+
+    Of coded formats these are the codes; their scales come on top, as many as each matrix has.
+    """
 
     name: str
     weight: type[Weight]
@@ -47,6 +51,7 @@ FORMATS: Mapping[str, Format] = {
         Format("F16", DenseWeight, 1, 2),
         Format("BF16", DenseWeight, 1, 2),
         *(Format(name, BlockWeight, layout.elements, layout.nbytes) for name, layout in BLOCKS.items()),
+        *(Format(name, CodedWeight, 8, bits) for name, bits in BITS.items()),
     )
 }
 

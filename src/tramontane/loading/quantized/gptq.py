@@ -1,0 +1,118 @@
+"""GPTQ checkpoints (Frantar et al., 2022), as AutoGPTQ and GPTQModel write them.
+
+Owns their layout: codes and zero points packed into int32 words down the columns of W transposed, scales [G, N], and
+with act-order the group of every input in `g_idx`. Zero points of the first version are stored minus one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tramontane.kernels.coded import TABLES
+from tramontane.loading.quantized.base import (
+    FLOATS,
+    Array,
+    Grid,
+    Matrix,
+    Method,
+    Module,
+    coded_bytes,
+    configured_group,
+    group_size,
+)
+from tramontane.loading.quantized.packing import dense_codes, pack_columns, row_bytes
+from tramontane.models.fields import Fields
+
+_BITS = (2, 3, 4, 8)
+_ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
+"""A one in every field of a word."""
+
+
+def method(config: Fields) -> Method:
+    bits = config.integer("bits")
+    if bits not in _BITS:
+        raise config.unsupported("bits", f"This build reads GPTQ of {', '.join(map(str, _BITS))} bits.")
+    stored = config.text("checkpoint_format", config.text("format", "gptq"))
+    if stored not in ("gptq", "gptq_v2"):
+        key = "checkpoint_format" if config.get("checkpoint_format") else "format"
+        raise config.unsupported(key, "This build reads gptq and gptq_v2.")
+    config.only(is_marlin_format=False)
+    return Method(
+        label=f"gptq, {bits} bits",
+        tensors=("qweight", "qzeros", "scales", "g_idx"),
+        quantized=lambda module: "qweight" in module,
+        plan=partial(
+            _plan,
+            bits=None if config.get("dynamic") else bits,
+            group=configured_group(config.get("group_size")),
+            minus_one=stored == "gptq",
+        ),
+        zero_biases=True,
+    )
+
+
+def _plan(module: Module, *, bits: int | None, group: int | None, minus_one: bool) -> Matrix:
+    groups, rows = module.need("scales", FLOATS, (None, None))
+    _, words = module.need("qzeros", ("I32",), (groups, None))
+    found = words * 32 // rows
+    if found not in _BITS or words * 32 != found * rows or bits not in (None, found):
+        said = f" of {bits} bits" if bits else ""
+        raise module.corrupt(f"qzeros has {words} words for {rows} outputs, which is no packing{said}")
+    packed, _ = module.need("qweight", ("I32",), (None, rows))
+    if packed * 32 % found:
+        raise module.corrupt(f"qweight has {packed} words a column, no whole number of {found}-bit codes")
+    shape = (rows, packed * 32 // found)
+    grid = Grid(rows, groups, group_size(module, "qzeros", shape[1], groups, group))
+    order = _order(module, grid, shape[1])
+    scales = module.tensors["scales"].nbytes
+    codes = rows * row_bytes(shape[1], found)
+    size = coded_bytes(codes, found, scales, rows * groups, order=0 if order is None else shape[1])
+
+    def load() -> dict[str, Array]:
+        words = module.read("qweight")
+        index = np.arange(shape[1]) if order is None else order
+        tensors = {
+            "codes": pack_columns(shape, found, lambda a, b: dense_codes(words, found, index[a:b])),
+            "table": TABLES[f"U{found}"],
+            "scales": np.ascontiguousarray(module.read("scales").T),
+            "zeros": _zeros(module.read("qzeros"), found, rows, minus_one),
+            "layout": grid.layout,
+        }
+        return tensors if order is None else {**tensors, "order": order}
+
+    return Matrix(shape, f"INT{found}", size, load)
+
+
+def _order(module: Module, grid: Grid, columns: int) -> Array | None:
+    """The inputs in the order of their groups; None where they stand in it already."""
+    if "g_idx" not in module:
+        return None
+    module.need("g_idx", ("I32", "I64"), (columns,))
+    groups = module.small("g_idx").astype(np.int64)
+    return group_order(module, "g_idx", groups, grid)
+
+
+def group_order(module: Module, tensor: str, groups: Array, grid: Grid) -> Array | None:
+    """A permutation that sorts inputs by their group; None where they are sorted. Groups must be full but the last."""
+    if groups.min() < 0 or groups.max() >= grid.groups:
+        raise module.corrupt(f"{tensor} names groups {groups.min()} to {groups.max()}; there are {grid.groups}")
+    order = np.argsort(groups, kind="stable")
+    if not np.array_equal(groups[order], np.arange(len(groups)) // grid.group):
+        raise module.unsupported(f"has groups of unequal sizes in {tensor}")
+    if np.array_equal(order, np.arange(len(groups))):
+        return None
+    return order.astype(np.int32)
+
+
+def _zeros(words: Array, bits: int, rows: int, minus_one: bool) -> Array:
+    """uint8 [N, G]. What the first version subtracted from whole words is added to whole words, carries and all."""
+    unsigned: Any = words.view(np.uint32)
+    if minus_one and bits in _ONES:
+        unsigned = unsigned + np.uint32(_ONES[bits])
+    codes = dense_codes(np.ascontiguousarray(unsigned.T), bits, np.arange(rows))
+    if minus_one and bits not in _ONES:
+        codes = (codes + 1) & (2**bits - 1)
+    return codes

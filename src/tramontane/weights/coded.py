@@ -1,0 +1,98 @@
+"""Coded weights: codes, a value table and scales, for every quantization that is groups of codes.
+
+Owns the tensors that a coded matrix is stored as, and the check of what they must be. Must not know: layers, models,
+files, which method wrote the codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.kernels import Array, Ops
+from tramontane.kernels.coded import Coded, check_coded, decode_host
+from tramontane.weights.base import Weight
+
+BITS: Mapping[str, int] = {
+    **{f"INT{bits}": bits for bits in range(1, 9)},
+    "FP8": 8,
+    "NF4": 4,
+    "FP4": 4,
+}
+"""Coded formats and the width of their codes. FP8 is e4m3 or e5m2, FP4 is e2m1 or bitsandbytes' own: the table says."""
+
+_ARRAYS = ("codes", "table", "scales", "scale_table", "zeros", "offsets", "order")
+_NEEDED = {"codes", "table", "scales", "layout"}
+
+
+class CodedWeight(Weight):
+    """A matrix [N, K] of codes: the arrays of `kernels.coded.Coded` under their names, `layout` int32 [group,
+    row_block], and where it is not one `factor` float32 [1]."""
+
+    def __init__(self, ops: Ops, format: str, coded: Coded, nbytes: int) -> None:
+        self.ops = ops
+        self.format = format
+        self.shape = coded.shape
+        self._coded = coded
+        self._nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def matmul(self, out: Array, x: Array, bias: Array | None = None) -> None:
+        self.ops.matmul_coded(out, x, self._coded, bias)
+
+    def rows(self, out: Array, ids: Array) -> None:
+        self.ops.rows_coded(out, ids, self._coded)
+
+    def dequantize(self) -> NDArray[Any]:
+        arrays: dict[str, Any] = self._host()
+        host = dataclasses.replace(self._coded, **arrays)
+        values = decode_host(host, range(self.shape[0]))
+        if host.order is None:
+            return np.ascontiguousarray(values)
+        out = np.empty_like(values)
+        out[:, host.order] = values
+        return out
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        tensors = {**self._host(), "layout": np.array([self._coded.group, self._coded.row_block], np.int32)}
+        if self._coded.factor != 1.0:
+            tensors["factor"] = np.array([self._coded.factor], np.float32)
+        return tensors
+
+    def _host(self) -> dict[str, NDArray[Any]]:
+        arrays = {name: getattr(self._coded, name) for name in _ARRAYS}
+        return {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
+
+    @classmethod
+    def from_tensors(
+        cls, ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]
+    ) -> CodedWeight:
+        if format not in BITS:
+            raise ValueError(f"{format!r} is not a coded format ({', '.join(BITS)})")
+        if not _NEEDED <= set(tensors) <= {*_ARRAYS, "layout", "factor"}:
+            raise ValueError(f"a coded weight is {', '.join(sorted(_NEEDED))} and more, not {sorted(tensors)}")
+        tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        layout, factor = tensors["layout"], tensors.get("factor", np.ones(1, np.float32))
+        if layout.shape != (2,) or layout.dtype != np.int32 or factor.shape != (1,) or factor.dtype != np.float32:
+            raise ValueError(f"{format}: layout must be int32 [2] and factor float32 [1]")
+        host = Coded(
+            **{name: tensors[name] for name in _ARRAYS if name in tensors},
+            bits=BITS[format],
+            columns=shape[1],
+            group=int(layout[0]),
+            row_block=int(layout[1]),
+            factor=float(factor[0]),
+        )
+        check_coded(format, host)
+        if host.shape[0] != shape[0]:
+            raise ValueError(f"{format} weight {list(shape)} has codes of {host.shape[0]} rows")
+        moved = {name: ops.from_host(tensors[name]) for name in _ARRAYS if name in tensors}
+        nbytes = sum(array.nbytes for array in tensors.values())
+        return cls(ops, format, dataclasses.replace(host, **moved), nbytes)
