@@ -138,9 +138,10 @@ def _absmax(module: Module, state: _State) -> Array:
     if not state.nested:
         return absmax
     table, scales = module.read("weight.nested_quant_map"), module.read("weight.nested_absmax")
-    values = table[absmax] * np.repeat(scales, state.nested)[: len(absmax)]
-    values += np.float32(state.offset)
-    return np.asarray(values, np.float32)
+    with np.errstate(all="ignore"):  # what a file has that is not a number stays so
+        values: Array = table[absmax] * np.repeat(scales, state.nested)[: len(absmax)]
+        values += np.float32(state.offset)
+    return values
 
 
 def _swapped(flat: Array, shape: tuple[int, int]) -> Array:
