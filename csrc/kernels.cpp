@@ -13,6 +13,7 @@
 #endif
 
 #include "scratch.h"
+#include "tables.h"
 
 #if defined(TRAMONTANE_AVX512)
 #define ISA avx512
@@ -43,6 +44,8 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 #include "simd.h"
 #include "blocks.h"
+#include "codes.h"
+#include "blocks_ggml.h"
 #include "matmul.inc"
 #include "attention.inc"
 #include "elementwise.inc"

@@ -8,19 +8,30 @@
 namespace tramontane {
 
 // How the elements of a matrix or of a cache are stored.
-enum class Format : int { F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K };
+//
+// Name, elements of a block, bytes of a block: dense formats, then those of quantized blocks.
+#define TRAMONTANE_DENSE_FORMATS(X) X(F32, 1, 4) X(F16, 1, 2) X(BF16, 1, 2)
+#define TRAMONTANE_BLOCK_FORMATS(X)                                                                                 \
+    X(Q4_0, 32, 18) X(Q4_1, 32, 20) X(Q5_0, 32, 22) X(Q5_1, 32, 24) X(Q8_0, 32, 34) X(Q8_1, 32, 36)                 \
+    X(Q2_K, 256, 84) X(Q3_K, 256, 110) X(Q4_K, 256, 144) X(Q5_K, 256, 176) X(Q6_K, 256, 210) X(Q8_K, 256, 292)      \
+    X(IQ1_S, 256, 50) X(IQ1_M, 256, 56) X(IQ2_XXS, 256, 66) X(IQ2_XS, 256, 74) X(IQ2_S, 256, 82)                    \
+    X(IQ3_XXS, 256, 98) X(IQ3_S, 256, 110) X(IQ4_NL, 32, 18) X(IQ4_XS, 256, 136) X(TQ1_0, 256, 54)                  \
+    X(TQ2_0, 256, 66) X(MXFP4, 32, 17) X(NVFP4, 64, 36) X(Q1_0, 128, 18) X(Q2_0, 64, 18)
+#define TRAMONTANE_FORMATS(X) TRAMONTANE_DENSE_FORMATS(X) TRAMONTANE_BLOCK_FORMATS(X)
+
+enum class Format : int {
+#define FORMAT_NAME(name, elements, bytes) name,
+    TRAMONTANE_FORMATS(FORMAT_NAME)
+#undef FORMAT_NAME
+};
 
 // Bytes of a row of `columns` elements; columns are a multiple of the format's block.
 inline int64_t row_bytes(Format format, int64_t columns) {
     switch (format) {
-        case Format::F32: return columns * 4;
-        case Format::F16: return columns * 2;
-        case Format::BF16: return columns * 2;
-        case Format::Q4_0: return columns / 32 * 18;
-        case Format::Q4_1: return columns / 32 * 20;
-        case Format::Q8_0: return columns / 32 * 34;
-        case Format::Q4_K: return columns / 256 * 144;
-        case Format::Q6_K: return columns / 256 * 210;
+#define FORMAT_CASE(name, elements, bytes) \
+    case Format::name: return columns / elements * bytes;
+        TRAMONTANE_FORMATS(FORMAT_CASE)
+#undef FORMAT_CASE
     }
     return 0;
 }

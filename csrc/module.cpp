@@ -15,6 +15,7 @@
 #include "pool.h"
 #include "sampling.h"
 #include "simple.h"
+#include "tables.h"
 
 namespace nb = nanobind;
 using nb::handle;
@@ -49,8 +50,9 @@ struct BlockFormat {
     int64_t elements;
 };
 constexpr BlockFormat BLOCK_FORMATS[] = {
-    {"Q4_0", Format::Q4_0, 32},  {"Q4_1", Format::Q4_1, 32},  {"Q8_0", Format::Q8_0, 32},
-    {"Q4_K", Format::Q4_K, 256}, {"Q6_K", Format::Q6_K, 256},
+#define BLOCK_FORMAT(name, elements, bytes) {#name, Format::name, elements},
+    TRAMONTANE_BLOCK_FORMATS(BLOCK_FORMAT)
+#undef BLOCK_FORMAT
 };
 
 // The format of that name, for rows of `columns` elements.
@@ -307,6 +309,11 @@ void define(nb::class_<Cpu>& cls, const char* name, void (Cpu::*op)(A...), const
 NB_MODULE(_native, m) {
     import_numpy();
     m.def("instruction_sets", &instruction_sets);
+    m.def("set_table", [](const char* name, handle values_) {
+        const Array values(values_, "values", FLOAT32, {});
+        if (!set_table(name, values.data<const float>(), values.size()))
+            throw std::invalid_argument(std::string("table ") + name + " is unknown, or of another size");
+    });
     nb::class_<Cpu> cpu(m, "Cpu");
     cpu.def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "");
     cpu.def_prop_ro("isa", &Cpu::isa);

@@ -5,10 +5,14 @@ Every op checks its arguments and raises ValueError, naming itself; it writes on
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 def instruction_sets() -> list[str]:
     """Those compiled in that this machine runs, best first: "avx512", "avx2", "plain"."""
+
+def set_table(name: str, values: NDArray[np.float32], /) -> None:
+    """Give a table of `kernels.tables`; ValueError where its name or its size is another."""
 
 class Cpu:
     """The kernels of one instruction set ("": the best; ValueError where it is missing) and their threads.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -23,18 +24,17 @@ from numpy.typing import NDArray
 
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
-from tramontane.kernels.blocks import dequantize
-from tramontane.kernels.checks import FLOAT32, INT32, UINT8, check, check_blocks
+from tramontane.kernels.checks import FLOAT32, INT32
 from tramontane.kernels.coded import Coded, check_coded, decode_host
+from tramontane.kernels.tables import LEVELS, table
 
 __all__ = ["CpuOps", "available", "isas"]
 
 _BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _CACHE_LINE = 64
 _PAGE = 4096
-_COMPILED = frozenset({"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
-"""Formats that the compiled module reads; the others are made float32 in numpy, `_STRIP` weights at a time."""
 _STRIP = 1 << 18
+"""Coded weights made float32 at a time."""
 
 
 def available() -> bool:
@@ -64,6 +64,7 @@ class CpuOps:
             )
         if threads < 1:
             raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
+        _set_tables()
         self._native = _native.Cpu(threads, chosen)
         self.name = f"cpu-{self._native.isa}"
         self.threads = threads
@@ -95,44 +96,13 @@ class CpuOps:
         self._native.matmul(out, x, weight, bias)
 
     def matmul_blocks(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None = None) -> None:
-        if format in _COMPILED:
-            self._native.matmul_blocks(out, x, blocks, format, bias)
-        else:
-            self._matmul_expanded(out, x, blocks, format, bias)
-
-    def _matmul_expanded(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None) -> None:
-        """Strips of rows made float32, then multiplied: an output's arithmetic is the same in a strip of any size."""
-        check(
-            "matmul_blocks",
-            ("out", out, "T N", FLOAT32),
-            ("x", x, "T K", FLOAT32),
-            ("blocks", blocks, "N bytes", UINT8),
-            ("bias", bias, "N", FLOAT32),
-        )
-        check_blocks("matmul_blocks", blocks, format, x.shape[1])
-        rows = max(1, _STRIP // max(1, x.shape[1]))
-        for start in range(0, len(blocks), rows):
-            strip = slice(start, start + rows)
-            weight = dequantize(format, blocks[strip])
-            part = np.empty((len(x), len(weight)), np.float32)
-            self._native.matmul(part, x, weight, None if bias is None else bias[strip])
-            out[:, strip] = part
+        self._native.matmul_blocks(out, x, blocks, format, bias)
 
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         self._native.rows(out, ids, weight)
 
     def rows_blocks(self, out: Array, ids: Array, blocks: Array, format: str) -> None:
-        if format in _COMPILED:
-            self._native.rows_blocks(out, ids, blocks, format)
-            return
-        check(
-            "rows_blocks",
-            ("out", out, "R K", FLOAT32),
-            ("ids", ids, "R", INT32),
-            ("blocks", blocks, "V bytes", UINT8),
-        )
-        check_blocks("rows_blocks", blocks, format, out.shape[1])
-        out[...] = dequantize(format, blocks[ids])
+        self._native.rows_blocks(out, ids, blocks, format)
 
     def matmul_coded(self, out: Array, x: Array, coded: Coded, bias: Array | None = None) -> None:
         check_coded(
@@ -205,6 +175,15 @@ class CpuOps:
         self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
     ) -> None:
         self._native.sample(tokens, logits, temperature, top_k, top_p, min_p, uniform)
+
+
+@cache
+def _set_tables() -> None:
+    """Give the compiled module, which keeps no copy in its source, what the codes of lookup formats stand for."""
+    from tramontane import _native
+
+    for name in LEVELS:
+        _native.set_table(name, table(name))
 
 
 def _aligned(make: Any, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -110,20 +110,20 @@ def _ue4m3() -> Floats:
     return (values / 2).astype(np.float32)
 
 
-_MADE: Mapping[str, Callable[[], Floats]] = {
-    "signs7": partial(_signs, 7),
-    "signs8": partial(_signs, 8),
+LEVELS: Mapping[str, Callable[[], Floats]] = {
     "IQ4": _iq4,
     "E2M1": _e2m1,
     "E8M0": _e8m0,
     "UE4M3": _ue4m3,
     **{name: partial(_grid, name) for name in _GRIDS},
 }
+"""What codes stand for, by name: made once by `table`."""
+_SIGNS: Mapping[str, Callable[[], Floats]] = {"signs7": partial(_signs, 7), "signs8": partial(_signs, 8)}
 
 
 @cache
 def table(name: str) -> Floats:
     """A table by name, read-only: codes index its first axis."""
-    array = _MADE[name]()
+    array = {**LEVELS, **_SIGNS}[name]()
     array.setflags(write=False)
     return array
