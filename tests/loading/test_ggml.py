@@ -17,6 +17,7 @@ from tramontane.kernels.reference import ReferenceOps
 from tramontane.loading.build import load_model
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.ggml import GGMLFile
+from tramontane.text.tokenizer import Tokenizer
 
 TOKENS = vocabulary()
 
@@ -65,7 +66,7 @@ def test_every_container(kind: str, version: int, tmp_path: Path) -> None:
     assert metadata["tokenizer.ggml.tokens"][258:262] == ["<0xFF>", "▁the", "▁a", "er"]
     assert metadata["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
     assert metadata["tokenizer.ggml.token_type"][259:] == [1] * (len(TOKENS) - 259)
-    assert metadata.get("tokenizer.ggml.scores") == (None if kind == "ggml" else [score for _, score in TOKENS])
+    assert metadata["tokenizer.ggml.scores"] == [score for _, score in TOKENS]
 
 
 def test_blocks_of_today(tmp_path: Path) -> None:
@@ -189,3 +190,15 @@ def test_where_the_tests_writer_puts_tensors() -> None:
         content = write(tensors, [], kind, version)
         assert content[start : start + 32] == np.arange(8, dtype=np.float32).tobytes()
         assert len(content) == start + 32
+
+
+@pytest.mark.parametrize("kind", ["ggjt", "ggml"])
+def test_the_embedded_vocabulary_is_a_tokenizer(kind: str, tmp_path: Path) -> None:
+    words = vocabulary(("▁t", "he", "▁the", "▁", "t", "h", "e", "a"))
+    with GGMLFile.open(saved(tmp_path, write(plain(llama_tensors(len(words))), words, kind))) as file:
+        tokenizer = Tokenizer.from_gguf(file.metadata)
+    ids = {token: number for number, token in enumerate(file.metadata["tokenizer.ggml.tokens"])}
+    # The best merge first: "▁t" and "he", and of these "▁the".
+    assert tokenizer.encode("the a") == [1, ids["▁the"], ids["▁"], ids["a"]]
+    assert tokenizer.encode("é") == [1, ids["▁"], ids["<0xC3>"], ids["<0xA9>"]]
+    assert tokenizer.decode(tokenizer.encode("the aé")[1:]) == "the aé"

@@ -37,6 +37,8 @@ _KINDS: Mapping[bytes, tuple[str, tuple[int, ...]]] = {
 _SINCE = {"Q5_0": 2, "Q5_1": 2, **dict.fromkeys(("Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), 3)}
 _PLAIN = ("F32", "F16")
 
+_WORDS = 259
+"""The first token that is neither special nor a byte."""
 _MAX_VOCABULARY = 1 << 20
 _MAX_TENSORS = 1 << 16
 _ALIGNMENT = 32
@@ -160,15 +162,15 @@ def _read_kind(cursor: Cursor) -> tuple[str, int]:
 
 
 def _read_vocabulary(cursor: Cursor, count: int, *, with_scores: bool) -> tuple[list[bytes], list[float]]:
+    """Pieces and their scores. Without scores in the file they are what LLaMA's are: minus the rank among the words."""
     tokens: list[bytes] = []
     scores: list[float] = []
-    for _ in range(count):
+    for number in range(count):
         tokens.append(cursor.take(cursor.count()))
-        if with_scores:
-            score = cursor.number("f")
-            if not math.isfinite(score):
-                cursor.fail(f"the score of token {len(scores)} is {score}")
-            scores.append(score)
+        score = cursor.number("f") if with_scores else -float(max(0, number - _WORDS))
+        if not math.isfinite(score):
+            cursor.fail(f"the score of token {number} is {score}")
+        scores.append(score)
     return tokens, scores
 
 
@@ -232,15 +234,12 @@ def _from_shapes(cursor: Cursor, tensors: Mapping[str, GGUFTensor], hidden: int,
 
 
 def _tokenizer(tokens: list[bytes], scores: list[float]) -> dict[str, Any]:
-    """The SentencePiece vocabulary of llama: ids 0 to 2 have their fixed meanings, the next 256 are bytes.
-
-    The unversioned files have no scores, and so nothing to build a tokenizer on.
-    """
+    """The SentencePiece vocabulary of llama: ids 0 to 2 have their fixed meanings, the next 256 are bytes."""
     texts, types = [], []
     for number, token in enumerate(tokens):
         if number < 3:
             text, kind = (("<unk>", 2), ("<s>", 3), ("</s>", 3))[number]
-        elif number < 259 and len(token) == 1:
+        elif number < _WORDS and len(token) == 1:
             text, kind = f"<0x{token[0]:02X}>", 6
         else:
             text, kind = token.decode("utf-8", "surrogateescape").replace(" ", "▁"), 1 if token else 3
@@ -250,7 +249,7 @@ def _tokenizer(tokens: list[bytes], scores: list[float]) -> dict[str, Any]:
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": texts,
-        **({"tokenizer.ggml.scores": scores} if scores else {}),
+        "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,
