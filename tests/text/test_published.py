@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,23 +34,27 @@ MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
 CONFIGURED = ("mistral_nemo", "deepseek_v3", "command_r_plus")  # begin with BOS because their config says so
 
 
-@functools.lru_cache(maxsize=1)
-def loaded(name: str) -> tuple[tokenizers.Tokenizer, Tokenizer, Tokenizer]:
-    """The tokenizers package's reading, ours, and ours of the GGUF metadata."""
+Loaded = tuple[str, tokenizers.Tokenizer, Tokenizer, Tokenizer]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    """A name, the tokenizers package's reading, ours, and ours of the GGUF metadata."""
+    name: str = request.param
     folder = model_path("tokenizers") / name
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     original = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pre, changes = MODELS[name]
     return (
+        name,
         original,
         Tokenizer.from_file(folder / "tokenizer.json", config),
         Tokenizer.from_gguf(written(folder, pre, **changes), name),
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_encodes_and_decodes_as_the_original(name: str) -> None:
-    original, from_json, from_gguf = loaded(name)
+def test_encodes_and_decodes_as_the_original(loaded: Loaded) -> None:
+    name, original, from_json, from_gguf = loaded
     for text in (*HARD_TEXTS, *random_texts(1000, seed=1)):
         ids = original.encode(text, add_special_tokens=False).ids
         # A mark in the text itself meets Gemma's runs of marks, which GGUF writes as runs of spaces.
@@ -61,9 +63,8 @@ def test_encodes_and_decodes_as_the_original(name: str) -> None:
             assert ours.decode(ids, skip_special_tokens=False) == original.decode(ids, skip_special_tokens=False)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_ends_are_added_once_and_alike(name: str) -> None:
-    original, from_json, from_gguf = loaded(name)
+def test_ends_are_added_once_and_alike(loaded: Loaded) -> None:
+    name, original, from_json, from_gguf = loaded
     ids = from_json.encode("Hello, world")
     inside = original.encode("Hello, world", add_special_tokens=False).ids
     assert from_gguf.encode("Hello, world") == ids
@@ -73,10 +74,9 @@ def test_ends_are_added_once_and_alike(name: str) -> None:
         assert from_gguf.encode(f"{original.id_to_token(ids[0])}Hello").count(ids[0]) == 1
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_any_ids_decode_alike_piece_by_piece(name: str) -> None:
+def test_any_ids_decode_alike_piece_by_piece(loaded: Loaded) -> None:
     """Random ids are mostly invalid UTF-8."""
-    original, *ours = loaded(name)
+    _, original, *ours = loaded
     rng = random.Random(2)
     for _ in range(300):
         ids = [rng.choice((rng.randrange(original.get_vocab_size()), rng.randrange(400))) for _ in range(12)]
@@ -86,10 +86,11 @@ def test_any_ids_decode_alike_piece_by_piece(name: str) -> None:
             assert "".join(pieces(tokenizer, ids, skip=False)) == expected
 
 
-def test_transformers_agrees_with_the_package() -> None:
+def test_transformers_agrees_with_the_package(loaded: Loaded) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is the reference")
-    folder: Path = model_path("tokenizers") / "qwen2_5"
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    _, from_json, from_gguf = loaded("qwen2_5")
+    name, _, from_json, from_gguf = loaded
+    if name != "qwen2_5":
+        pytest.skip("transformers puts rules of its own in the place of other files'")
+    theirs = transformers.AutoTokenizer.from_pretrained(model_path("tokenizers") / name)
     for text in HARD_TEXTS:
         assert theirs.encode(text) == from_json.encode(text) == from_gguf.encode(text)

@@ -14,6 +14,7 @@ from tests.text.samples import HARD_TEXTS, random_texts
 from tests.text.test_detokenizer import pieces
 from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.text import sentencepiece
+from tramontane.text.stops import StopMatcher
 from tramontane.text.tokenizer import Tokenizer
 
 spm = pytest.importorskip("sentencepiece", reason="the sentencepiece package trains and reads the references")
@@ -96,6 +97,24 @@ def test_special_tokens(models: tuple[Any, Tokenizer, bytes]) -> None:
     assert ours.encode("</s><s>") == ([2, 1, 2] if unigram else [1, 2, 1])
     assert {0, 1, 2} <= ours.special_ids
     assert (ours.bos_id, ours.eos_ids, ours.vocab_size) == (1, {2}, theirs.vocab_size())
+
+
+def test_stop_strings_that_span_tokens_are_never_half_emitted(models: tuple[Any, Tokenizer, bytes]) -> None:
+    _, ours, _ = models
+    for stop in ("🙂 stop", "é here", "there we"):
+        stream = pieces(ours, ours.encode(f"a house {stop} and more", parse_special=False))
+        text = "".join(stream)
+        end = text.find(stop)
+        if end < 0:
+            continue  # the model does not know the character
+        matcher, shown = StopMatcher([stop]), ""
+        for piece in stream:
+            safe, found = matcher.push(piece)
+            shown += safe
+            assert text[:end].startswith(shown)
+            if found:
+                break
+        assert (shown, found) == (text[:end], stop)
 
 
 def test_gguf_made_of_it_is_the_same(models: tuple[Any, Tokenizer, bytes]) -> None:
