@@ -151,15 +151,17 @@ def test_too_little_memory_is_said_before_loading(tmp_path: Path, monkeypatch: p
 
 def test_a_checkpoint_shows_what_stands_beside_its_weights(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m")
-    assert open_checkpoint(folder).tokenizer_json is None
+    assert open_checkpoint(folder).folder == folder
     assert open_checkpoint(folder).generation_config == {"eos_token_id": 2}
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "x"}))
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": [2, 3]}))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("R")
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.kind == "safetensors"
-        assert checkpoint.tokenizer_json == folder / "tokenizer.json"
+        assert checkpoint.additional_templates == {"rag": "R"}
         assert checkpoint.tokenizer_config == {"chat_template": "x"}
         assert checkpoint.generation_config == {"temperature": 0.6, "eos_token_id": [2, 3]}
         assert checkpoint.chat_template == "{{ messages }}"

@@ -108,11 +108,11 @@ def test_only_needed_files_are_fetched_and_only_once(hub: FakeHub, home: Path) -
     assert not hub.asked, "what the cache has never asks the network"
 
 
-def test_the_cache_is_huggingface_hubs_own(hub: FakeHub) -> None:
+def test_the_cache_is_huggingface_hubs_own(hub: FakeHub, home: Path) -> None:
     from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 
     path = resolve(REPO)
-    info = scan_cache_dir()
+    info = scan_cache_dir(home / "hub")  # its default is of when it was imported, by whomever
     assert not info.warnings
     (repo,) = info.repos
     (revision,) = repo.revisions
@@ -194,6 +194,12 @@ def test_mistrals_own_format_comes_last(hub: FakeHub) -> None:
     assert "consolidated.safetensors" not in names_in(resolve(REPO))
     hub.revisions["main"] = own
     assert names_in(resolve(REPO, refresh=True)) == sorted(own)
+    shards = {f"consolidated-0000{number}-of-00002.safetensors": b"x" for number in (1, 2)}
+    hub.revisions["main"] = {"params.json": b"{}", "tokenizer.model.v3": b"x", **shards, "README.md": b""}
+    assert set(shards) < set(names_in(resolve(REPO, refresh=True)))
+    hub.asked.clear()
+    assert set(shards) < set(names_in(resolve(REPO)))
+    assert not hub.asked
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 
 from tramontane import platform
 from tramontane.backends.base import Capabilities
+from tramontane.backends.language import template_of
 from tramontane.backends.loop import EngineLoop
 from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
 from tramontane.backends.shared import SharedModel, shared_model
@@ -32,18 +33,10 @@ from tramontane.loading.build import LoadedModel
 from tramontane.loading.memory import fitting_context, resolve_num_blocks, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.models.spec import cache_groups
-from tramontane.text.template import ChatTemplate, select_template
 from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
 
 _LONG_PROMPT = 20_000
 """Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
-_NAMED_TOKENS = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "unk_token": "unknown_token_id",
-    "pad_token": "padding_token_id",
-}
-"""As templates and tokenizer_config.json call them -> as GGUF does."""
 log = logging.getLogger("tramontane")
 
 _EXIT_SECONDS = 10.0
@@ -190,35 +183,13 @@ def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int
 def _preparer(shared: SharedModel, sampling: SamplingParams, chat_template: str | None) -> Preparer:
     checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
     defaults, ends = generation_defaults(checkpoint.generation_config, str(checkpoint.path))
-    source = select_template(
-        override=chat_template,
-        jinja_file=checkpoint.chat_template,
-        config=checkpoint.tokenizer_config,
-        gguf=checkpoint.metadata if checkpoint.kind == "gguf" else None,
-    )
     return Preparer(
         tokenizer,
-        None if source is None else _template(source, shared),
+        template_of(checkpoint, tokenizer, chat_template),
         vocab_size=shared.loaded.spec.vocab_size,
         eos_ids=tokenizer.eos_ids | ends,
         defaults=sampling.over(defaults),
     )
-
-
-def _template(source: str, shared: SharedModel) -> ChatTemplate:
-    """The template, told the texts of the model's named tokens."""
-    checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
-    named: dict[str, str] = {}
-    for name, key in _NAMED_TOKENS.items():
-        entry = checkpoint.tokenizer_config.get(name)
-        text = entry.get("content") if isinstance(entry, dict) else entry
-        id_ = checkpoint.metadata.get(f"tokenizer.ggml.{key}")
-        if isinstance(text, str):
-            named[name] = text
-        elif checkpoint.kind == "gguf" and isinstance(id_, int):
-            named[name] = tokenizer.token_text(id_)
-    bos, eos = named.pop("bos_token", None), named.pop("eos_token", None)
-    return ChatTemplate(source, bos_token=bos, eos_token=eos, special_tokens=named)
 
 
 def _engine(

@@ -11,11 +11,10 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from tramontane import platform
+from tramontane.backends.language import tokenizer_of
 from tramontane.config import EngineConfig
-from tramontane.errors import ModelNotFound
 from tramontane.kernels import for_device
 from tramontane.loading.build import load_model
-from tramontane.text.tokenizer import Tokenizer
 
 
 class SharedModel:
@@ -24,7 +23,7 @@ class SharedModel:
     def __init__(self, path: Path, config: EngineConfig, device: str, threads: int) -> None:
         ops = for_device(device, kernels=config.kernels, threads=threads, deterministic=config.deterministic)
         self.loaded = load_model(path, ops, dtype=config.dtype, architecture=config.architecture)
-        self.tokenizer = _tokenizer(self)
+        self.tokenizer = tokenizer_of(self.loaded.checkpoint)
         self.turn = threading.Lock()
         """Held while a step runs: the ops' threads and scratch memory serve one caller at a time."""
 
@@ -50,12 +49,3 @@ def _state(path: Path) -> tuple[tuple[str, int, int], ...]:
     """What changes when a file of the model does."""
     files = [(file, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in files)
-
-
-def _tokenizer(model: SharedModel) -> Tokenizer:
-    checkpoint = model.loaded.checkpoint
-    if checkpoint.kind == "gguf":
-        return Tokenizer.from_gguf(checkpoint.metadata, str(checkpoint.path))
-    if checkpoint.tokenizer_json is None:
-        raise ModelNotFound(str(checkpoint.path), "it has no tokenizer.json", "Put the model's tokenizer.json there.")
-    return Tokenizer.from_file(checkpoint.tokenizer_json, checkpoint.tokenizer_config)

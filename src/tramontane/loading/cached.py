@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tramontane.errors import InvalidRequest, ModelNotFound, TramontaneError
 from tramontane.loading import hub, pypi
-from tramontane.loading.repofiles import CONSOLIDATED, choose, split_sets
+from tramontane.loading.repofiles import choose, split_sets
 from tramontane.loading.safetensors import INDEX_FILE, read_index
 from tramontane.loading.sources import ModelSource
 
@@ -98,7 +98,7 @@ def _models_in(snapshot: Path, repo: str) -> Iterator[tuple[Path, tuple[str, ...
         choice = choose(others, "", "", lambda: read_index(snapshot / INDEX_FILE), repo)
     except TramontaneError:
         return
-    if not choice.gguf and CONSOLIDATED not in choice.files:
+    if not choice.gguf:
         yield snapshot, choice.files
 
 

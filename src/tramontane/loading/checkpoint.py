@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
 from tramontane.kernels import BLOCKS
-from tramontane.loading import uqff
+from tramontane.loading import mistral, uqff
 from tramontane.loading.ggml import GGMLFile, is_old_ggml
 from tramontane.loading.gguf import GGUFFile
-from tramontane.loading.names import GGUF_NAMES, HF_NAMES, NameMap
+from tramontane.loading.names import GGUF_NAMES, HF_NAMES, MISTRAL_NAMES, NameMap
 from tramontane.loading.quantized import Matrix, Method, collect, method_of
 from tramontane.loading.safetensors import SafetensorsFolder
 from tramontane.loading.tensors import TensorEntry as TensorEntry
 from tramontane.models.decoder import parameter_shapes
 from tramontane.models.families import GGUFTensors, spec_from_gguf, spec_from_hf
+from tramontane.models.mistral_params import spec_from_params
 from tramontane.models.spec import ModelSpec
 
 _MAX_TEXT = 64 << 20
@@ -52,16 +53,18 @@ class Checkpoint(ABC):
     path: Path
     names: NameMap
     config: Mapping[str, Any]
-    """config.json; empty for GGUF."""
+    """config.json, or params.json of Mistral's layout; empty for GGUF."""
     metadata: Mapping[str, Any]
     """GGUF's metadata, or the headers' notes of safetensors files."""
     tensors: Mapping[str, TensorEntry]
-    tokenizer_json: Path | None = None
-    """tokenizer.json, where there is one."""
+    folder: Path | None = None
+    """Where the files beside the weights lie, such as the tokenizer's; None for GGUF, which has all in itself."""
     tokenizer_config: Mapping[str, Any]
     """tokenizer_config.json; empty for GGUF or without one."""
     chat_template: str | None = None
     """The text of chat_template.jinja. Templates in `tokenizer_config` and `metadata` stay there."""
+    additional_templates: Mapping[str, str]
+    """Those of the folder additional_chat_templates, by name."""
     generation_config: Mapping[str, Any]
     """As in generation_config.json; empty where the checkpoint has no wishes."""
     quantization: str = ""
@@ -119,7 +122,7 @@ class GGUFCheckpoint(Checkpoint):
         self.tensors = {
             name: TensorEntry(tensor.shape, tensor.format, tensor.nbytes) for name, tensor in self._file.tensors.items()
         }
-        self.tokenizer_config = {}
+        self.tokenizer_config, self.additional_templates = {}, {}
         self.generation_config = _gguf_generation(self.metadata)
 
     def spec(self, architecture: str = "auto") -> ModelSpec:
@@ -153,14 +156,15 @@ class GGUFCheckpoint(Checkpoint):
 class SafetensorsCheckpoint(Checkpoint):
     kind: Literal["safetensors", "uqff"] = "safetensors"
     names = HF_NAMES
+    _settings = "config.json"
 
     def __init__(self, path: Path) -> None:
         """`path`: a folder with config.json, or a .safetensors file beside one."""
         folder = path if path.is_dir() else path.parent
-        if not (folder / "config.json").is_file():
-            raise ModelNotFound(str(path), f"there is no config.json in {folder}")
+        if not (folder / self._settings).is_file():
+            raise ModelNotFound(str(path), f"there is no {self._settings} in {folder}")
         self.path = path
-        self.config = read_json(folder / "config.json")
+        self.config = read_json(folder / self._settings)
         self._folder = self._open_tensors(path)
         self.metadata = self._folder.metadata
         stored = {name: TensorEntry(info.shape, info.dtype, info.nbytes) for name, info in self._folder.tensors.items()}
@@ -171,11 +175,12 @@ class SafetensorsCheckpoint(Checkpoint):
             self._gather(stored)
         except UnsupportedModel as error:  # what the files hold can be told all the same
             self._refusal, self.tensors = error, stored
-        if (folder / "tokenizer.json").is_file():
-            self.tokenizer_json = folder / "tokenizer.json"
+        self.folder = folder
         self.tokenizer_config = _optional_json(folder / "tokenizer_config.json")
         if (folder / "chat_template.jinja").is_file():
             self.chat_template = _read_text(folder / "chat_template.jinja")
+        additional = sorted(folder.glob("additional_chat_templates/*.jinja"))
+        self.additional_templates = {path.stem: _read_text(path) for path in additional}
         # Without the file the model's own configuration says how texts begin and end, as in transformers.
         own = {key: self.config[key] for key in _ENDS if self.config.get(key) is not None}
         self.generation_config = _optional_json(folder / "generation_config.json") or own
@@ -263,15 +268,42 @@ class UQFFCheckpoint(SafetensorsCheckpoint):
         return uqff.METHOD
 
 
+class MistralCheckpoint(SafetensorsCheckpoint):
+    """A folder in Mistral's own layout, with names and settings of its own."""
+
+    names = MISTRAL_NAMES
+    _settings = mistral.SETTINGS
+
+    def _open_tensors(self, path: Path) -> SafetensorsFolder:
+        return SafetensorsFolder.of(path, mistral.files(path))
+
+    def _method(self) -> None:
+        if self.config.get("quantization"):
+            raise UnsupportedModel(
+                f"{self.path} is quantized in Mistral's own layout, which this build does not read.",
+                "Use the model in Hugging Face's layout (config.json and model.safetensors), or as a GGUF file.",
+            )
+
+    def spec(self, architecture: str = "auto") -> ModelSpec:
+        if self._refusal is not None:
+            raise self._refusal
+        if architecture not in ("auto", "llama"):
+            raise UnsupportedModel(f"{self.path} is in Mistral's own layout, a llama.", "Use architecture='auto'.")
+        return spec_from_params(self.config, str(self.path))
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a .gguf file (any part of a split one), a llama .bin file of GGML's from before GGUF, a folder with
-    config.json and .safetensors or .uqff files, or a .safetensors or .uqff file of such a folder.
+    config.json and .safetensors or .uqff files (or Mistral's params.json and consolidated.safetensors), or a
+    .safetensors or .uqff file of such a folder.
 
     Reads headers and settings only. Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel.
     """
     path = Path(path)
     if path.suffix == ".uqff" or uqff.is_folder(path):
         return UQFFCheckpoint(path)
+    if mistral.is_mistral(path):
+        return MistralCheckpoint(path)
     if path.is_dir() or path.suffix == ".safetensors":
         return SafetensorsCheckpoint(path)
     return GGUFCheckpoint(path)

@@ -1,6 +1,7 @@
 """NameMap: what a source calls a decoder's parameters, and what we call them.
 
-Owns the names of Hugging Face checkpoints and of GGUF files. Must not know: shapes, values, families.
+Owns the names of Hugging Face checkpoints, of GGUF files and of Mistral's own layout. Must not know: shapes, values,
+families.
 """
 
 from __future__ import annotations
@@ -93,4 +94,21 @@ GGUF_NAMES = NameMap(
         "ffn_down": "mlp.down",
     },
     ignored=re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd(\.weight)?"),
+)
+
+MISTRAL_NAMES = NameMap(
+    fixed={"tok_embeddings": "embedding", "norm": "norm", "output": "head"},
+    layer_prefix="layers.",
+    layer={
+        "attention_norm": "attention_norm",
+        "attention.wq": "attention.q",
+        "attention.wk": "attention.k",
+        "attention.wv": "attention.v",
+        "attention.wo": "attention.o",
+        "ffn_norm": "mlp_norm",
+        "feed_forward.w1": "mlp.gate",
+        "feed_forward.w3": "mlp.up",
+        "feed_forward.w2": "mlp.down",
+    },
+    ignored=re.compile(r"rope\.freqs"),
 )

@@ -37,6 +37,8 @@ SIDECARS = TOKENIZERS | {
     "params.json",
 }
 CONSOLIDATED = "consolidated.safetensors"
+CONSOLIDATED_SHARD = re.compile(r"consolidated-(\d{5})-of-(\d{5})\.safetensors")
+"""Mistral's own layout: one file, or these."""
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
@@ -77,8 +79,9 @@ def choose(names: Collection[str], tag: str, file: str, shards: Callable[[], Col
         return Choice((*_sidecars(names), *weights))
     if ggufs:
         return _preferred(ggufs, where)
-    if {CONSOLIDATED, "params.json"} <= set(names):
-        return Choice((*_sidecars(names), CONSOLIDATED))
+    consolidated = _consolidated(names) if "params.json" in names else ()
+    if consolidated:
+        return Choice((*_sidecars(names), *consolidated))
     if any(_PICKLE.fullmatch(name) for name in names):
         raise UnsupportedModel(
             f"{where} has its weights in PyTorch pickles alone, which are not read: they can run code.",
@@ -103,7 +106,7 @@ def _safetensors(names: Collection[str], shards: Callable[[], Collection[str]], 
         if absent:
             raise ModelNotFound(where, f"its index names {len(absent)} shards that are not there, such as {absent[0]}")
         return (INDEX_FILE, *wanted)
-    others = {CONSOLIDATED, "adapter_model.safetensors"}
+    others = {*_consolidated(names), "adapter_model.safetensors"}
     found = [n for n in names if n.endswith(".safetensors") and "/" not in n and n not in others]
     single = [name for name in found if not _SHARD.fullmatch(name)]
     if len(single) > 1:
@@ -112,6 +115,11 @@ def _safetensors(names: Collection[str], shards: Callable[[], Collection[str]], 
             "Use another repository or revision.",
         )
     return tuple(single)
+
+
+def _consolidated(names: Collection[str]) -> tuple[str, ...]:
+    """The weights in Mistral's own layout."""
+    return (CONSOLIDATED,) if CONSOLIDATED in names else tuple(sorted(filter(CONSOLIDATED_SHARD.fullmatch, names)))
 
 
 # ---- GGUF -----------------------------------------------------------------------------------------------------

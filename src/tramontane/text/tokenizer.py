@@ -23,7 +23,10 @@ from tramontane.text.pieces import PieceRules, rules_from_decoder
 from tramontane.text.vocab import Vocab, read_file, soundness
 
 # The files that hold a tokenizer, best first: a tokenizer.json says everything.
-_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+_FILES = (
+    *("tokenizer.json", "tekken.json", "tokenizer.model", "tokenizer.model.v3", "spiece.model"),
+    *("sentencepiece.bpe.model", "vocab.txt"),
+)
 
 
 class Tokenizer:

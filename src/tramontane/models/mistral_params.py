@@ -1,0 +1,87 @@
+"""Mistral's `params.json`, the settings of its own checkpoint layout, as a ModelSpec.
+
+Owns the keys of that file and their defaults (those of mistral-inference). Everything it says is honoured or refused
+by its key. Must not know: arrays, files, how a spec is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tramontane.models.fields import POSITIONS, Fields
+from tramontane.models.spec import LayerSpec, ModelSpec, RopeSpec
+
+_MAX_LAYERS = 4096
+_CONTEXT = 32768
+"""Where the file states none: the shortest that a model published without one was trained for."""
+_KEYS = frozenset({
+    "dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta",
+    "sliding_window", "max_seq_len", "max_position_embeddings", "tied_embeddings", "model_type", "activation",
+    "dtype", "max_batch_size", "quantization",
+})  # fmt: skip
+_REMEDY = "Use the model in Hugging Face's layout (config.json and model.safetensors), or as a GGUF file."
+
+
+def spec_from_params(params: Mapping[str, Any], source: str = "params.json") -> ModelSpec:
+    """The spec that a `params.json` describes: a llama whose rotary positions pair neighbours.
+
+    Raises CorruptCheckpoint for missing or impossible values and UnsupportedModel for what this build lacks
+    (mixtures of experts, images, sound, other positions), both naming the key.
+    """
+    fields = Fields(params, source)
+    for key in ("moe", "vision_encoder", "multimodal"):
+        if fields.get(key):
+            raise fields.unsupported(key, _REMEDY)
+    # Files name what a model does not have, too: empty says nothing.
+    Fields({key: value for key, value in params.items() if value not in (None, {}, [], False)}, source).known(_KEYS)
+    fields.only(model_type="transformer", activation="silu")
+    layers = fields.integer("n_layers", high=_MAX_LAYERS)
+    windows = _windows(fields, layers)
+    norm_eps = fields.number("norm_eps", 1e-5, high=1.0)
+    return ModelSpec(
+        family="llama",
+        hidden_size=fields.integer("dim"),
+        vocab_size=fields.integer("vocab_size"),
+        context_length=fields.integer(
+            "max_seq_len", fields.integer("max_position_embeddings", _CONTEXT, high=POSITIONS), high=POSITIONS
+        ),
+        layers=tuple(_layer(fields, norm_eps, window) for window in windows),
+        norm_eps=norm_eps,
+        tied_embeddings=fields.boolean("tied_embeddings", False),
+    )
+
+
+def _layer(fields: Fields, norm_eps: float, window: int | None) -> LayerSpec:
+    num_heads = fields.integer("n_heads")
+    num_kv_heads = fields.integer("n_kv_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise fields.corrupt("n_kv_heads", f"is {num_kv_heads}, which does not divide {num_heads} heads")
+    head_dim = fields.integer("head_dim", fields.integer("dim") // num_heads)
+    if head_dim % 2:
+        raise fields.corrupt("head_dim", f"is {head_dim}, not even as rotary positions need")
+    # The first model, the only one with one window for all, was published before the key was.
+    theta = fields.number("rope_theta", 1e4 if type(fields.get("sliding_window")) is int else 1e6, low=1.0)
+    return LayerSpec(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=fields.integer("hidden_dim"),
+        rope=RopeSpec(theta, head_dim, interleaved=True),
+        norm_eps=norm_eps,
+        window=window,
+    )
+
+
+def _windows(fields: Fields, layers: int) -> Sequence[int | None]:
+    """A window a layer: one for all, or a list that repeats over the layers, null for none."""
+    pattern = fields.get("sliding_window")
+    if not isinstance(pattern, list):
+        return [None if pattern is None else fields.integer("sliding_window", high=POSITIONS)] * layers
+    if not pattern or layers % len(pattern):
+        raise fields.corrupt("sliding_window", f"has {len(pattern)} entries, which do not divide {layers} layers")
+    windows = [
+        None if one is None else Fields({"sliding_window": one}, fields.source).integer("sliding_window")
+        for one in pattern
+    ]
+    return windows * (layers // len(pattern))
