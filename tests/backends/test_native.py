@@ -279,6 +279,12 @@ def test_refusals_name_the_field(
     assert text(chunks(backend, say("still here"))) == "still here"
 
 
+@pytest.mark.parametrize("defaults", [SamplingParams(stop_token_ids=(VOCAB,)), SamplingParams(logit_bias={VOCAB: 1})])
+def test_defaults_that_no_request_could_use_are_refused_at_once(checkpoint: Path, defaults: SamplingParams) -> None:
+    with pytest.raises(InvalidRequest, match=f"{VOCAB} is outside"):
+        NativeBackend(checkpoint, CONFIG, defaults)
+
+
 def test_a_cache_that_cannot_serve_is_refused(checkpoint: Path) -> None:
     small = replace(CONFIG, cache=CacheConfig(block_size=4, num_blocks=10))
     with pytest.raises(InvalidRequest, match="num_blocks"):

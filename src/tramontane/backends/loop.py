@@ -183,21 +183,21 @@ class EngineLoop:
     def _step(self) -> None:
         if not self._open:
             return
-        events = self._engine.step()
-        self._fail_guarded()
-        for event in events:
+        for event in self._engine.step():
             open_ = self._open.get(event.request_id)
-            if open_ is not None:  # else its reader has gone, or its processor failed
+            if open_ is None:  # its reader has gone, or its processor failed
+                continue
+            error = next((guard.error for guard in open_.guards if guard.error is not None), None)
+            if error is None:
                 self._deliver(event, open_)
+            else:
+                self._fail(event.request_id, open_, _public(error, "A logits processor failed"))
         self._report()
 
-    def _fail_guarded(self) -> None:
-        for request_id, open_ in list(self._open.items()):
-            error = next((guard.error for guard in open_.guards if guard.error is not None), None)
-            if error is not None:
-                del self._open[request_id]
-                self._engine.abort(request_id, reason="error")
-                self._end(open_, "error", _public(error, "A logits processor failed"))
+    def _fail(self, request_id: str, open_: _Open, error: TramontaneError) -> None:
+        del self._open[request_id]
+        self._engine.abort(request_id, reason="error")
+        self._end(open_, "error", error)
 
     def _deliver(self, event: Event, open_: _Open) -> None:
         answer = open_.answers.get(event.index)

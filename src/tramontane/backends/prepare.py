@@ -40,18 +40,21 @@ class Preparer:
         eos_ids: frozenset[int],
         defaults: SamplingParams,
     ) -> None:
-        """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits."""
+        """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits.
+
+        Raises InvalidRequest for defaults that name tokens which the model lacks.
+        """
         self.tokenizer = tokenizer
         self.template = template
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._defaults = defaults.over(SAMPLING_DEFAULTS)
+        self._check_named(self._defaults)
 
     def prepare(self, request: Request) -> Prepared:
         """Raises InvalidRequest (naming the field) or TemplateError."""
         params = request.sampling.over(self._defaults)
-        for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
-            self._check_ids(name, tuple(ids or ()))
+        self._check_named(params)
         prompt_ids, text = self._prompt(request)
         engine_request = EngineRequest(
             id=request.id or f"request-{uuid.uuid4().hex}",
@@ -87,6 +90,10 @@ class Preparer:
             raise InvalidRequest(field, "the prompt has no tokens", "Give at least one.")
         self._check_ids(field, ids)
         return ids, text
+
+    def _check_named(self, params: SamplingParams) -> None:
+        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+        self._check_ids("logit_bias", tuple(params.logit_bias or ()))
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         for id_ in ids:
