@@ -64,9 +64,13 @@ def test_memory_is_what_an_engine_takes(shell: Shell, tiny: Path) -> None:
 
 def test_for_people(shell: Shell, tiny: Path) -> None:
     shown = shell("inspect", "-m", str(tiny), "--batch", "2").stdout
+    report = inspected(shell, tiny)
     for words in ("qwen2, 4 layers of 32", "4 heads, 2 of keys", "windows of 9", f"2 sequences of {CONTEXT} tokens"):
         assert words in shown
-    assert [line for line in shown.splitlines() if line.startswith("loads")] == ["loads           yes"]
+    assert [line for line in shown.splitlines() if line.startswith("loads")] == [
+        f"loads           yes, natively, on {report['kernels']} kernels"
+    ]
+    assert "  tools         left out by the template" in shown.splitlines()
     assert shell("inspect", "-m", str(tiny), "--template").stdout == TEMPLATE + "\n"
 
 
@@ -126,7 +130,9 @@ def test_a_gguf_file(shell: Shell, smollm2: Path) -> None:
     }
     assert report["licence"] == "apache-2.0"
     assert report["tokenizer"]["kind"] == "gpt2, smollm"
-    assert report["tokenizer"]["eos"] == [{"id": 2, "text": "<|im_end|>"}]
+    assert report["tokenizer"]["eos"] == [{"id": 0, "text": "<|endoftext|>"}, {"id": 2, "text": "<|im_end|>"}]
+    assert report["quantization"] == {"method": "Q4_1", "bits_per_weight": 5.74}
+    assert report["container"] == "GGUF version 3"
     assert report["chat_template"].startswith("{%")
     assert report["loads"]
 

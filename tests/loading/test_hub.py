@@ -45,7 +45,7 @@ FILES = {
     "pytorch_model.bin": b"\x80pickle",
     "onnx/model.onnx": b"other",
 }
-NEEDED = sorted(set(FILES) - {"README.md", "pytorch_model.bin", "onnx/model.onnx"})
+NEEDED = sorted(set(FILES) - {"pytorch_model.bin", "onnx/model.onnx"})
 
 
 def ggufs(*names: str) -> dict[str, bytes]:

@@ -55,9 +55,12 @@ def _places(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def template_of(checkpoint: Checkpoint, tokenizer: Tokenizer, override: str | None = None) -> ChatTemplate | None:
+def template_of(
+    checkpoint: Checkpoint, tokenizer: Tokenizer | None, override: str | None = None
+) -> ChatTemplate | None:
     """The chat template to use, or None where there is none; `override` is a source that replaces the model's.
 
+    Without a tokenizer the template is not told what only that knows.
     Raises CorruptCheckpoint or TemplateError.
     """
     source = select_template(override=override, **_places(checkpoint))
@@ -69,7 +72,7 @@ def template_of(checkpoint: Checkpoint, tokenizer: Tokenizer, override: str | No
     return ChatTemplate(source, bos_token=bos, eos_token=eos, special_tokens=tokens, tool_use=tool_use)
 
 
-def named_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, str]:
+def named_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, str]:
     """The texts of the tokens that have a part to play: `bos_token`, `eos_token`, `unk_token`, `pad_token`."""
     named: dict[str, str] = {}
     for name, key in _NAMED_TOKENS.items():
@@ -78,9 +81,10 @@ def named_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, str]
         id_ = checkpoint.metadata.get(f"tokenizer.ggml.{key}") if checkpoint.folder is None else None
         if isinstance(text, str):
             named[name] = text
-        elif isinstance(id_, int):
+        elif isinstance(id_, int) and tokenizer is not None:
             named[name] = tokenizer.token_text(id_)
-    if not checkpoint.tokenizer_config and checkpoint.folder is not None:  # tekken.json, tokenizer.model: they say it
+    if tokenizer is not None and checkpoint.folder is not None and not checkpoint.tokenizer_config:
+        # tekken.json and tokenizer.model say it themselves
         ends = {"bos_token": tokenizer.bos_id, "eos_token": min(tokenizer.eos_ids, default=None)}
         named |= {name: tokenizer.token_text(id_) for name, id_ in ends.items() if id_ is not None}
     return named

@@ -1,11 +1,13 @@
 """`tramontane inspect`: what a checkpoint is and what it would take to run it, without loading its weights.
 
-Owns the report and its wording. Must not know: the engine; how a checkpoint is read or memory estimated.
+Owns the report, of plain data. Must not know: how it is shown (`cli.card`); how a checkpoint is read or memory
+estimated; the engine.
 """
 
 from __future__ import annotations
 
-import os
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +18,11 @@ from tramontane.errors import InvalidRequest, TramontaneError, UnsupportedModel
 if TYPE_CHECKING:
     from tramontane.loading.checkpoint import Checkpoint
     from tramontane.models.spec import ModelSpec
+    from tramontane.text.tokenizer import Tokenizer
 
 Report = dict[str, Any]
+_GGUF_KIND = ("model", "pre")
+_PACKED = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 
 
 def inspect(
@@ -30,17 +35,18 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show a model's architecture, tensors, tokenizer, chat template and memory, without loading its weights."""
+    from tramontane.cli.card import print_template, show
     from tramontane.cli.terminal import print_json
 
     if template and as_json:
         raise InvalidRequest("--template", "it prints the template alone", "The JSON report holds the template too.")
     report = examine(model, context=context, batch=batch)
     if template:
-        _print_template(report)
+        print_template(report)
     elif as_json:
         print_json(report)
     else:
-        _show(report)
+        show(report)
 
 
 def examine(model: str | None, *, context: int | None = None, batch: int = 1) -> Report:
@@ -48,6 +54,7 @@ def examine(model: str | None, *, context: int | None = None, batch: int = 1) ->
     running it is told in `problems`."""
     from tramontane.cli.terminal import DownloadBar
     from tramontane.loading.checkpoint import open_checkpoint
+    from tramontane.loading.licence import licence_of
     from tramontane.loading.sources import DEMO_MODEL, resolve
 
     source = model or DEMO_MODEL
@@ -56,32 +63,40 @@ def examine(model: str | None, *, context: int | None = None, batch: int = 1) ->
     with open_checkpoint(path) as checkpoint:
         problems: list[str] = []
         spec = _spec(checkpoint, problems)
+        parameters = _parameters(checkpoint, spec)
+        tokenizer = _tokenizer(checkpoint, problems)
         return {
             "model": source,
             "path": str(path),
             "name": _first_text(checkpoint.metadata.get("general.name"), checkpoint.config.get("_name_or_path")),
-            "licence": _first_text(checkpoint.metadata.get("general.license"), checkpoint.metadata.get("license")),
+            "licence": licence_of(checkpoint),
             "format": checkpoint.kind,
+            "container": checkpoint.container,
             "architecture": _architecture(checkpoint, spec),
-            "parameters": sum(_elements(entry.shape) for entry in checkpoint.tensors.values()),
+            "context_length": spec.context_length if spec else _stated_context(checkpoint),
+            "parameters": parameters,
             "tensors": _tensors(checkpoint),
-            "tokenizer": _tokenizer(checkpoint, problems),
-            "chat_template": _template(checkpoint, problems),
+            "quantization": _quantization(checkpoint, parameters),
+            "tokenizer": tokenizer and _described(checkpoint, tokenizer),
+            **_templates(checkpoint, tokenizer, problems),
             "memory": _memory(checkpoint, spec, context, batch),
             "loads": not problems,
+            "kernels": None if problems else _kernels(),
             "problems": problems,
         }
 
 
+def _kernels() -> str:
+    """The name of those that would compute, on the device that is taken where none is named."""
+    from tramontane.kernels import cpu, for_device
+    from tramontane.kernels.device import resolve_device
+
+    device = resolve_device()
+    return for_device(device, kernels="reference" if device == "cpu" and not cpu.available() else "auto").name
+
+
 def _first_text(*values: Any) -> str | None:
     return next((value for value in values if isinstance(value, str) and value), None)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _spec(checkpoint: Checkpoint, problems: list[str]) -> ModelSpec | None:
@@ -92,6 +107,31 @@ def _spec(checkpoint: Checkpoint, problems: list[str]) -> ModelSpec | None:
     except UnsupportedModel as error:
         problems.append(str(error))
         return None
+
+
+def _parameters(checkpoint: Checkpoint, spec: ModelSpec | None) -> int | None:
+    """How many numbers the model is made of; None where they are packed in a way that this build does not know."""
+    entries = checkpoint.tensors.values()
+    if spec is None and any(entry.format in _PACKED and len(entry.shape) > 1 for entry in entries):
+        return None
+    return sum(math.prod(entry.shape) for entry in entries)
+
+
+def _stated_context(checkpoint: Checkpoint) -> int | None:
+    """The context length of a model that this build cannot run."""
+    stated = checkpoint.metadata.get(f"{checkpoint.metadata.get('general.architecture')}.context_length")
+    text = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, text if isinstance(text, Mapping) else {}):
+        stated = config.get("max_position_embeddings", config.get("max_seq_len", stated))
+    return stated if type(stated) is int else None
+
+
+def _quantization(checkpoint: Checkpoint, parameters: int | None) -> Report:
+    nbytes = sum(entry.nbytes for entry in checkpoint.tensors.values())
+    return {
+        "method": checkpoint.quantization or None,
+        "bits_per_weight": round(8 * nbytes / parameters, 2) if parameters else None,
+    }
 
 
 def _architecture(checkpoint: Checkpoint, spec: ModelSpec | None) -> Report:
@@ -123,7 +163,7 @@ def _tensors(checkpoint: Checkpoint) -> Report:
     for entry in checkpoint.tensors.values():
         row = by_type.setdefault(entry.format, {"count": 0, "elements": 0, "bytes": 0})
         row["count"] += 1
-        row["elements"] += _elements(entry.shape)
+        row["elements"] += math.prod(entry.shape)
         row["bytes"] += entry.nbytes
     return {
         "count": len(checkpoint.tensors),
@@ -132,49 +172,53 @@ def _tensors(checkpoint: Checkpoint) -> Report:
     }
 
 
-def _tokenizer(checkpoint: Checkpoint, problems: list[str]) -> Report | None:
-    from tramontane.loading.checkpoint import read_json
-    from tramontane.text.tokenizer import Tokenizer
+def _tokenizer(checkpoint: Checkpoint, problems: list[str]) -> Tokenizer | None:
+    from tramontane.backends.language import tokenizer_of
 
-    kind: list[Any]
+    if problems and checkpoint.folder is None and not any(key.startswith("tokenizer.") for key in checkpoint.metadata):
+        return None  # no language model at all, as was said
     try:
-        if checkpoint.kind == "gguf":
-            kind = [checkpoint.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
-            tokenizer = Tokenizer.from_gguf(checkpoint.metadata, str(checkpoint.path))
-        elif checkpoint.tokenizer_json is None:
-            problems.append("It has no tokenizer.json. Put the model's tokenizer.json there.")
-            return None
-        else:
-            model = read_json(checkpoint.tokenizer_json).get("model")
-            kind = [model.get("type") if isinstance(model, dict) else None]
-            tokenizer = Tokenizer.from_file(checkpoint.tokenizer_json, checkpoint.tokenizer_config)
+        return tokenizer_of(checkpoint)
     except TramontaneError as error:
         problems.append(str(error))
         return None
-    bos = tokenizer.bos_id
+
+
+def _described(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Report:
+    from tramontane.backends.language import named_tokens
+    from tramontane.text.tokenizer import tokenizer_file
+
+    def shown(id_: int) -> Report:
+        return {"id": id_, "text": tokenizer.token_text(id_)}
+
+    file = tokenizer_file(checkpoint.folder) if checkpoint.folder else None
+    kind = [tokenizer.kind, file.name] if file else [checkpoint.metadata.get(f"tokenizer.ggml.{k}") for k in _GGUF_KIND]
     return {
         "kind": ", ".join(part for part in kind if isinstance(part, str)),
         "vocab_size": tokenizer.vocab_size,
-        "bos": None if bos is None else {"id": bos, "text": tokenizer.token_text(bos)},
-        "eos": [{"id": id_, "text": tokenizer.token_text(id_)} for id_ in sorted(tokenizer.eos_ids)],
+        "bos": None if tokenizer.bos_id is None else shown(tokenizer.bos_id),
+        "eos": [shown(id_) for id_ in sorted(tokenizer.eos_ids)],
+        "named": named_tokens(checkpoint, tokenizer),
+        "special": [shown(id_) for id_ in sorted(tokenizer.special_ids)],
     }
 
 
-def _template(checkpoint: Checkpoint, problems: list[str]) -> str | None:
-    from tramontane.text.template import ChatTemplate, select_template
+def _templates(checkpoint: Checkpoint, tokenizer: Tokenizer | None, problems: list[str]) -> Report:
+    """The source of the template that a chat uses, the names of all that there are, and whether tools reach a model."""
+    from tramontane.backends.language import template_of, templates_of
 
+    named: dict[str, str] = {}
+    template = None
     try:
-        source = select_template(
-            jinja_file=checkpoint.chat_template,
-            config=checkpoint.tokenizer_config,
-            gguf=checkpoint.metadata if checkpoint.kind == "gguf" else None,
-        )
-        if source is not None:
-            ChatTemplate(source)
+        named = templates_of(checkpoint)
+        template = template_of(checkpoint, tokenizer)
     except TramontaneError as error:
         problems.append(str(error))
-        return None
-    return source
+    return {
+        "chat_template": template.source if template else None,
+        "chat_templates": sorted(named),
+        "takes_tools": template is not None and template.takes_tools,
+    }
 
 
 def _memory(checkpoint: Checkpoint, spec: ModelSpec | None, context: int | None, batch: int) -> Report | None:
@@ -195,95 +239,3 @@ def _memory(checkpoint: Checkpoint, spec: ModelSpec | None, context: int | None,
         "total_bytes": needed.total,
         "available_bytes": available_memory(),
     }
-
-
-# ---- for people -----------------------------------------------------------------------------------------------
-
-
-def _print_template(report: Report) -> None:
-    from tramontane.cli.terminal import harmless
-
-    if report["chat_template"] is None:
-        raise UnsupportedModel(f"{report['path']} has no chat template that can be used.", "It completes text.")
-    print(harmless(report["chat_template"]))
-
-
-def _show(report: Report) -> None:
-    from tramontane.cli.terminal import one_line
-
-    tensors = report["tensors"]
-    _row("model", report["name"] or "unnamed")
-    _row("source", report["model"])
-    _row("file", _homely(report["path"]))
-    _row("format", "GGUF" if report["format"] == "gguf" else report["format"])
-    _row("licence", report["licence"] or "not stated")
-    _show_architecture(report["architecture"])
-    _row("parameters", f"{report['parameters']:,}")
-    _row("tensors", f"{tensors['count']}, {_size(tensors['bytes'])}")
-    for name, row in tensors["by_type"].items():
-        _row(f"  {name}", f"{row['count']:>5} tensors {row['elements']:>15,} weights {_size(row['bytes']):>12}")
-    _show_tokenizer(report["tokenizer"])
-    template = report["chat_template"]
-    shown = f"{len(template)} characters: {one_line(template, 60)}" if template else "none: it completes text"
-    _row("chat template", shown)
-    if report["memory"]:
-        _show_memory(report["memory"])
-    _row("loads", "yes" if report["loads"] else "no")
-    for problem in report["problems"]:
-        _row("", problem)
-
-
-def _row(name: str, value: str) -> None:
-    """One line. What it says may come out of a file, so it is made harmless."""
-    from tramontane.cli.terminal import harmless
-
-    print(harmless(f"{name:<16}{value}").replace("\n", " ").replace("\t", " ").rstrip())
-
-
-def _homely(path: str) -> str:
-    """The path with ~ for the home folder, as people write it."""
-    home = os.path.expanduser("~")
-    return f"~{path[len(home) :]}" if path.startswith(home + os.sep) else path
-
-
-def _show_architecture(arch: Report) -> None:
-    if "layers" not in arch:
-        _row("architecture", arch["name"] or "not stated")
-        return
-
-    def joined(name: str) -> str:
-        return "/".join(f"{value:g}" if isinstance(value, float) else str(value) for value in arch[name])
-
-    _row("architecture", f"{arch['name']}, {arch['layers']} layers of {arch['hidden_size']}")
-    heads = f"{joined('heads')} heads, {joined('kv_heads')} of keys and values, {joined('head_dim')} wide"
-    _row("  attention", heads + (f", windows of {joined('windows')}" if arch["windows"] else ""))
-    _row("  feed-forward", f"{joined('intermediate_size')} wide, {joined('activation')}")
-    _row("  positions", f"rope, theta {joined('rope_theta')}, scaling {joined('rope_scaling')}")
-    head = "the embedding is also the head" if arch["tied_embeddings"] else "a head of its own"
-    _row("  vocabulary", f"{arch['vocab_size']} rows, {head}")
-    _row("context", f"{arch['context_length']} tokens")
-
-
-def _show_tokenizer(tokenizer: Report | None) -> None:
-    if tokenizer is None:
-        _row("tokenizer", "none that can be used")
-        return
-    _row("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']} tokens")
-    bos = tokenizer["bos"]
-    _row("  begins", f"{bos['text']} ({bos['id']})" if bos else "with no token of its own")
-    _row("  ends", ", ".join(f"{token['text']} ({token['id']})" for token in tokenizer["eos"]) or "never by itself")
-
-
-def _show_memory(memory: Report) -> None:
-    sequences = "1 sequence" if memory["batch"] == 1 else f"{memory['batch']} sequences"
-    _row("memory", f"for {sequences} of {memory['context']} tokens")
-    for name in ("weights", "cache", "workspace", "total"):
-        _row(f"  {name}", f"{_size(memory[f'{name}_bytes']):>12}")
-    fits = "it fits" if memory["total_bytes"] <= memory["available_bytes"] else "it does not fit"
-    _row("  free now", f"{_size(memory['available_bytes']):>12}: {fits}")
-
-
-def _size(nbytes: int) -> str:
-    from tramontane.loading.memory import shown
-
-    return shown(nbytes)

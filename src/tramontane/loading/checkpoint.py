@@ -21,6 +21,7 @@ from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
 from tramontane.kernels import BLOCKS
 from tramontane.loading import mistral, uqff
 from tramontane.loading.ggml import GGMLFile, is_old_ggml
+from tramontane.loading.ggml_types import FILE_TYPES
 from tramontane.loading.gguf import GGUFFile
 from tramontane.loading.names import GGUF_NAMES, HF_NAMES, MISTRAL_NAMES, NameMap
 from tramontane.loading.quantized import Matrix, Method, collect, method_of
@@ -68,7 +69,9 @@ class Checkpoint(ABC):
     generation_config: Mapping[str, Any]
     """As in generation_config.json; empty where the checkpoint has no wishes."""
     quantization: str = ""
-    """How its matrices are quantized, for people, where the configuration says so."""
+    """How its matrices are quantized, for people, where the checkpoint says so."""
+    container: str
+    """What kind of files it is made of, for people."""
 
     @abstractmethod
     def spec(self, architecture: str = "auto") -> ModelSpec:
@@ -118,7 +121,10 @@ class GGUFCheckpoint(Checkpoint):
         self._file: GGUFFile | GGMLFile = GGMLFile.open(path) if is_old_ggml(path) else GGUFFile.open(path)
         self.path = path
         self.config = {}
+        self.container = self._file.container
         self.metadata = self._file.metadata
+        stated = self.metadata.get("general.file_type")
+        self.quantization = FILE_TYPES.get(stated, "") if isinstance(stated, int) else ""
         self.tensors = {
             name: TensorEntry(tensor.shape, tensor.format, tensor.nbytes) for name, tensor in self._file.tensors.items()
         }
@@ -157,6 +163,7 @@ class SafetensorsCheckpoint(Checkpoint):
     kind: Literal["safetensors", "uqff"] = "safetensors"
     names = HF_NAMES
     _settings = "config.json"
+    _layout = "safetensors"
 
     def __init__(self, path: Path) -> None:
         """`path`: a folder with config.json, or a .safetensors file beside one."""
@@ -167,6 +174,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self.config = read_json(folder / self._settings)
         self._folder = self._open_tensors(path)
         self.metadata = self._folder.metadata
+        files = len({info.file for info in self._folder.tensors.values()})
+        self.container = f"{self._layout}{f', {files} files' if files > 1 else ''}"
         stored = {name: TensorEntry(info.shape, info.dtype, info.nbytes) for name, info in self._folder.tensors.items()}
         self._refusal: UnsupportedModel | None = None
         self._matrices: Mapping[str, Matrix] = {}
@@ -258,6 +267,7 @@ class UQFFCheckpoint(SafetensorsCheckpoint):
     """A folder of .uqff files: safetensors with layouts of their own."""
 
     kind = "uqff"
+    _layout = "UQFF"
 
     def _open_tensors(self, path: Path) -> SafetensorsFolder:
         return SafetensorsFolder.of(path, dict.fromkeys(uqff.files(path)))
@@ -273,6 +283,7 @@ class MistralCheckpoint(SafetensorsCheckpoint):
 
     names = MISTRAL_NAMES
     _settings = mistral.SETTINGS
+    _layout = "safetensors in Mistral's own layout"
 
     def _open_tensors(self, path: Path) -> SafetensorsFolder:
         return SafetensorsFolder.of(path, mistral.files(path))

@@ -118,6 +118,12 @@ class GGMLFile:
         }
         return cls(file, metadata, tensors)
 
+    @property
+    def container(self) -> str:
+        """What kind of file it is, for people."""
+        said: str = self.metadata["general.description"]
+        return said
+
     def data(self, name: str) -> Array:
         """The tensor as a read-only view on the map, as `GGUFFile.data`."""
         tensor = self.tensors[name]

@@ -98,6 +98,12 @@ class GGUFFile:
             return cls(path, [part])
         return cls(path, _open_parts(path, part))
 
+    @property
+    def container(self) -> str:
+        """What kind of file it is, for people."""
+        order = ", big-endian" if self._parts[0].big_endian else ""
+        return f"GGUF version {self.version}{order}{f', {len(self._parts)} parts' if len(self._parts) > 1 else ''}"
+
     def data(self, name: str) -> Array:
         """The tensor as a read-only view on the map.
 

@@ -35,6 +35,8 @@ SIDECARS = TOKENIZERS | {
     "quantize_config.json",
     "hf_quant_config.json",
     "params.json",
+    "README.md",
+    "LICENSE",
 }
 CONSOLIDATED = "consolidated.safetensors"
 CONSOLIDATED_SHARD = re.compile(r"consolidated-(\d{5})-of-(\d{5})\.safetensors")

@@ -113,6 +113,19 @@ class ChatTemplate:
         return "".join(pieces)
 
     @cached_property
+    def takes_tools(self) -> bool:
+        """Whether tools that a request gives show in its prompt: seen by trying."""
+        template = self._with_tools or self
+        parameters = {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}, "required": ["x"]}
+        tool = {"type": "function", "function": {"name": _PROBE, "description": "x", "parameters": parameters}}
+        conversation = [{"role": "user", "content": "x"}]
+        variables = {**self._special_tokens, "messages": conversation, "tools": [tool], "add_generation_prompt": True}
+        try:
+            return _PROBE in template._run(variables)
+        except TemplateError:
+            return False
+
+    @cached_property
     def _takes_parts(self) -> bool:
         """Whether the template reads lists of parts itself: seen by trying, since templates ask in many ways."""
         message = {"role": "user", "content": [{"type": "text", "text": _PROBE}]}

@@ -182,6 +182,11 @@ class Tokenizer:
         """The id of a token as its vocabulary spells it (`<|im_end|>`), or None."""
         return self._inner.token_to_id(token)
 
+    @property
+    def kind(self) -> str:
+        """The model that it tokenizes by: BPE, Unigram, WordPiece or WordLevel."""
+        return type(self._inner.model).__name__
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets: equal fingerprints tokenize equally."""
