@@ -63,6 +63,8 @@ from tramontane.types import (
         ("logit_bias", {"x": 1.0}),
         ("logit_bias", {1: "x"}),
         ("logit_bias", {1: 10**400}),
+        ("logit_bias", {1: 1e39}),
+        ("logit_bias", {1: -1e39}),
         ("logit_bias", [1, 2]),
         ("logits_processors", 3),
         ("logits_processors", [3]),

@@ -89,6 +89,8 @@ _RANGES: dict[str, tuple[float | None, float | None, bool]] = {
 }
 _INTEGERS = frozenset({"top_k", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"})
 
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
 
 def _token_id(key: object) -> int:
     """A token id; JSON knows only strings as keys, so "42" is one too, while 4.2 is not."""
@@ -176,8 +178,8 @@ class SamplingParams:
                 bias = {_token_id(k): float(v) for k, v in self.logit_bias.items()}
             except (TypeError, ValueError, AttributeError, OverflowError):
                 raise InvalidRequest("logit_bias", "it must map token ids to numbers") from None
-            if any(math.isnan(v) or v == math.inf for v in bias.values()):
-                raise InvalidRequest("logit_bias", "values must be finite numbers or -inf")
+            if any(not abs(v) <= _FLOAT32_MAX and v != -math.inf for v in bias.values()):
+                raise InvalidRequest("logit_bias", "values must be finite float32 numbers or -inf")
             if any(k < 0 for k in bias):
                 raise InvalidRequest("logit_bias", "token ids must not be negative")
             put(self, "logit_bias", bias)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -259,6 +260,12 @@ def test_order_of_defaults(checkpoint: Path, tmp_path: Path) -> None:
     [
         (ask(stop_token_ids=[VOCAB]), InvalidRequest, "stop_token_ids"),
         (ask(logit_bias={VOCAB: 1.0}), InvalidRequest, "logit_bias"),
+        (ask(logit_bias=dict.fromkeys(range(VOCAB), -math.inf)), InvalidRequest, "logit_bias"),
+        (
+            ask(logit_bias=dict.fromkeys(range(VOCAB - 1), -math.inf), min_tokens=1, stop_token_ids=[VOCAB - 1]),
+            InvalidRequest,
+            "logit_bias",
+        ),
         (ask(prompt_ids=(VOCAB,)), InvalidRequest, "prompt_ids"),
         (ask(prompt_ids=("a",)), InvalidRequest, "prompt_ids"),
         (Request(prompt_ids=()), InvalidRequest, "prompt_ids"),

@@ -52,7 +52,7 @@ def test_penalties_equal_the_formulas_and_transformers() -> None:
     torch = pytest.importorskip("torch", reason="torch is the reference for logits processors")
     processors = pytest.importorskip("transformers.generation.logits_process", reason="transformers is the reference")
     logits = row()
-    prompt, output = (1, 2, 3, 3, 90), (3, 4, 4, 4, 7)
+    prompt, output = (1, 2, 3, 3, 90), (3, 4, 4, 4, 7, 7)
     seen = edited(
         logits,
         draw(
@@ -134,7 +134,14 @@ def test_custom_processors_see_the_edited_row_and_decide() -> None:
 
 
 @pytest.mark.parametrize(
-    "result", [np.zeros(3), "words", None, np.full(VOCAB, np.nan), np.full(VOCAB, -np.inf), np.zeros(VOCAB, bool)]
+    "result",
+    [
+        np.zeros(3),
+        "words",
+        None,
+        *(np.full(VOCAB, value) for value in (np.nan, np.inf, -np.inf)),
+        np.zeros(VOCAB, bool),
+    ],
 )
 def test_a_processor_that_breaks_its_contract_is_named(result: Any) -> None:
     with pytest.raises(InvalidRequest, match="logits_processors"):

@@ -5,6 +5,7 @@ Owns the order of defaults and the checks that need the model's vocabulary. Must
 
 from __future__ import annotations
 
+import math
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ class Preparer:
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             cache_salt=request.cache_salt,
         )
+        self._check_choice(engine_request)
         return Prepared(engine_request, self._echo(params, prompt_ids, text) if params.echo else "")
 
     def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
@@ -94,6 +96,14 @@ class Preparer:
     def _check_named(self, params: SamplingParams) -> None:
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_ids("logit_bias", tuple(params.logit_bias or ()))
+
+    def _check_choice(self, request: EngineRequest) -> None:
+        """Some token must be left to draw."""
+        masked = {id_ for id_, value in (request.params.logit_bias or {}).items() if value == -math.inf}
+        if request.params.min_tokens:
+            masked |= request.ends  # which are held off until then
+        if len(masked) >= self._vocab_size:
+            raise InvalidRequest("logit_bias", "it leaves no token to choose", "Leave some token above -inf.")
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         for id_ in ids:

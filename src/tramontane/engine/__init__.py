@@ -1,1 +1,4 @@
-"""The engine: sequences, blocks, the schedule and its execution, in tokens. Must not know: text, files, requests' origin."""
+"""The engine: sequences, blocks, the schedule and its execution, in tokens.
+
+Must not know: text, files, where requests come from.
+"""

@@ -203,8 +203,8 @@ def apply_processor(
             f"Return float32 logits of shape {row.shape}.",
         )
     processed: FloatArray = result.astype(np.float32)
-    if not processed.max() > -np.inf:  # NaN included
-        raise InvalidRequest("logits_processors", f"{processor!r} returned NaN, or left no token to choose")
+    if not np.isfinite(processed.max()):  # -inf where nothing is left, NaN where one is there
+        raise InvalidRequest("logits_processors", f"{processor!r} returned NaN or inf, or left no token to choose")
     return processed
 
 
