@@ -18,7 +18,16 @@ import pytest
 
 from tests.engine import checkpoints
 from tests.engine.checkpoints import BOS, CONTEXT
-from tramontane import LLM, AsyncLLM, ContextLengthExceeded, InvalidRequest, ModelNotFound
+from tests.kernels.modules import make
+from tramontane import (
+    LLM,
+    AsyncLLM,
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    OutOfMemory,
+    SamplingParams,
+)
 from tramontane.evaluate.perplexity import perplexity
 
 OPTIONS: dict[str, Any] = {
@@ -40,6 +49,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llm(folder: Path) -> Iterator[LLM]:
     with LLM(folder, max_tokens=12, seed=3, **OPTIONS) as llm:
         yield llm
+
+
+def test_it_tells_the_defaults_that_hold(folder: Path, tmp_path: Path) -> None:
+    advised = checkpoints.write(tmp_path / "model")
+    (advised / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7}')
+    with LLM(advised, top_k=3, **OPTIONS) as llm:
+        assert llm.capabilities().defaults == SamplingParams(temperature=0.5, top_k=3)
+    with LLM(folder, **OPTIONS) as llm:
+        assert llm.capabilities().defaults == SamplingParams()
+
+
+def test_a_step_that_memory_cannot_hold_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tramontane.platform.available_memory", lambda: 1 << 20)
+    with pytest.raises(OutOfMemory, match="max_num_batched_tokens"):
+        LLM(folder, max_num_batched_tokens=1 << 20, **OPTIONS)
 
 
 def test_a_list_equals_its_prompts_alone(llm: LLM) -> None:
@@ -174,13 +198,16 @@ def test_a_forgotten_llm_ends_its_threads(folder: Path) -> None:
         assert not thread.is_alive()
 
 
-def test_the_interpreter_exits_with_answers_open(folder: Path) -> None:
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_the_interpreter_exits_with_answers_open(folder: Path, kernels: str) -> None:
+    make(kernels)  # skips where it is not there
+    options = f"{str(folder)!r}, kernels={kernels!r}, num_blocks=200, device='cpu'"
     script = f"""
 from tramontane import LLM
-llm = LLM({str(folder)!r}, kernels="reference", num_blocks=200, device="cpu")
+llm = LLM({options})
 stream = llm.stream("a", ignore_eos=True)
 next(stream)
-waiting = LLM({str(folder)!r}, kernels="reference", num_blocks=200, device="cpu").stream("b", ignore_eos=True)
+waiting = LLM({options}).stream("b", ignore_eos=True)
 next(waiting)
 print("bye")
 """

@@ -87,7 +87,7 @@ def test_wrong_use_is_told_by_the_parser(shell: Shell, arguments: list[str]) -> 
         (["run", "-m", "pypi:incomplete", "hi"], 2, ["PACKAGE==VERSION/FILE"]),
         (["run", "-m", "mock", "--temperature", "-1", "hi"], 2, ["temperature", "-1.0", "at least 0.0"]),
         (["run", "-m", "mock", "--top-p", "0", "hi"], 2, ["top_p"]),
-        (["run", "-m", "mock", "--max-tokens", "0", "hi"], 2, ["max_tokens"]),
+        (["run", "-m", "mock", "--max-tokens", "-1", "hi"], 2, ["max_tokens"]),
         (["run", "-m", "mock", "--min-tokens", "9", "--max-tokens", "3", "hi"], 2, ["min_tokens"]),
         (["run", "-m", "mock", "--logprobs", "3", "hi"], 2, ["--json"]),
         (["run", "-m", "mock", "-o", "blocks=3", "hi"], 2, ["blocks", "num_blocks"]),

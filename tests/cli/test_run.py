@@ -13,7 +13,7 @@ from tests.cli.conftest import Shell
 from tests.cli.shell import Terminal, environment, run, scripted
 from tramontane.backends.base import Backend, Capabilities
 from tramontane.backends.mock import MockBackend
-from tramontane.types import Request
+from tramontane.types import Request, SamplingParams
 
 Use = Callable[[Backend], None]
 
@@ -72,6 +72,21 @@ def test_stop_and_limits(shell: Shell, answering: Use) -> None:
     assert shell("run", "--stop", " three", "--stop", "!", "hi").output == "one two\n"
     assert shell("run", "--max-tokens", "5", "hi").output == "one t\n"
     assert shell("run", "--ignore-eos", "--max-tokens", "16", "hi").output == "one two threeone\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "used"),
+    [(None, [], 0.7), (None, ["--temperature", "1"], 1.0), (0.3, [], None), (0.3, ["--temperature", "0"], 0.0)],
+)
+def test_the_temperature_that_nobody_names(
+    shell: Shell, answering: Use, model: float | None, given: list[str], used: float | None
+) -> None:
+    class Advised(MockBackend):
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities(), defaults=SamplingParams(temperature=model))
+
+    answering(Advised(lambda request: str(request.sampling.temperature)))
+    assert shell("run", *given, "hi").output == f"{used}\n"
 
 
 def test_several_answers(shell: Shell, answering: Use) -> None:

@@ -6,10 +6,10 @@ Owns the protocols and what a backend says of itself. Must not know: any one bac
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from tramontane.types import AllocationListener, Chunk, Message, Request, Stats
+from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Capabilities:
     """Names of the SamplingParams fields that it honours; it refuses the others by name."""
     chat: bool
     """Whether messages can be rendered (there is a chat template)."""
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+    """What holds for fields that a request leaves open, as far as the constructor or the model says so."""
 
 
 @runtime_checkable

@@ -27,10 +27,10 @@ from tramontane.engine.engine import Engine
 from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.runner import Runner
 from tramontane.engine.scheduler import Scheduler
-from tramontane.errors import EngineClosed, InvalidRequest
+from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory
 from tramontane.kernels.device import resolve_device
 from tramontane.loading.build import LoadedModel
-from tramontane.loading.memory import fitting_context, resolve_num_blocks, workspace_bytes
+from tramontane.loading.memory import fitting_context, resolve_num_blocks, shown, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.models.spec import cache_groups
 from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
@@ -71,7 +71,8 @@ class NativeBackend:
         shared = shared_model(resolve(source, progress), config, device)
         free = _free_for_cache(shared.loaded, config)
         self._context_length = _context_length(config, shared.loaded, free)
-        self._preparer = _preparer(shared, sampling or SamplingParams(), chat_template)
+        self._defaults, ends = _defaults(shared, sampling or SamplingParams())
+        self._preparer = _preparer(shared, self._defaults, ends, chat_template)
         engine, self._executor, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
         self._pid = os.getpid()
@@ -116,6 +117,7 @@ class NativeBackend:
             context_length=self._context_length,
             sampling_fields=frozenset(field.name for field in fields(SamplingParams)),
             chat=self._preparer.template is not None,
+            defaults=self._defaults,
         )
 
     def close(self) -> None:
@@ -159,7 +161,14 @@ def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
     free = loaded.ops.free_memory()
     if free is None:
         free = platform.available_memory()
-    return max(0, free - workspace_bytes(loaded.spec, config.scheduler.max_num_batched_tokens))
+    step = config.scheduler.max_num_batched_tokens
+    needed = workspace_bytes(loaded.spec, step)
+    if needed >= free:
+        raise OutOfMemory(
+            f"a step of {step} tokens needs {shown(needed)} of the {shown(free)} that are free",
+            "Use a smaller max_num_batched_tokens.",
+        )
+    return free - needed
 
 
 def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int:
@@ -180,15 +189,23 @@ def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int
     return config.context_length
 
 
-def _preparer(shared: SharedModel, sampling: SamplingParams, chat_template: str | None) -> Preparer:
+def _defaults(shared: SharedModel, sampling: SamplingParams) -> tuple[SamplingParams, frozenset[int]]:
+    """The constructor's sampling over the model's own, and the tokens that the model says end a text."""
+    checkpoint = shared.loaded.checkpoint
+    own, ends = generation_defaults(checkpoint.generation_config, str(checkpoint.path))
+    return sampling.over(own), ends
+
+
+def _preparer(
+    shared: SharedModel, defaults: SamplingParams, ends: frozenset[int], chat_template: str | None
+) -> Preparer:
     checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
-    defaults, ends = generation_defaults(checkpoint.generation_config, str(checkpoint.path))
     return Preparer(
         tokenizer,
         template_of(checkpoint, tokenizer, chat_template),
         vocab_size=shared.loaded.spec.vocab_size,
         eos_ids=tokenizer.eos_ids | ends,
-        defaults=sampling.over(defaults),
+        defaults=defaults,
     )
 
 

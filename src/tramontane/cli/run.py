@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tramontane.llm import LLM
     from tramontane.types import Chunk, Result, SamplingParams
 
+_TEMPERATURE = 0.7
+"""Where neither the user nor the model names one. At 1, which the Python interface keeps to, small models wander."""
+
 
 def run(
     prompt: Annotated[
@@ -29,7 +32,7 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="Complete the text as it is, without the chat template.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Shortest answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; if not given: the model's, or 0.7.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Keep tokens at least this likely against the likeliest.")] = None,
@@ -84,6 +87,8 @@ def run(
     template = read_text(chat_template, "--chat-template") if chat_template else None
     with open_llm(model, device, threads, option, chat_template=template) as llm:
         _refuse_system(llm, system, raw)
+        if llm.capabilities().defaults.temperature is None:
+            params = params.over(SamplingParams(temperature=_TEMPERATURE))
         if prompt is None:
             from tramontane.cli.chat import Chat
 
