@@ -307,6 +307,8 @@ void define(nb::class_<Cpu>& cls, const char* name, void (Cpu::*op)(A...), const
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // A program may end with an answer still open on a daemon thread, which then holds our objects: no leak to report.
+    nb::set_leak_warnings(false);
     import_numpy();
     m.def("instruction_sets", &instruction_sets);
     m.def("set_table", [](const char* name, handle values_) {
