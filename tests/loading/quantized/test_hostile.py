@@ -35,7 +35,7 @@ WRONG = {
     "empty codes": ("gptq-4", {"qweight": i32(0, 128)}, "qweight is empty"),
     "a group too high": ("gptq-4-act-order", {"g_idx": np.full(64, 2, np.int32)}, "g_idx names groups 2 to 2"),
     "a negative group": ("gptq-4-act-order", {"g_idx": np.full(64, -1, np.int32)}, "g_idx names groups"),
-    "too few groups named": ("gptq-4-act-order", {"g_idx": i32(63)}, "g_idx has shape"),
+    "too few groups named": ("gptq-4-act-order", {"g_idx": i32(40)}, "g_idx has shape"),
     "groups that do not divide": ("awq", {"qzeros": i32(3, 16), "scales": np.ones((3, 128), np.float16)}, "3 groups"),
     "awq scales": ("awq", {"scales": np.ones((2, 64), np.float16)}, "scales has shape"),
     "a shape of other rows": ("packed-4", {"weight_shape": np.array([64, 64])}, "weight_packed has shape"),

@@ -23,7 +23,7 @@ from tramontane.loading.quantized.base import (
     configured_group,
     group_size,
 )
-from tramontane.loading.quantized.packing import dense_codes, pack_columns, row_bytes
+from tramontane.loading.quantized.packing import dense_codes, pack_columns, row_bytes, row_words
 from tramontane.models.fields import Fields
 
 _BITS = (2, 3, 4, 8)
@@ -57,14 +57,12 @@ def method(config: Fields) -> Method:
 def _plan(module: Module, *, bits: int | None, group: int | None, minus_one: bool) -> Matrix:
     groups, rows = module.need("scales", FLOATS, (None, None))
     _, words = module.need("qzeros", ("I32",), (groups, None))
-    found = words * 32 // rows
-    if found not in _BITS or words * 32 != found * rows or bits not in (None, found):
-        said = f" of {bits} bits" if bits else ""
-        raise module.corrupt(f"qzeros has {words} words for {rows} outputs, which is no packing{said}")
+    widths = [width for width in _BITS if bits in (None, width) and row_words(rows, width) == words]
+    if len(widths) != 1:
+        raise module.corrupt(f"qzeros has {words} words for {rows} outputs, no packing of {bits or 'its'} bits")
+    found = widths[0]
     packed, _ = module.need("qweight", ("I32",), (None, rows))
-    if packed * 32 % found:
-        raise module.corrupt(f"qweight has {packed} words a column, no whole number of {found}-bit codes")
-    shape = (rows, packed * 32 // found)
+    shape = (rows, _columns(module, packed, found))
     grid = Grid(rows, groups, group_size(module, "qzeros", shape[1], groups, group))
     order = _order(module, grid, shape[1])
     scales = module.tensors["scales"].nbytes
@@ -84,6 +82,16 @@ def _plan(module: Module, *, bits: int | None, group: int | None, minus_one: boo
         return tensors if order is None else {**tensors, "order": order}
 
     return Matrix(shape, f"INT{found}", size, load)
+
+
+def _columns(module: Module, words: int, bits: int) -> int:
+    """K: the last word of a column may be filled up, which `g_idx` tells."""
+    entry = module.tensors.get("g_idx")
+    if entry is not None and len(entry.shape) == 1 and row_words(entry.shape[0], bits) == words:
+        return entry.shape[0]
+    if words * 32 % bits:
+        raise module.corrupt(f"qweight has {words} words a column, no whole number of {bits}-bit codes")
+    return words * 32 // bits
 
 
 def _order(module: Module, grid: Grid, columns: int) -> Array | None:

@@ -24,6 +24,11 @@ def row_bytes(columns: int, bits: int) -> int:
     return -(-columns * bits // 8)
 
 
+def row_words(columns: int, bits: int) -> int:
+    """The same in words of 32 bits."""
+    return -(-columns * bits // 32)
+
+
 def pack(out: Array, codes: Array, bits: int) -> None:
     """out uint8 [R, row_bytes] = codes uint8 [R, K], each row from the lowest bit of its first byte on."""
     columns, step = codes.shape[1], math.gcd(8, bits)
