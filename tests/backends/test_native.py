@@ -543,6 +543,31 @@ def test_equal_models_share_weights_and_let_go_of_them(checkpoint: Path) -> None
     assert not [model for key, model in shared._models.items() if key[0] == checkpoint.resolve()]
 
 
+def test_who_shares_a_model_takes_turns(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, inside, together = Runner.run, threading.Semaphore(1), []
+
+    def alone(self: Runner, step: Step) -> StepResult:
+        together.append(not inside.acquire(blocking=False))
+        try:
+            time.sleep(0.001)  # so that the other's step could begin
+            return real(self, step)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(Runner, "run", alone)
+    first, second = NativeBackend(checkpoint, CONFIG), NativeBackend(checkpoint, CONFIG)
+    asks = [ask(max_tokens=20, ignore_eos=True) for _ in range(2)]
+
+    async def both() -> None:
+        await asyncio.gather(chunks_of(first, asks[0]), chunks_of(second, asks[1]))
+
+    asyncio.run(both())
+    first.close()
+    second.close()
+    assert len(together) >= 40
+    assert not any(together)
+
+
 def test_a_forgotten_backend_ends_its_thread(checkpoint: Path) -> None:
     opened = NativeBackend(checkpoint, CONFIG)
     thread = opened._loop._thread
