@@ -172,6 +172,14 @@ def test_stop_strings(backend: NativeBackend) -> None:
     idle(backend)
 
 
+def test_what_an_answer_leaves_unfinished_is_its_text_too(backend: NativeBackend) -> None:
+    half = forced(*spelled("a"), spelled("é")[0])
+    found = chunks(backend, ask(logits_processors=(half,), max_tokens=2))
+    assert (text(found), found[-1].finish_reason) == ("a\ufffd", "length")
+    found = chunks(backend, ask(logits_processors=(half,), max_tokens=2, stop="\ufffd"))
+    assert (text(found), found[-1].finish_reason, found[-1].stop_reason) == ("a", "stop", "\ufffd")
+
+
 def test_stop_tokens_and_special_tokens(backend: NativeBackend) -> None:
     found = chunks(backend, say("one.two", stop_token_ids=spelled(".")))
     assert (text(found), found[-1].stop_reason) == ("one", spelled(".")[0])
@@ -420,6 +428,7 @@ def test_an_event_loop_that_closes_takes_its_requests_along(backend: NativeBacke
         waiting = loop.create_task(anext(stream))
     loop.close()  # not the way to treat a task; the engine must not care
     idle(backend)
+    assert backend.stats().requests_cancelled == 1
     del waiting, stream
     assert text(chunks(backend, say("on"))) == "on"
 
@@ -479,8 +488,8 @@ def test_a_failing_step_is_reported_and_the_engine_lives(
 
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "run", out_of_memory)
-        failed = chunks(backend, ask())
-    assert failed[-1].finish_reason == "error"
+        failed = chunks(backend, ask("Hi", echo=True))
+    assert (text(failed), failed[-1].finish_reason) == ("Hi", "error")
     assert isinstance(failed[-1].error, OutOfMemory)
     assert text(chunks(backend, say("alive"))) == "alive"
 
