@@ -48,5 +48,10 @@ def stories15m() -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen_coder() -> Path:
+    return model_path("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
 def wikitext() -> Path:
     return data_path("wikitext2-test.txt")
