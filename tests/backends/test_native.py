@@ -129,7 +129,8 @@ def run_python(script: str, *arguments: str) -> str:
         text=True,
         timeout=600,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"},
+        # the very package that is tested here: the sources of an installed one have no compiled module
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -532,6 +533,30 @@ def test_close_ends_open_requests_as_cancelled(checkpoint: Path) -> None:
 # ---- memory, sharing, exit
 
 
+def test_what_comes_while_it_closes_is_refused(checkpoint: Path) -> None:
+    """Queued behind the word to stop: nobody may wait for it for ever."""
+    opened, gate = NativeBackend(checkpoint, CONFIG), threading.Event()
+    opened._loop.call(lambda: None if gate.wait(60) else pytest.fail("nobody opened"))
+    closer = threading.Thread(target=opened._loop.stop)
+
+    async def late() -> list[Chunk]:
+        task = asyncio.create_task(chunks_of(opened, ask()))
+        while opened._loop._commands.qsize() < 2:
+            await asyncio.sleep(0.001)
+        gate.set()
+        return await asyncio.wait_for(task, 60)
+
+    while opened._loop._commands.qsize():  # the gate is being waited at
+        time.sleep(0.001)
+    closer.start()
+    while opened._loop._commands.qsize() < 1:
+        time.sleep(0.001)
+    with pytest.raises(EngineClosed):
+        asyncio.run(late())
+    closer.join()
+    opened.close()
+
+
 def test_equal_models_share_weights_and_let_go_of_them(checkpoint: Path) -> None:
     first, second = NativeBackend(checkpoint, CONFIG), NativeBackend(str(checkpoint), CONFIG)
     other = NativeBackend(checkpoint, replace(CONFIG, dtype="float16"))
@@ -625,7 +650,7 @@ def test_a_forked_child_is_told_so(backend: NativeBackend) -> None:
 def test_a_mailbox_wakes_its_reader_and_survives_its_absence() -> None:
     box = Mailbox()
 
-    async def read_twice() -> list[str]:
+    async def read_twice() -> list[Chunk]:
         task = asyncio.create_task(box.read())
         await asyncio.sleep(0)
         reader = box.put(Chunk("r", text="a"))
@@ -635,12 +660,14 @@ def test_a_mailbox_wakes_its_reader_and_survives_its_absence() -> None:
         abandoned = asyncio.create_task(box.read())
         await asyncio.sleep(0)
         abandoned.cancel()
-        wake([box.put(Chunk("r", text="b")) or reader])
+        wake([box.put(Chunk("r", text="b", prompt_logprobs=(None,))) or reader])
         box.put(Chunk("r", index=1, text="c"))
         box.put(Chunk("r", text="d", finish_reason="stop"))
-        return [chunk.text for chunk in (*first, *await box.read())]
+        return [*first, *await box.read()]
 
-    assert asyncio.run(read_twice()) == ["a", "bd", "c"]
+    found = asyncio.run(read_twice())
+    assert [chunk.text for chunk in found] == ["a", "bd", "c"]
+    assert [chunk.prompt_logprobs for chunk in found] == [None, (None,), None]
 
 
 def test_a_missing_device(caplog: pytest.LogCaptureFixture) -> None:

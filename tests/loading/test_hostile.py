@@ -64,7 +64,7 @@ from tests.loading.test_hostile import run
 print(run({kind!r}, pathlib.Path({str(tmp_path)!r}), 40, seed=3)[0])
 """
     root = Path(__file__).parents[2]
-    path = os.pathsep.join([str(root), str(root / "src"), *sys.path])
+    path = os.pathsep.join([str(root), *filter(None, sys.path)])
     limited = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a BLAS thread claims address space
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **limited, "PYTHONPATH": path}
