@@ -85,7 +85,6 @@ class _Job(Generic[T]):
         self._work = work
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._left = False
 
     def start(self) -> None:
         loop = _running_loop()
@@ -98,7 +97,6 @@ class _Job(Generic[T]):
         """Cancel what is not done. Waits for nothing."""
         if self.done.done():
             return
-        self._left = True
         if self._loop is None:
             self._work.close()
         else:
@@ -107,10 +105,9 @@ class _Job(Generic[T]):
     # on the loop
 
     def _begin(self) -> None:
-        if not self._left:
-            self._task = asyncio.ensure_future(self._finish())
-            # Cancelled before its first step, the task would leave the work unstarted.
-            self._task.add_done_callback(lambda _: self._work.close())
+        self._task = asyncio.ensure_future(self._finish())
+        # Cancelled before its first step, the task would leave the work unstarted.
+        self._task.add_done_callback(lambda _: self._work.close())
 
     async def _finish(self) -> None:
         try:
