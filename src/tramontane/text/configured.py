@@ -51,10 +51,12 @@ def _added_token(entry: object, where: str, source: str, special: bool = True) -
     if entry is None:
         return None
     flags = {"content": entry} if isinstance(entry, str) else entry
-    if not isinstance(flags, Mapping) or not isinstance(flags.get("content"), str):
+    content = flags.get("content") if isinstance(flags, Mapping) else None
+    broken = not isinstance(content, str) or any("\ud800" <= letter <= "\udfff" for letter in content)
+    if broken or not isinstance(flags, Mapping):
         raise CorruptCheckpoint(source, f"{where} in tokenizer_config.json is {entry!r:.60}, not a token")
     return tokenizers.AddedToken(
-        flags["content"],
+        content,
         single_word=bool(flags.get("single_word", False)),
         lstrip=bool(flags.get("lstrip", False)),
         rstrip=bool(flags.get("rstrip", False)),
@@ -75,10 +77,10 @@ def _add_configured_tokens(inner: tokenizers.Tokenizer, config: Mapping[str, Any
         numbered = sorted(((int(key), entry) for key, entry in decoder.items()), key=lambda item: item[0])
     except (TypeError, ValueError) as error:
         raise CorruptCheckpoint(source, "added_tokens_decoder has keys that are no token ids") from error
-    for number, entry in numbered:
-        token = _added_token(entry, "added_tokens_decoder", source, special=False)
-        if token is not None and token.content not in known:
-            inner.add_tokens([token])
+    tokens = [_added_token(entry, "added_tokens_decoder", source, special=False) for _, entry in numbered]
+    # All at once: the tokenizers package goes through all its added tokens each time.
+    inner.add_tokens([token for token in tokens if token is not None and token.content not in known])
+    for (number, entry), token in zip(numbered, tokens, strict=True):
         if token is None or inner.token_to_id(token.content) != number:
             raise CorruptCheckpoint(source, f"added_tokens_decoder gives the token {entry!r:.60} the id {number}")
     known.update(token.content for token in inner.get_added_tokens_decoder().values())
