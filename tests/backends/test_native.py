@@ -281,6 +281,7 @@ def test_order_of_defaults(checkpoint: Path, tmp_path: Path) -> None:
         (ask(n=9), InvalidRequest, "n"),
         (ask("x" * CONTEXT), ContextLengthExceeded, "prompt"),
         (ask("x" * 30_000), ContextLengthExceeded, "prompt"),
+        (ask("x" * 3_000_000), InvalidRequest, "prompt"),  # without tokenizing it
         (Request(messages=(Message("user", (ImagePart("a.png"),)),)), InvalidRequest, "messages"),
         (Request(messages=(Message("user", (AudioPart("a.wav"),)),)), InvalidRequest, "messages"),
         (Request(prompt=7), InvalidRequest, "prompt"),  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ class NativeBackend:
         free = _free_for_cache(shared.loaded, config)
         self._context_length = _context_length(config, shared.loaded, free)
         self._defaults, ends = _defaults(shared, sampling or SamplingParams())
-        self._preparer = _preparer(shared, self._defaults, ends, chat_template)
+        self._preparer = _preparer(shared, self._defaults, ends, chat_template, self._context_length)
         engine, self._executor, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
         self._pid = os.getpid()
@@ -197,13 +197,18 @@ def _defaults(shared: SharedModel, sampling: SamplingParams) -> tuple[SamplingPa
 
 
 def _preparer(
-    shared: SharedModel, defaults: SamplingParams, ends: frozenset[int], chat_template: str | None
+    shared: SharedModel,
+    defaults: SamplingParams,
+    ends: frozenset[int],
+    chat_template: str | None,
+    context_length: int,
 ) -> Preparer:
     checkpoint, tokenizer = shared.loaded.checkpoint, shared.tokenizer
     return Preparer(
         tokenizer,
         template_of(checkpoint, tokenizer, chat_template),
         vocab_size=shared.loaded.spec.vocab_size,
+        context_length=context_length,
         eos_ids=tokenizer.eos_ids | ends,
         defaults=defaults,
     )

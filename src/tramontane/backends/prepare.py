@@ -19,6 +19,9 @@ from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.types import SAMPLING_DEFAULTS, Message, Request, SamplingParams, TextPart
 
+_SHORT = 1 << 20
+"""Characters that are always tokenized: normalizing may leave few of them."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -38,16 +41,19 @@ class Preparer:
         template: ChatTemplate | None,
         *,
         vocab_size: int,
+        context_length: int,
         eos_ids: frozenset[int],
         defaults: SamplingParams,
     ) -> None:
-        """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits.
+        """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits;
+        `context_length`: tokens that a sequence can have.
 
         Raises InvalidRequest for defaults that name tokens which the model lacks.
         """
         self.tokenizer = tokenizer
         self.template = template
         self._vocab_size = vocab_size
+        self._context_length = context_length
         self._eos_ids = eos_ids
         self._defaults = defaults.over(SAMPLING_DEFAULTS)
         self._check_named(self._defaults)
@@ -83,15 +89,26 @@ class Preparer:
             field, ids = "prompt_ids", tuple(request.prompt_ids)
         elif request.prompt is not None:
             field, text = "prompt", request.prompt
-            ids = tuple(self.tokenizer.encode(text))
+            ids = tuple(self._encode(field, text, add_special_tokens=True))
         else:
             # A template writes the tokens that begin a text itself.
             field, text = "messages", self.render(request.messages or (), **request.template_kwargs)
-            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            ids = tuple(self._encode(field, text, add_special_tokens=False))
         if not ids:
             raise InvalidRequest(field, "the prompt has no tokens", "Give at least one.")
         self._check_ids(field, ids)
         return ids, text
+
+    def _encode(self, field: str, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokenizing takes hundreds of bytes a token: what can never fit in the context is not tokenized."""
+        long = isinstance(text, str) and len(text) > _SHORT  # what is no text, the tokenizer refuses
+        if long and len(text) > self._context_length * self.tokenizer.longest_token:
+            raise InvalidRequest(
+                field,
+                f"{len(text)} characters are more than the {self._context_length} tokens of the context can stand for",
+                "Shorten the prompt or load the model with a larger context_length.",
+            )
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _check_named(self, params: SamplingParams) -> None:
         self._check_ids("stop_token_ids", params.stop_token_ids or ())

@@ -188,6 +188,11 @@ class Tokenizer:
         return type(self._inner.model).__name__
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token as the vocabulary spells it: none stands for more of a normalized text."""
+        return max(map(len, self._inner.get_vocab()), default=0)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets: equal fingerprints tokenize equally."""
         ends = json.dumps([self._prefix, self._suffix])
