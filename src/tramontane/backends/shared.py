@@ -47,5 +47,12 @@ def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
 
 def _state(path: Path) -> tuple[tuple[str, int, int], ...]:
     """What changes when a file of the model does."""
-    files = [(file, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in files)
+    return tuple(map(_stamp, sorted(path.iterdir()) if path.is_dir() else [path]))
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    try:
+        stat = file.stat()
+    except OSError:  # a link to nowhere, say: no file, until it leads somewhere
+        return file.name, -1, 0
+    return file.name, stat.st_size, stat.st_mtime_ns

@@ -23,6 +23,7 @@ from tramontane.loading import mistral, uqff
 from tramontane.loading.ggml import GGMLFile, is_old_ggml
 from tramontane.loading.ggml_types import FILE_TYPES
 from tramontane.loading.gguf import GGUFFile
+from tramontane.loading.mapped import read_small
 from tramontane.loading.names import GGUF_NAMES, HF_NAMES, MISTRAL_NAMES, NameMap
 from tramontane.loading.quantized import Matrix, Method, collect, method_of
 from tramontane.loading.safetensors import SafetensorsFolder
@@ -336,10 +337,8 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    if path.stat().st_size > _MAX_TEXT:
-        raise CorruptCheckpoint(str(path), f"{path.stat().st_size} bytes are too many for what it should be")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small(path, _MAX_TEXT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorruptCheckpoint(str(path), "it is not UTF-8") from error
 

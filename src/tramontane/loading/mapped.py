@@ -49,6 +49,19 @@ def looks_like(head: bytes) -> str:
     return f"an unknown kind of file, beginning with {head[:8].hex(' ')}"
 
 
+def read_small(path: Path, most: int) -> bytes:
+    """All of a file that is small by its nature. Raises ModelNotFound where it cannot be read, and CorruptCheckpoint
+    for one of more than `most` bytes, which are not read."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise ModelNotFound(str(path), error.strerror or str(error)) from error
+    if len(content) > most:
+        raise CorruptCheckpoint(str(path), f"more than {most} bytes are too many for what it should be")
+    return content
+
+
 class MappedFile:
     """A file's bytes, mapped read only. Views keep the map alive, so closing while views exist is safe.
 

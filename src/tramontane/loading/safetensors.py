@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
-from tramontane.loading.mapped import Array, MappedFile, looks_like
+from tramontane.loading.mapped import Array, MappedFile, looks_like, read_small
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -49,6 +49,7 @@ _PACKED = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 _MAX_HEADER = 100_000_000  # the reference implementation's limit, bytes
 _MAX_INDEX = 256_000_000
+_MAX_NAME = 255  # bytes of a shard's; systems have no longer ones
 
 
 @dataclass(frozen=True)
@@ -178,16 +179,19 @@ def _read_index(path: Path) -> dict[Path, list[str] | None]:
 
 def read_index(path: Path) -> dict[str, list[str]]:
     """The shards that an index names, files beside it, each with its tensors. Raises CorruptCheckpoint."""
-    if path.stat().st_size > _MAX_INDEX:
-        raise CorruptCheckpoint(str(path), f"an index of {path.stat().st_size} bytes")
-    index = _parse_json(str(path), path.read_bytes())
+    index = _parse_json(str(path), read_small(path, _MAX_INDEX))
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpoint(str(path), "the index has no weight_map")
     wanted: dict[str, list[str]] = {}
     for tensor, shard in weight_map.items():
         # A shard is a plain name, so that an index cannot reach outside its folder.
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set('/\\:\0"'):
+        plain = (
+            isinstance(shard, str)
+            and len(shard.encode(errors="replace")) <= _MAX_NAME
+            and not set(shard) & set('/\\:\0"')
+        )
+        if not plain or not shard.endswith(".safetensors"):
             raise CorruptCheckpoint(str(path), f"tensor {tensor!r} is said to be in {shard!r}, no file of the folder")
         wanted.setdefault(shard, []).append(tensor)
     return wanted

@@ -13,6 +13,7 @@ from pathlib import Path
 import tokenizers
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, TramontaneError
+from tramontane.loading.mapped import read_small
 
 MAX_TOKENS = 1 << 21  # the largest known vocabularies have 2**18
 MAX_TOKEN_CHARS = 4096
@@ -35,9 +36,7 @@ def read_file(path: Path) -> bytes:
     """A tokenizer file's bytes. Raises ModelNotFound, or CorruptCheckpoint for one of absurd size."""
     if not path.is_file():
         raise ModelNotFound(str(path), "no such tokenizer file")
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise CorruptCheckpoint(str(path), f"{path.stat().st_size} bytes are too many for a tokenizer")
-    return path.read_bytes()
+    return read_small(path, _MAX_FILE_BYTES)
 
 
 @contextmanager
