@@ -49,7 +49,7 @@ def test_every_option_field_and_error_is_explained() -> None:
     errors = {name for name in tramontane.__all__ if isinstance(getattr(tramontane, name), type)}
     errors = {name for name in errors if issubclass(getattr(tramontane, name), TramontaneError)}
     for name in {*option_names(), *ALIASES, *SAMPLING_FIELDS, *errors}:
-        assert re.search(rf"`{name}[`(]", text), name
+        assert re.search(rf"`{name}[`(=]", text), name
 
 
 def commands() -> dict[str, set[str]]:
