@@ -46,6 +46,7 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 #include "blocks.h"
 #include "codes.h"
 #include "blocks_ggml.h"
+#include "coded.h"
 #include "matmul.inc"
 #include "attention.inc"
 #include "elementwise.inc"
@@ -53,8 +54,8 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 }  // namespace
 
 extern const Kernels kernels = {
-    ISA_NAME, matmul,    rows,      rms_norm,         add,         rope,
-    write_cache, attention, gated_activation, log_softmax, argmax, softmax_weights,
+    ISA_NAME, matmul,      rows,      matmul_coded,     rows_coded,  rms_norm, add,
+    rope,     write_cache, attention, gated_activation, log_softmax, argmax,   softmax_weights,
 };
 
 }  // namespace tramontane::ISA

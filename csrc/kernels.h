@@ -55,6 +55,37 @@ struct Rows {
     Format format;
 };
 
+// How the numbers of a grid are stored.
+enum class Number : int { F32, F16, BF16, U8 };
+
+// A coded matrix; see kernels/coded.py. Row n takes line n / row_block % lines of the grids [lines, groups].
+struct Coded {
+    const uint8_t* codes;  // [rows, row_bytes]
+    const float* table;    // [2^bits]
+    const uint8_t *scales, *zeros, *offsets;  // grids; zeros and offsets may be null
+    const float* scale_table;                 // [256] with scales of bytes, or null
+    const int32_t* order;                     // [columns]: stored column k is column order[k]; or null
+    int64_t rows, row_bytes, columns, lines, groups, group, row_block;
+    Number scale_type, zero_type, offset_type;
+    float factor;
+    int bits;
+};
+
+struct CodedMatmul {
+    float* out;         // [tokens, weight.rows]
+    const float* x;     // [tokens, weight.columns]
+    const float* bias;  // [weight.rows] or null
+    int64_t tokens;
+    Coded weight;
+};
+
+struct CodedRows {
+    float* out;  // [count, weight.columns]
+    const int32_t* ids;
+    int64_t count;
+    Coded weight;
+};
+
 struct CacheWrite {
     uint8_t* k_cache;  // [blocks, heads, block_size, head_size] in `format`
     uint8_t* v_cache;
@@ -83,6 +114,8 @@ struct Kernels {
     const char* name;
     void (*matmul)(Pool&, const Matmul&);
     void (*rows)(Pool&, const Rows&);
+    void (*matmul_coded)(Pool&, const CodedMatmul&);
+    void (*rows_coded)(Pool&, const CodedRows&);
     void (*rms_norm)(Pool&, float* out, const float* x, const float* weight, int64_t rows, int64_t columns, float eps);
     void (*add)(Pool&, float* out, const float* x, int64_t count);
     void (*rope)(Pool&, float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_size,

@@ -105,6 +105,32 @@ class Cpu {
         take(out_, ids_, blocks.data<const uint8_t>(), blocks[0], out[1], format);
     }
 
+    void matmul_coded(handle out_, handle x_, handle bias_, handle codes_, handle table_, handle scales_,
+                      handle scale_table_, handle zeros_, handle offsets_, handle order_, int bits, int64_t group,
+                      int64_t row_block, float factor) {
+        const Array x(x_, "x", FLOAT32, {ANY, ANY});
+        const Coded weight = coded(codes_, table_, scales_, scale_table_, zeros_, offsets_, order_, bits, x[1], group,
+                                   row_block, factor);
+        const Array out(out_, "out", FLOAT32, {x[0], weight.rows}, true);
+        const float* bias = nullptr;
+        if (!bias_.is_none()) bias = Array(bias_, "bias", FLOAT32, {weight.rows}).data<const float>();
+        if (out.size() == 0) return;
+        const Unlocked unlocked(out.size() * x[1]);
+        kernels_.matmul_coded(pool_, {out.data<float>(), x.data<const float>(), bias, x[0], weight});
+    }
+
+    void rows_coded(handle out_, handle ids_, handle codes_, handle table_, handle scales_, handle scale_table_,
+                    handle zeros_, handle offsets_, handle order_, int bits, int64_t group, int64_t row_block,
+                    float factor) {
+        const Array ids(ids_, "ids", INT32, {ANY}), out(out_, "out", FLOAT32, {ids[0], ANY}, true);
+        const Coded weight = coded(codes_, table_, scales_, scale_table_, zeros_, offsets_, order_, bits, out[1],
+                                   group, row_block, factor);
+        check_ids(ids, "ids", weight.rows);
+        if (out.size() == 0) return;
+        const Unlocked unlocked(out.size());
+        kernels_.rows_coded(pool_, {out.data<float>(), ids.data<const int32_t>(), ids[0], weight});
+    }
+
     void rms_norm(handle out_, handle x_, handle weight_, float eps) {
         const Array x(x_, "x", FLOAT32, {ANY, ANY}), out(out_, "out", FLOAT32, {x[0], x[1]}, true);
         const Array weight(weight_, "weight", FLOAT32, {x[1]});
@@ -247,6 +273,60 @@ class Cpu {
     }
 
    private:
+    static Number number(const Array& grid) {
+        switch (grid.dtype()) {
+            case DType::FLOAT16: return Number::F16;
+            case DType::BFLOAT16: return Number::BF16;
+            case DType::UINT8: return Number::U8;
+            default: return Number::F32;
+        }
+    }
+
+    // The coded matrix of these arrays, checked to be one of rows of `columns`.
+    static Coded coded(handle codes_, handle table_, handle scales_, handle scale_table_, handle zeros_,
+                       handle offsets_, handle order_, int bits, int64_t columns, int64_t group, int64_t row_block,
+                       float factor) {
+        require(bits >= 1 && bits <= 8, "bits must be 1 to 8");
+        require(group >= 1 && row_block >= 1 && columns >= 1, "group, row_block and columns must be positive");
+        const int64_t groups = (columns - 1) / group + 1;
+        const Array codes(codes_, "codes", UINT8, {ANY, ANY}), table(table_, "table", FLOAT32, {int64_t{1} << bits});
+        require(codes[1] >= (columns * bits + 7) / 8, "codes are too few bytes for x");
+        const bool looked_up = !scale_table_.is_none();
+        const Array scales(scales_, "scales", looked_up ? UINT8 : FLOATS, {ANY, groups});
+        require(scales[0] >= 1, "scales must have rows");
+        Coded m = {};
+        m.codes = codes.data<const uint8_t>();
+        m.table = table.data<const float>();
+        m.scales = scales.data<const uint8_t>();
+        m.scale_type = number(scales);
+        if (looked_up) m.scale_table = Array(scale_table_, "scale_table", FLOAT32, {256}).data<const float>();
+        if (!zeros_.is_none()) {
+            const Array zeros(zeros_, "zeros", FLOATS | UINT8, {scales[0], groups});
+            m.zeros = zeros.data<const uint8_t>();
+            m.zero_type = number(zeros);
+        }
+        if (!offsets_.is_none()) {
+            const Array offsets(offsets_, "offsets", FLOATS, {scales[0], groups});
+            m.offsets = offsets.data<const uint8_t>();
+            m.offset_type = number(offsets);
+        }
+        if (!order_.is_none()) {
+            const Array order(order_, "order", INT32, {columns});
+            check_ids(order, "order", columns);
+            m.order = order.data<const int32_t>();
+        }
+        m.rows = codes[0];
+        m.row_bytes = codes[1];
+        m.columns = columns;
+        m.lines = scales[0];
+        m.groups = groups;
+        m.group = group;
+        m.row_block = row_block;
+        m.factor = factor;
+        m.bits = bits;
+        return m;
+    }
+
     void multiply(handle out_, const Array& x, const uint8_t* weight, int64_t outputs, Format format, handle bias_) {
         const Array out(out_, "out", FLOAT32, {x[0], outputs}, true);
         const float* bias = nullptr;
@@ -323,6 +403,12 @@ NB_MODULE(_native, m) {
     define(cpu, "matmul_blocks", &Cpu::matmul_blocks, "out"_a, "x"_a, "blocks"_a, "format"_a, "bias"_a.none());
     define(cpu, "rows", &Cpu::rows);
     define(cpu, "rows_blocks", &Cpu::rows_blocks);
+    define(cpu, "matmul_coded", &Cpu::matmul_coded, "out"_a, "x"_a, "bias"_a.none(), "codes"_a, "table"_a, "scales"_a,
+           "scale_table"_a.none(), "zeros"_a.none(), "offsets"_a.none(), "order"_a.none(), "bits"_a, "group"_a,
+           "row_block"_a, "factor"_a);
+    define(cpu, "rows_coded", &Cpu::rows_coded, "out"_a, "ids"_a, "codes"_a, "table"_a, "scales"_a,
+           "scale_table"_a.none(), "zeros"_a.none(), "offsets"_a.none(), "order"_a.none(), "bits"_a, "group"_a,
+           "row_block"_a, "factor"_a);
     define(cpu, "rms_norm", &Cpu::rms_norm);
     define(cpu, "add", &Cpu::add);
     define(cpu, "rope_angles", &Cpu::rope_angles);

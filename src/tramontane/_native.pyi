@@ -31,6 +31,39 @@ class Cpu:
     ) -> None: ...
     def rows(self, out: NDArray[Any], ids: NDArray[Any], weight: NDArray[Any], /) -> None: ...
     def rows_blocks(self, out: NDArray[Any], ids: NDArray[Any], blocks: NDArray[Any], format: str, /) -> None: ...
+    def matmul_coded(
+        self,
+        out: NDArray[Any],
+        x: NDArray[Any],
+        bias: NDArray[Any] | None,
+        codes: NDArray[Any],
+        table: NDArray[Any],
+        scales: NDArray[Any],
+        scale_table: NDArray[Any] | None,
+        zeros: NDArray[Any] | None,
+        offsets: NDArray[Any] | None,
+        order: NDArray[Any] | None,
+        bits: int,
+        group: int,
+        row_block: int,
+        factor: float,
+    ) -> None: ...
+    def rows_coded(
+        self,
+        out: NDArray[Any],
+        ids: NDArray[Any],
+        codes: NDArray[Any],
+        table: NDArray[Any],
+        scales: NDArray[Any],
+        scale_table: NDArray[Any] | None,
+        zeros: NDArray[Any] | None,
+        offsets: NDArray[Any] | None,
+        order: NDArray[Any] | None,
+        bits: int,
+        group: int,
+        row_block: int,
+        factor: float,
+    ) -> None: ...
     def rms_norm(self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], eps: float, /) -> None: ...
     def add(self, out: NDArray[Any], x: NDArray[Any], /) -> None: ...
     def rope_angles(

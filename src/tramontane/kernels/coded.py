@@ -48,7 +48,7 @@ class Coded:
     scale_table: Array | None = None
     """float32 [256], with uint8 scales only."""
     zeros: Array | None = None
-    """[R, G] int8, uint8, float32, float16 or bfloat16."""
+    """[R, G] uint8, float32, float16 or bfloat16."""
     offsets: Array | None = None
     """[R, G] float32, float16 or bfloat16."""
     order: Array | None = None
@@ -175,7 +175,7 @@ def check_coded(op: str, coded: Coded, *specs: Spec) -> None:
         ("codes", coded.codes, "N bytes", UINT8),
         ("table", coded.table, "values", FLOAT32),
         ("scales", coded.scales, "lines groups", FLOATS if coded.scale_table is None else UINT8),
-        ("zeros", coded.zeros, "lines groups", ("uint8", "int8", *FLOATS)),
+        ("zeros", coded.zeros, "lines groups", (*UINT8, *FLOATS)),
         ("offsets", coded.offsets, "lines groups", FLOATS),
         ("scale_table", coded.scale_table, "scale_values", FLOAT32),
         ("order", coded.order, "K", INT32),

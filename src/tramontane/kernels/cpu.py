@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
-from tramontane.kernels.checks import FLOAT32, INT32
-from tramontane.kernels.coded import Coded, check_coded, decode_host
+from tramontane.kernels.coded import Coded
 from tramontane.kernels.tables import LEVELS, table
 
 __all__ = ["CpuOps", "available", "isas"]
@@ -33,8 +32,6 @@ __all__ = ["CpuOps", "available", "isas"]
 _BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _CACHE_LINE = 64
 _PAGE = 4096
-_STRIP = 1 << 18
-"""Coded weights made float32 at a time."""
 
 
 def available() -> bool:
@@ -105,27 +102,12 @@ class CpuOps:
         self._native.rows_blocks(out, ids, blocks, format)
 
     def matmul_coded(self, out: Array, x: Array, coded: Coded, bias: Array | None = None) -> None:
-        check_coded(
-            "matmul_coded",
-            coded,
-            ("out", out, "T N", FLOAT32),
-            ("x", x, "T K", FLOAT32),
-            ("bias", bias, "N", FLOAT32),
-        )
-        if coded.order is not None:
-            x = np.ascontiguousarray(x[:, coded.order])
-        rows, step = coded.shape[0], max(1, _STRIP // coded.columns)
-        for start in range(0, rows, step):
-            values = decode_host(coded, range(start, min(start + step, rows)))
-            part = np.empty((len(x), len(values)), np.float32)
-            self._native.matmul(part, x, np.ascontiguousarray(values), None)
-            out[:, start : start + step] = part
-        if bias is not None:
-            out += bias
+        _check_columns("matmul_coded", coded, x)
+        self._native.matmul_coded(out, x, bias, *_arrays(coded))
 
     def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
-        check_coded("rows_coded", coded, ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32))
-        out[:, slice(None) if coded.order is None else coded.order] = decode_host(coded, ids)
+        _check_columns("rows_coded", coded, out)
+        self._native.rows_coded(out, ids, *_arrays(coded))
 
     def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
         self._native.rms_norm(out, x, weight, eps)
@@ -184,6 +166,17 @@ def _set_tables() -> None:
 
     for name in LEVELS:
         _native.set_table(name, table(name))
+
+
+def _check_columns(op: str, coded: Coded, rows: Array) -> None:
+    """The compiled module takes the columns from the rows that it is given, for codes that may have bytes to spare."""
+    if rows.ndim != 2 or rows.shape[1] != coded.columns:
+        raise ValueError(f"{op}: rows of {list(rows.shape)[1:]} elements for a matrix of {coded.columns} columns")
+
+
+def _arrays(coded: Coded) -> tuple[Any, ...]:
+    arrays = (coded.codes, coded.table, coded.scales, coded.scale_table, coded.zeros, coded.offsets, coded.order)
+    return (*arrays, coded.bits, coded.group, coded.row_block, coded.factor)
 
 
 def _aligned(make: Any, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -99,6 +99,11 @@ class ModelSource:
         return cls.local(path)
 
     @classmethod
+    def uqff(cls, path: str | Path) -> ModelSource:
+        """A UQFF file of mistral.rs's on this machine, any of its shards, or the folder that holds them."""
+        return cls.local(path)
+
+    @classmethod
     def huggingface(cls, name: str, revision: str | None = None) -> ModelSource:
         """A repository of the hub, or a GGUF file in one: `org/name[@REVISION][:QUANTIZATION | /FILE.gguf]`.
 

@@ -156,7 +156,7 @@ def _plan_hqq(module: Module) -> Matrix:
 
 
 def _plan_fp8(module: Module) -> Matrix:
-    module.need("weight.dequant_w_scale", ("F32",), ())
+    module.need("weight.dequant_w_scale", ("F32",), (), (1,))
     return plan_eight_bits(module, "weight.dequant_w_scale")
 
 

@@ -130,7 +130,7 @@ def tensors_of(case: Case) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[A
             continue
         tensors, plain[name] = case.write(rng, *values.shape)
         module = name.removesuffix(".weight")
-        stored.update({f"{module}.{ending}": np.ascontiguousarray(array) for ending, array in tensors.items()})
+        stored.update({f"{module}.{ending}": np.array(array, order="C") for ending, array in tensors.items()})
     return stored, plain
 
 

@@ -65,9 +65,9 @@ def plan_eight_bits(
     grid = scale_grid(module, scale, shape, block, group or (32 if powers else None))
     zeroed = bool(zeros) and zeros in module
     if zeroed:
-        module.need(zeros, ("I8", *FLOATS), module.tensors[scale].shape)
+        module.need(zeros, ("I8",), module.tensors[scale].shape)
     format, values = _CODES[module.format("weight")]
-    grids = (module.tensors[scale].nbytes, module.tensors[zeros].nbytes if zeroed else 0)
+    grids = (module.tensors[scale].nbytes, 2 * module.tensors[zeros].nbytes if zeroed else 0)
     size = coded_bytes(rows * columns, 8, *grids, scale_table=powers) + (4 if factor != 1.0 else 0)
 
     def load() -> dict[str, Array]:
@@ -81,7 +81,7 @@ def plan_eight_bits(
         if powers:
             tensors["scale_table"] = TABLES["E8M0"]
         if zeroed:
-            tensors["zeros"] = grid.array(module.read(zeros))
+            tensors["zeros"] = grid.array(module.read(zeros).astype(np.float16))  # exact: they are bytes
         if factor != 1.0:
             tensors["factor"] = np.array([factor], np.float32)
         return tensors
