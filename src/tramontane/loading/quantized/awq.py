@@ -25,8 +25,8 @@ from tramontane.loading.quantized.base import (
 from tramontane.loading.quantized.packing import pack_columns, row_bytes
 from tramontane.models.fields import Fields
 
-_SHIFTS = np.array([0, 16, 4, 20, 8, 24, 12, 28], np.uint32)
-"""Where the eight outputs of a word, in their order, have their bits."""
+_BYTES, _SHIFTS = np.array([0, 2, 0, 2, 1, 3, 1, 3]), np.array([0, 0, 4, 4, 0, 0, 4, 4], np.uint8)
+"""The byte of a word that each of its eight outputs is in, and the lowest of its bits there."""
 
 
 def method(config: Fields) -> Method:
@@ -66,5 +66,5 @@ def _plan(module: Module, *, group: int | None) -> Matrix:
 
 def _outputs(words: Array) -> Array:
     """uint8 [R, 8 * W] of words int32 [R, W]."""
-    codes: Array = (words.view(np.uint32)[:, :, None] >> _SHIFTS) & np.uint32(15)
-    return codes.astype(np.uint8).reshape(len(words), -1)
+    codes: Array = (words.view(np.uint8).reshape(*words.shape, 4)[:, :, _BYTES] >> _SHIFTS) & np.uint8(15)
+    return codes.reshape(len(words), -1)

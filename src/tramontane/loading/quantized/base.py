@@ -65,11 +65,15 @@ class Module:
         """The element type of a tensor, "" where there is none."""
         return self.tensors[tensor].format if tensor in self.tensors else ""
 
+    def entry(self, tensor: str) -> TensorEntry:
+        """A tensor that must be there."""
+        if tensor not in self.tensors:
+            raise self.corrupt(f"it has no {tensor}")
+        return self.tensors[tensor]
+
     def need(self, tensor: str, formats: tuple[str, ...], *shapes: tuple[int | None, ...]) -> tuple[int, ...]:
         """The shape of a tensor that must be there, in one of these element types and shapes (None: any size)."""
-        entry = self.tensors.get(tensor)
-        if entry is None:
-            raise self.corrupt(f"it has no {tensor}")
+        entry = self.entry(tensor)
         if entry.format not in formats:
             raise self.corrupt(f"{tensor} is {entry.format}, not {' or '.join(formats)}")
         fits = [

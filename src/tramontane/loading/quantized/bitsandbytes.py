@@ -71,7 +71,7 @@ def _plan_4bit(module: Module) -> Matrix:
     state = _state(module)
     shape, block = state.shape, state.block
     count = shape[0] * shape[1]
-    packed = module.tensors["weight"]
+    packed = module.entry("weight")
     if packed.format not in ("U8", "I8", "F32", "F16", "BF16") or packed.nbytes != -(-count // 2):
         raise module.corrupt(f"weight takes {packed.nbytes} bytes for {shape[0]} x {shape[1]} codes of 4 bits")
     runs = -(-count // block)

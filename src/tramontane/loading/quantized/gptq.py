@@ -66,14 +66,17 @@ def _plan(module: Module, *, bits: int | None, group: int | None, minus_one: boo
     grid = Grid(rows, groups, group_size(module, "qzeros", shape[1], groups, group))
     order = _order(module, grid, shape[1])
     scales = module.tensors["scales"].nbytes
-    codes = rows * row_bytes(shape[1], found)
+    codes = rows * (packed * 4 if order is None else row_bytes(shape[1], found))
     size = coded_bytes(codes, found, scales, rows * groups, order=0 if order is None else shape[1])
 
     def load() -> dict[str, Array]:
         words = module.read("qweight")
-        index = np.arange(shape[1]) if order is None else order
-        tensors = {
-            "codes": pack_columns(shape, found, lambda a, b: dense_codes(words, found, index[a:b])),
+        if order is None:  # a column of words is a row of codes
+            codes = np.ascontiguousarray(words.T).view(np.uint8)
+        else:
+            codes = pack_columns(shape, found, lambda a, b: dense_codes(words, found, order[a:b]))
+        tensors: dict[str, Array] = {
+            "codes": codes,
             "table": TABLES[f"U{found}"],
             "scales": np.ascontiguousarray(module.read("scales").T),
             "zeros": _zeros(module.read("qzeros"), found, rows, minus_one),

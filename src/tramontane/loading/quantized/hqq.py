@@ -82,7 +82,7 @@ def plan_groups(module: Module, groups: Groups, words: str, scale: str, zero: st
     high, wide = (number, groups.size) if groups.axis else (groups.size, number)
     element, each = _PACKINGS[bits]
     segment = -(-high // each) * wide
-    stored = module.tensors[words]
+    stored = module.entry(words)
     if stored.nbytes != segment * (4 if element == "I32" else 1):
         raise module.corrupt(f"{words} takes {stored.nbytes} bytes for {count} codes of {bits} bits")
     grid, expand = _grid(groups)

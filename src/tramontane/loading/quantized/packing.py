@@ -68,14 +68,18 @@ def pack_columns(shape: tuple[int, int], bits: int, codes: Callable[[int, int], 
 def dense_codes(words: Array, bits: int, index: Array) -> Array:
     """Codes `index` of each column of words int32 [W, M], packed densely down the column: uint8 [len(index), M]."""
     at = index.astype(np.int64) * bits
+    mask = np.uint8(2**bits - 1)
+    if 8 % bits == 0:  # no code crosses bytes
+        flat = words.view(np.uint8).reshape(*words.shape, 4)
+        bytes_: Array = flat[at >> 5, :, (at & 31) >> 3] >> (at & 7).astype(np.uint8)[:, None]
+        return bytes_ & mask
     word, shift = at >> 5, (at & 31).astype(np.uint32)[:, None]
     unsigned = words.view(np.uint32)
-    codes = unsigned[word] >> shift
+    codes: Array = unsigned[word] >> shift
     crossing = np.flatnonzero(shift[:, 0] + bits > 32)
     if len(crossing):
         codes[crossing] |= unsigned[word[crossing] + 1] << (np.uint32(32) - shift[crossing])
-    out: Array = (codes & np.uint32(2**bits - 1)).astype(np.uint8)
-    return out
+    return codes.astype(np.uint8) & mask
 
 
 def unpacked(packed: Array, bits: int, columns: int) -> Array:
