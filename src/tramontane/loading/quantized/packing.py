@@ -71,15 +71,18 @@ def dense_codes(words: Array, bits: int, index: Array) -> Array:
     mask = np.uint8(2**bits - 1)
     if 8 % bits == 0:  # no code crosses bytes
         flat = words.view(np.uint8).reshape(*words.shape, 4)
-        bytes_: Array = flat[at >> 5, :, (at & 31) >> 3] >> (at & 7).astype(np.uint8)[:, None]
-        return bytes_ & mask
+        codes: Array = flat[at >> 5, :, (at & 31) >> 3] >> (at & 7).astype(np.uint8)[:, None]
+        codes &= mask
+        return codes
     word, shift = at >> 5, (at & 31).astype(np.uint32)[:, None]
     unsigned = words.view(np.uint32)
-    codes: Array = unsigned[word] >> shift
+    wide: Array = unsigned[word] >> shift
     crossing = np.flatnonzero(shift[:, 0] + bits > 32)
     if len(crossing):
-        codes[crossing] |= unsigned[word[crossing] + 1] << (np.uint32(32) - shift[crossing])
-    return codes.astype(np.uint8) & mask
+        wide[crossing] |= unsigned[word[crossing] + 1] << (np.uint32(32) - shift[crossing])
+    codes = wide.astype(np.uint8)
+    codes &= mask
+    return codes
 
 
 def unpacked(packed: Array, bits: int, columns: int) -> Array:
