@@ -169,6 +169,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         """`path`: a folder with config.json, or a .safetensors file beside one."""
         folder = path if path.is_dir() else path.parent
+        self.folder = folder
         if not (folder / self._settings).is_file():
             raise ModelNotFound(str(path), f"there is no {self._settings} in {folder}")
         self.path = path
@@ -185,7 +186,6 @@ class SafetensorsCheckpoint(Checkpoint):
             self._gather(stored)
         except UnsupportedModel as error:  # what the files hold can be told all the same
             self._refusal, self.tensors = error, stored
-        self.folder = folder
         self.tokenizer_config = _optional_json(folder / "tokenizer_config.json")
         if (folder / "chat_template.jinja").is_file():
             self.chat_template = _read_text(folder / "chat_template.jinja")
@@ -199,7 +199,11 @@ class SafetensorsCheckpoint(Checkpoint):
         return SafetensorsFolder.open(path)
 
     def _method(self) -> Method | None:
-        return method_of(self.config, str(self.path))
+        config = self.config
+        if "quantization_config" not in config:  # GPTQ's settings had a file of their own once
+            own = _optional_json(self.folder / "quantize_config.json") if self.folder is not None else {}
+            config = {**config, "quantization_config": {"quant_method": "gptq", **own}} if own else config
+        return method_of(config, str(self.path))
 
     def _gather(self, stored: Mapping[str, TensorEntry]) -> None:
         """Tell each quantized module as one matrix."""

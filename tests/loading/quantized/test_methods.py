@@ -92,6 +92,18 @@ def test_modules_that_were_not_converted_stay_plain(tmp_path: Path) -> None:
     assert load_model(tmp_path / "o", OPS).formats["layers.0.attention.o"] == "F16"
 
 
+def test_settings_of_gptq_may_have_a_file_of_their_own(tmp_path: Path) -> None:
+    write_case(tmp_path / "m", CASES["gptq-3"])
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    own = config.pop("quantization_config")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="qweight"):
+        load_model(tmp_path / "m", OPS)
+    del own["quant_method"]
+    (tmp_path / "m" / "quantize_config.json").write_text(json.dumps(own))
+    assert load_model(tmp_path / "m", OPS).formats["layers.0.mlp.up"] == "INT3"
+
+
 def test_a_tied_head_may_be_stored_again(tmp_path: Path) -> None:
     write_case(tmp_path / "m", CASES["mlx-4"])
     tensors = load_file(tmp_path / "m" / "model.safetensors")
