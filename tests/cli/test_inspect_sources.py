@@ -23,7 +23,7 @@ from tramontane.loading.gguf import GGUFFile
 TOKENIZER: dict[str, Any] = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "gpt-2",
-    "tokenizer.ggml.tokens": ["t", "1", *(f"t{i}" for i in range(46))] + ["<s>", "</s>"],
+    "tokenizer.ggml.tokens": ["t", "1", *(f"t{i}" for i in range(46)), "<s>", "</s>"],
     "tokenizer.ggml.token_type": [1] * 48 + [3, 3],
     "tokenizer.ggml.merges": ["t 1"],
     "tokenizer.ggml.bos_token_id": 48,
