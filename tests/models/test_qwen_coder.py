@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.models.dequantized import dequantized
 from tests.models.harness import Rig
-from tests.models.test_real_models import MODULES, transformers_logits
+from tests.models.test_real_models import transformers_logits
 from tramontane.cli.inspect import examine
 from tramontane.kernels import for_device
 from tramontane.llm import LLM
@@ -72,43 +72,6 @@ def test_tools_are_shown_as_transformers_shows_them(llm: LLM, qwen_coder: Path) 
     assert result.text.startswith(expected)
     answer = result.text.removeprefix(expected)
     assert '"name": "get_weather", "arguments": {"city": "Ljubljana"}' in answer, "the model has seen them"
-
-
-def dequantized(path: Path) -> Any:
-    """A Qwen2ForCausalLM with the values that the gguf package reads: 7 GB."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    reader = gguf.GGUFReader(path)
-
-    def value(key: str) -> Any:
-        return reader.fields[f"qwen2.{key}"].contents()
-
-    state = {}
-    for tensor in reader.tensors:
-        module, _, kind = tensor.name.rpartition(".")
-        layer = module.split(".")
-        name = f"model.layers.{layer[1]}.{MODULES[layer[2]]}" if layer[0] == "blk" else MODULES.get(module, "lm_head")
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1].tolist())
-        state[f"{name}.{kind}"] = torch.from_numpy(np.array(values, np.float32))
-    config = transformers.Qwen2Config(
-        vocab_size=len(state["model.embed_tokens.weight"]),
-        hidden_size=value("embedding_length"),
-        intermediate_size=value("feed_forward_length"),
-        num_hidden_layers=value("block_count"),
-        num_attention_heads=value("attention.head_count"),
-        num_key_value_heads=value("attention.head_count_kv"),
-        max_position_embeddings=value("context_length"),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base")},
-        tie_word_embeddings=False,
-        attn_implementation="eager",
-    )
-    with torch.device("meta"):  # nothing is allocated twice
-        model = transformers.Qwen2ForCausalLM(config)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    model.load_state_dict(state, strict=True, assign=True)
-    return model
 
 
 def test_logits(qwen_coder: Path) -> None:
