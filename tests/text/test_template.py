@@ -232,11 +232,20 @@ def test_unreadable_templates(source: str) -> None:
         "{{ [] | tojson(indent='x' * 9999999) }}",
         "{{ ('<' * 999999) | striptags }}",
         "{{ strftime_now('%999999999d' * 99999) }}",
+        "{% for i in range(99999) %}" + "{% set x, y = i, i %}" * 900 + "{% endfor %}",
+        "{% macro m() %}" + "{% set x = -1 %}" * 900 + "{% endmacro %}{% for i in range(99999) %}{{ m() }}{% endfor %}",
+        "{{ ('ab c' * 999999) | title }}",
     ],
 )
 def test_what_never_ends_or_never_fits_is_refused(source: str) -> None:
     with pytest.raises(TemplateError):
         ChatTemplate(source).render([])
+
+
+def test_a_source_that_takes_long_to_compile_is_refused() -> None:
+    ChatTemplate("{{ x }}" * 10_000)
+    with pytest.raises(TemplateError, match="140000 characters"):
+        ChatTemplate("{{ x }}" * 20_000)
 
 
 def test_budgets_are_per_rendering_and_allow_long_conversations() -> None:

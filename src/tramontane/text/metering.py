@@ -29,6 +29,7 @@ _ITEM = 64  # characters that an item of a list counts as: its memory
 _COPIED, _READ, _FILTERED = 12, 8, 6
 _WALKED = 3  # the same for items of lists within lists
 _CALL = 4  # steps
+_NODES = 16  # of a template, evaluated in the time of one step
 
 
 @dataclass
@@ -75,7 +76,7 @@ def _shallow(value: Any) -> int:
     """What work on a value goes over, not counting what lies within its items."""
     if isinstance(value, (str, bytes)):
         return len(value)
-    return len(value) * _ITEM // 4 if isinstance(value, (list, tuple, dict)) else 0
+    return len(value) * _ITEM if isinstance(value, (list, tuple, dict)) else 0
 
 
 _VIEWS: tuple[type[Any], ...] = (type({}.keys()), type({}.values()), type({}.items()), MappingProxyType)
@@ -148,6 +149,7 @@ def _watched(items: Iterator[Any]) -> Iterator[Any]:
 _AMPLIFYING = {"replace", "join", "center", "ljust", "rjust", "zfill", "expandtabs", "translate", "tojson"}
 _AMPLIFYING |= {"indent", "batch", "slice", "rfind", "rindex", "rsplit", "rpartition"}
 _INSTANT = {"length", "count", "first", "last"}
+_WORDWISE = {"title", "wordcount"}  # make a text of each word: memory, and time
 
 
 def _check_amplified(args: Iterable[Any]) -> None:
@@ -211,6 +213,9 @@ def bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any
             budget.work(sum(map(_shallow, given)), _FILTERED)
         if name in _AMPLIFYING:
             _check_amplified([*given, *kwargs.values()])
+        if name in _WORDWISE:
+            check_size(16 * _shallow(given[0]))
+            budget.work(_shallow(given[0]), _FILTERED - 2)
         if name == "format" and given:
             check_widths(given[0])
         return made(function(*args[:passed], *given, **kwargs))
@@ -237,20 +242,33 @@ def bounded_test(function: Any) -> Callable[..., Any]:
 class _Turns:
     """An iterable that pays for each turn of a loop, and still knows its length for `loop.length`."""
 
-    def __init__(self, items: Any, chars: int) -> None:
-        self._items, self._chars = items, chars
+    def __init__(self, items: Any, chars: int, steps: int) -> None:
+        self._items, self._chars, self._steps = items, chars, steps
 
     def __iter__(self) -> Iterator[Any]:
         for item in self._items:
-            _budget.get().spend(self._chars)
+            _entered(self._chars, self._steps)
             yield item
 
     def __len__(self) -> int:
         return len(self._items)
 
 
+def _entered(chars: int, steps: int) -> None:
+    """Pay for going once through a body of so much literal text and so many steps."""
+    budget = _budget.get()
+    budget.spend(chars)
+    budget.work(steps, 0)
+
+
 # No template can name a filter with a space in it.
-METERS: Mapping[str, Callable[..., Any]] = {" turns": _Turns, " made": made, " read": _read, " joined": _joined}
+METERS: Mapping[str, Callable[..., Any]] = {
+    " turns": _Turns,
+    " entered": _entered,
+    " made": made,
+    " read": _read,
+    " joined": _joined,
+}
 
 
 def _meter(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
@@ -261,11 +279,20 @@ class Metered(NodeTransformer):
     """Puts meters into a parsed template, at all that takes time or memory and is no call, filter or operator."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        """`for x in y` becomes `for x in y | (turns of y)`, which pay for the literal text of its body."""
-        chars = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
+        """`for x in y` becomes `for x in y | (turns of y)`, which pay for what is in its body."""
+        costs = _costs(node)
         self.generic_visit(node)
-        node.iter = _meter(node.iter, " turns", nodes.Const(chars))
+        node.iter = _meter(node.iter, " turns", *costs)
         return node
+
+    def _visit_callable(self, node: Any) -> nodes.Node:
+        """What may be gone through again without a loop pays at its beginning."""
+        chars, steps = _costs(node)
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_meter(chars, " entered", steps), lineno=node.lineno))
+        return node  # type: ignore[no-any-return]
+
+    visit_Macro = visit_CallBlock = visit_Block = _visit_callable
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         """`a ~ b`."""
@@ -302,6 +329,13 @@ class Metered(NodeTransformer):
         if isinstance(node.arg, nodes.Slice):
             node.node = _paid(node.node)
         return node
+
+
+def _costs(node: nodes.Node) -> tuple[nodes.Const, nodes.Const]:
+    """Characters of literal text within, and steps for what is evaluated and has no meter of its own."""
+    chars = sum(len(text.data) for text in node.find_all(nodes.TemplateData))
+    count = sum(1 for _ in node.find_all(nodes.Node))
+    return nodes.Const(chars), nodes.Const(count // _NODES)
 
 
 def _paid(node: nodes.Expr) -> nodes.Expr:

@@ -16,7 +16,7 @@ import jinja2
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, TemplateError
 from tramontane.text import sandbox
 
-_MAX_SOURCE_CHARS = 1 << 20  # the longest known templates have some 20,000
+_MAX_SOURCE_CHARS = 1 << 17  # the longest known templates have some 20,000; compiling takes kilobytes a character
 _MAX_DEPTH = 64
 _REMEDY = "Give another template with chat_template=, or send the prompt as plain text."
 _PROBE = "tramontane-probe"
