@@ -53,7 +53,7 @@ def steps(draw: st.DrawFn) -> Step:
     return Step(0, tuple(sequences))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(steps(), min_size=1, max_size=5))
 def test_batch_says_where_each_token_goes(sequence_of_steps: list[Step]) -> None:
     """One builder over several steps: what a step leaves in the buffers must not show in the next."""

@@ -117,7 +117,7 @@ def run_machine(name: str, examples: int) -> None:
             super().__init__(make_pool(config, num_blocks, windows, CONTEXT), windows, block_size)
 
     case = Machine.TestCase
-    case.settings = settings(max_examples=examples, stateful_step_count=40, deadline=None, derandomize=True)
+    case.settings = settings(max_examples=examples, stateful_step_count=40, derandomize=True)
     case("runTest").runTest()
 
 

@@ -26,7 +26,7 @@ from tramontane.weights import FORMATS as WEIGHT_FORMATS
 FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 each_dtype = pytest.mark.parametrize("dtype", FLOATS)
 each_format = pytest.mark.parametrize("format", BLOCKS)
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=MODULES, scope="module")

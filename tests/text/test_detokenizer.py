@@ -25,20 +25,20 @@ def pieces(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> list[str]
     return [*(stream.push(id_) for id_ in ids), stream.flush()]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size + 2), max_size=30), skip=st.booleans())
 def test_byte_level_random_ids(ids: list[int], skip: bool) -> None:
     assert "".join(pieces(BYTE_LEVEL, ids, skip)) == BYTE_LEVEL.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.lists(st.sampled_from(b"a \xc3\xa9\xe2\x82\xac\xf0\x9f\x99\x82\xed\xa0\xff"), max_size=20))
 def test_byte_level_broken_characters(data: list[int]) -> None:
     ids = [next(i for i in range(300) if BYTE_LEVEL.id_to_bytes(i) == bytes([byte])) for byte in data]
     assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids) == bytes(data).decode("utf-8", "replace")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_sentencepiece_random_ids(sentencepiece: Tokenizer, data: st.DataObject) -> None:
     often = [1, 3 + 0x20, 3 + 0xC3, 3 + 0xA9, 3 + 0xF0, 3 + 0x9F, 3 + 0x99, 3 + 0x82, *range(259, 267)]
@@ -102,7 +102,7 @@ def test_a_prompt_is_not_repeated(sentencepiece: Tokenizer) -> None:
 def test_stories15m_random_ids(stories15m: Path) -> None:
     tokenizer = Tokenizer.from_file(stories15m / "tokenizer.json")
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(ids=st.lists(st.one_of(st.integers(0, 260), st.integers(0, 31999)), max_size=30), skip=st.booleans())
     def check(ids: list[int], skip: bool) -> None:
         assert "".join(pieces(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)

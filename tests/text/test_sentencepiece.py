@@ -165,7 +165,7 @@ def test_mistral_published_models() -> None:
 LLAMA = trained("bpe", SETTINGS["llama"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=30))
 def test_any_text(text: str) -> None:
     ours = _tokenizer(LLAMA)

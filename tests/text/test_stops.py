@@ -21,7 +21,7 @@ def oracle(text: str, stops: list[str], include: bool) -> tuple[str, str | None]
     return text[: end if include else end - len(stop)], stop
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(
     text=st.text("abc🙂", max_size=40),
     stops=st.lists(st.text("abc🙂", min_size=1, max_size=6), max_size=4),

@@ -40,7 +40,7 @@ def test_gguf_vocabulary_encodes_as_the_original(pre: str) -> None:
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=TEXTS, pre=st.sampled_from(PRES))
 def test_gguf_vocabulary_encodes_any_text_as_the_original(text: str, pre: str) -> None:
     ours = Tokenizer.from_gguf(gguf_metadata(pre))
@@ -171,7 +171,7 @@ def test_unsupported_metadata_is_named(changes: dict[str, Any], said: str) -> No
     assert caught.value.remedy
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     key=st.sampled_from(["model", "pre", "tokens", "merges", "token_type", "bos_token_id", "add_bos_token"]),
     value=st.recursive(

@@ -113,7 +113,7 @@ def test_streams_as_it_decodes(tmp_path: Path, make: Any) -> None:
     theirs.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.from_file(tmp_path / "tokenizer.json")
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(ids=st.lists(st.integers(0, ours.vocab_size + 2), max_size=20), skip=st.booleans())
     def check(ids: list[int], skip: bool) -> None:
         assert "".join(pieces(ours, ids, skip)) == theirs.decode(ids, skip_special_tokens=skip)

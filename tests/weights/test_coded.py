@@ -236,7 +236,7 @@ def test_ops_hold_rows_to_the_columns(ops: Ops) -> None:
             weight.rows(ops.from_host(unset(1, columns)), ops.from_host(np.zeros(1, np.int32)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 8), st.integers(1, 70), st.integers(1, 5), st.integers(0, 9), st.randoms())
 def test_packing_and_unpacking_are_inverse(bits: int, columns: int, rows: int, spare: int, random: Any) -> None:
     codes = np.array([[random.randrange(2**bits) for _ in range(columns)] for _ in range(rows)], np.uint8)
