@@ -15,6 +15,7 @@ NAMES = """
     LLM AsyncLLM SamplingParams load_gguf_hf
     Message TextPart ImagePart AudioPart Request
     Chunk Choice Result TokenLogprob Score Usage Stats
+    EmbedRequest Embedding RerankRequest RerankResult Ranked
     TramontaneError ModelNotFound UnsupportedModel CorruptCheckpoint OutOfMemory DeviceNotAvailable InvalidRequest
     ContextLengthExceeded DownloadFailed AuthenticationRequired MissingExtra TemplateError RequestCancelled EngineClosed
     __version__

@@ -11,7 +11,17 @@ from numbers import Integral
 from typing import Any
 
 from tramontane.errors import InvalidRequest
-from tramontane.types import AudioPart, ImagePart, Message, Part, Request, SamplingParams, TextPart
+from tramontane.types import (
+    AudioPart,
+    EmbedRequest,
+    ImagePart,
+    Message,
+    Part,
+    Request,
+    RerankRequest,
+    SamplingParams,
+    TextPart,
+)
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Message | Mapping[str, Any]]
@@ -42,12 +52,19 @@ def prompt_request(prompt: Prompt, sampling: SamplingParams) -> Request:
     """A request to complete a text or token ids."""
     if isinstance(prompt, str):
         return Request(prompt=prompt, sampling=sampling)
-    items = _items(prompt, "prompt", "a text or token ids")
-    if any(isinstance(item, (Message, Mapping)) for item in items):
-        raise InvalidRequest("prompt", "it holds messages", "Pass messages to chat() or stream().")
-    if not items or not all(_is_id(item) and item >= 0 for item in items):
-        raise InvalidRequest("prompt", "token ids must be integers of at least 0, and at least one")
-    return Request(prompt_ids=tuple(int(item) for item in items), sampling=sampling)
+    return Request(prompt_ids=_ids(prompt), sampling=sampling)
+
+
+def embed_request(texts: Prompt | Sequence[Prompt], **options: Any) -> tuple[EmbedRequest, bool]:
+    """A request for the vectors of texts or token ids, and whether it was a single one; `options`: its fields."""
+    prompts, single = split_prompts(texts)
+    inputs = tuple(given if isinstance(given, str) else _ids(given) for given in prompts)
+    return EmbedRequest(inputs, **options), single
+
+
+def rerank_request(query: str, documents: Sequence[str], **options: Any) -> RerankRequest:
+    """A request to order documents; `options`: its other fields."""
+    return RerankRequest(query, tuple(_items(documents, "documents", "a list of texts")), **options)
 
 
 def chat_request(
@@ -155,6 +172,15 @@ def spread_sampling(
     if single or len(each) != count:
         raise InvalidRequest("sampling", f"{len(each)} given for {'a single prompt' if single else f'{count} prompts'}")
     return [merge_sampling(one, given) for one in each]
+
+
+def _ids(given: Sequence[int]) -> tuple[int, ...]:
+    items = _items(given, "prompt", "a text or token ids")
+    if any(isinstance(item, (Message, Mapping)) for item in items):
+        raise InvalidRequest("prompt", "it holds messages", "Pass messages to chat() or stream().")
+    if not items or not all(_is_id(item) and item >= 0 for item in items):
+        raise InvalidRequest("prompt", "token ids must be integers of at least 0, and at least one")
+    return tuple(int(item) for item in items)
 
 
 def _is_id(value: object) -> bool:

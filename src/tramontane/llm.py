@@ -1,23 +1,23 @@
 """LLM and AsyncLLM: the facade that a Python user holds, over any backend.
 
-Owns the shapes of calls and the gathering of chunks into results. Must not know: the engine, models, arrays; how a
-backend answers.
+Owns the shapes of calls. Must not know: the engine, models, arrays; how a backend answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast, overload
 
 from tramontane import bridge
-from tramontane.backends.base import Backend, Capabilities, HasStats, Listening, Tokenizing
+from tramontane.backends.base import Backend, Capabilities, Embedder, HasStats, Listening, Reranker, Tokenizing
 from tramontane.backends.registry import Progress, open_backend
 from tramontane.config import ALIASES, EngineConfig, option_names
-from tramontane.errors import InvalidRequest, RequestCancelled, TramontaneError, UnsupportedModel
+from tramontane.errors import InvalidRequest, UnsupportedModel
+from tramontane.gather import answer_all, chunks_of, closing_after, scores
 from tramontane.inputs import (
     SAMPLING_FIELDS,
     Conversation,
@@ -25,23 +25,25 @@ from tramontane.inputs import (
     Sampling,
     any_request,
     chat_request,
+    embed_request,
     merge_sampling,
     prompt_request,
+    rerank_request,
     split_conversations,
     split_prompts,
     spread_sampling,
 )
 from tramontane.types import (
     AllocationListener,
-    Choice,
     Chunk,
-    FinishReason,
+    Embedding,
+    Pooling,
     Request,
+    RerankResult,
     Result,
     SamplingParams,
     Score,
     Stats,
-    Usage,
 )
 
 OnToken = Callable[[Chunk], "bool | None"]
@@ -102,7 +104,7 @@ class _Facade:
         return self._backend
 
     def capabilities(self) -> Capabilities:
-        """Context length, whether it can chat, which sampling fields it honours."""
+        """Context length, what it can do (generate, chat, embed, rerank), which sampling fields it honours."""
         return self._backend.capabilities()
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -135,6 +137,16 @@ class _Facade:
     def _tokenizer(self) -> Tokenizing:
         if not isinstance(self._backend, Tokenizing):
             raise self._unable("show its tokenizer")
+        return self._backend
+
+    def _embedder(self) -> Embedder:
+        if not isinstance(self._backend, Embedder):
+            raise self._unable("embed texts")
+        return self._backend
+
+    def _reranker(self) -> Reranker:
+        if not isinstance(self._backend, Reranker):
+            raise self._unable("rank documents")
         return self._backend
 
     def _unable(self, what: str) -> UnsupportedModel:
@@ -182,7 +194,7 @@ class AsyncLLM(_Facade):
     ) -> Result | list[Result]:
         """See `LLM.generate`. `on_token` is called on the event loop: return soon."""
         requests, single = _prompt_requests(prompts, sampling, fields)
-        return _one_or_all(await _answer_all(self._backend, requests, _awaitable(on_token)), single)
+        return _one_or_all(await answer_all(self._backend, requests, _awaitable(on_token)), single)
 
     @overload
     async def chat(
@@ -215,7 +227,7 @@ class AsyncLLM(_Facade):
     ) -> Result | list[Result]:
         """See `LLM.chat`."""
         requests, single = _chat_requests(messages, sampling, template_kwargs, fields)
-        return _one_or_all(await _answer_all(self._backend, requests, _awaitable(on_token)), single)
+        return _one_or_all(await answer_all(self._backend, requests, _awaitable(on_token)), single)
 
     def stream(
         self,
@@ -226,7 +238,7 @@ class AsyncLLM(_Facade):
         **fields: Any,
     ) -> AsyncGenerator[Chunk, None]:
         """See `LLM.stream`. `aclose()`, or cancelling the task that iterates, cancels the request."""
-        return _chunks(self._backend, any_request(prompt, merge_sampling(sampling, fields), template_kwargs))
+        return chunks_of(self._backend, any_request(prompt, merge_sampling(sampling, fields), template_kwargs))
 
     @overload
     async def score(self, texts: Prompt) -> Score: ...  # type: ignore[overload-overlap]  # as in LLM
@@ -235,7 +247,65 @@ class AsyncLLM(_Facade):
     async def score(self, texts: Prompt | Sequence[Prompt]) -> Score | list[Score]:
         """See `LLM.score`."""
         requests, ids, single = self._scored(texts)
-        return _one_or_all(_scores(ids, await _answer_all(self._backend, requests, None)), single)
+        return _one_or_all(scores(ids, await answer_all(self._backend, requests, None)), single)
+
+    @overload
+    async def embed(  # type: ignore[overload-overlap]  # as in LLM
+        self,
+        texts: Prompt,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        pooling: Pooling | None = None,
+        truncate: bool = True,
+    ) -> Embedding: ...
+    @overload
+    async def embed(
+        self,
+        texts: Sequence[Prompt],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        pooling: Pooling | None = None,
+        truncate: bool = True,
+    ) -> list[Embedding]: ...
+    async def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        pooling: Pooling | None = None,
+        truncate: bool = True,
+    ) -> Embedding | list[Embedding]:
+        """See `LLM.embed`."""
+        request, single = embed_request(
+            texts,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            normalize=normalize,
+            dimensions=dimensions,
+            pooling=pooling,
+            truncate=truncate,
+        )
+        return _one_or_all(await self._embedder().embed(request), single)
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None = None, *, truncate: bool = True
+    ) -> RerankResult:
+        """See `LLM.rerank`."""
+        request = rerank_request(query, documents, top_n=top_n, truncate=truncate)
+        return await self._reranker().rerank(request)
+
+    async def get_embeddings(self, text: str) -> list[float]:
+        """The vector of one text, by the model's own settings: the numbers of `embed`."""
+        return list((await self.embed(text)).vector)
 
     async def __aenter__(self) -> AsyncLLM:
         return self
@@ -338,7 +408,7 @@ class LLM(_Facade):
         request = any_request(prompt, merge_sampling(sampling, fields), template_kwargs)
 
         async def pump(ask: Callable[[Chunk], Awaitable[None]]) -> None:
-            async with _closing(_chunks(self._backend, request)) as chunks:
+            async with closing_after(chunks_of(self._backend, request)) as chunks:
                 async for chunk in chunks:
                     await ask(chunk)
 
@@ -354,13 +424,84 @@ class LLM(_Facade):
         A text is tokenized as a prompt is: where the model puts a token in front of one, all of the text is scored.
         """
         requests, ids, single = self._scored(texts)
-        return _one_or_all(_scores(ids, self._answer(requests, None)), single)
+        return _one_or_all(scores(ids, self._answer(requests, None)), single)
+
+    @overload
+    def embed(  # type: ignore[overload-overlap]  # a str is a sequence of str too
+        self,
+        texts: Prompt,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        pooling: Pooling | None = None,
+        truncate: bool = True,
+    ) -> Embedding: ...
+    @overload
+    def embed(
+        self,
+        texts: Sequence[Prompt],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        pooling: Pooling | None = None,
+        truncate: bool = True,
+    ) -> list[Embedding]: ...
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        pooling: Pooling | None = None,
+        truncate: bool = True,
+    ) -> Embedding | list[Embedding]:
+        """The vector of a text or of token ids; of a list of them a list, in its order.
+
+        `None` does as the model's own settings say. `prompt` goes in front of each text, `prompt_name` names one that
+        the model brings; without either its default prompt, if it has one. `normalize`: to length 1. `dimensions`:
+        keep so many leading elements (and normalize again what was). `pooling` replaces the model's. `truncate`: a text
+        longer than the model takes is cut at its end, and `Embedding.truncated` says so; False refuses it.
+
+        Any model embeds that hands out the states of its tokens, chat models too (their last token's, unless told
+        otherwise). Raises UnsupportedModel where a model cannot, and says what it can do.
+        """
+        request, single = embed_request(
+            texts,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            normalize=normalize,
+            dimensions=dimensions,
+            pooling=pooling,
+            truncate=truncate,
+        )
+        return _one_or_all(bridge.run(self._embedder().embed(request)), single)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], top_n: int | None = None, *, truncate: bool = True
+    ) -> RerankResult:
+        """The documents in order of how well each answers the query, best first; `top_n` keeps so many.
+
+        For cross-encoders. `truncate`: a query and document longer together than the model takes are cut, the longer
+        one first, and `Ranked.truncated` says so; False refuses them. Raises UnsupportedModel for other models.
+        """
+        request = rerank_request(query, documents, top_n=top_n, truncate=truncate)
+        return bridge.run(self._reranker().rerank(request))
+
+    def get_embeddings(self, text: str) -> list[float]:
+        """The vector of one text, by the model's own settings: the numbers of `embed`."""
+        return list(self.embed(text).vector)
 
     def _answer(self, requests: Sequence[Request], on_token: OnToken | None) -> list[Result]:
         if on_token is None:
-            return bridge.run(_answer_all(self._backend, requests, None))
+            return bridge.run(answer_all(self._backend, requests, None))
         talk: Generator[Chunk, bool | None, list[Result]]
-        talk = bridge.converse(lambda ask: _answer_all(self._backend, requests, ask))
+        talk = bridge.converse(lambda ask: answer_all(self._backend, requests, ask))
         reply: Any = None  # what starts a generator
         with closing(talk):
             while True:
@@ -382,111 +523,6 @@ class LLM(_Facade):
 def load_gguf_hf(repo: str, file: str, **options: Any) -> LLM:
     """A GGUF file of a repository on the hub: `LLM("repo/file")`, with LLM's options. `repo` may have an @revision."""
     return LLM(f"{repo}/{file}", **options)
-
-
-class _Answer:
-    """The chunks of one request, growing into its result."""
-
-    def __init__(self, request: Request) -> None:
-        self._name = request.id
-        self._prompt_ids = request.prompt_ids or ()
-        self._prompt_logprobs: Any = None
-        self._chunks: dict[int, list[Chunk]] = {}
-
-    def add(self, chunk: Chunk) -> None:
-        _raise_failure(chunk)
-        self._name = chunk.request_id
-        self._prompt_ids = chunk.prompt_ids or self._prompt_ids
-        self._prompt_logprobs = chunk.prompt_logprobs or self._prompt_logprobs
-        self._chunks.setdefault(chunk.index, []).append(chunk)
-
-    def result(self, cancelled: bool) -> Result:
-        """The result; choices that have no end yet were `cancelled`, or the backend broke its word."""
-        ends = [chunks[-1] for chunks in self._chunks.values()]
-        if not cancelled and not (ends and all(end.finish_reason for end in ends)):
-            raise TramontaneError("The backend ended an answer without saying why.", "Report this as a bug.")
-        choices = tuple(self._choice(index) for index in sorted(self._chunks))
-        usages = [end.usage for end in ends if end.usage is not None]
-        usage = Usage(
-            max((u.prompt_tokens for u in usages), default=len(self._prompt_ids)),
-            sum(len(choice.token_ids) for choice in choices),
-            max((u.cached_tokens for u in usages), default=0),
-        )
-        return Result(self._name, choices, usage, self._prompt_ids, self._prompt_logprobs)
-
-    def _choice(self, index: int) -> Choice:
-        chunks = self._chunks[index]
-        end = chunks[-1]
-        reason: FinishReason = end.finish_reason or "cancelled"
-        return Choice(
-            index,
-            "".join(chunk.text for chunk in chunks),
-            tuple(i for chunk in chunks for i in chunk.token_ids),
-            reason,
-            end.stop_reason,
-            tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
-        )
-
-
-def _raise_failure(chunk: Chunk) -> None:
-    if chunk.finish_reason == "error":
-        raise chunk.error or TramontaneError(f"Request {chunk.request_id} failed without a reason.")
-
-
-@asynccontextmanager
-async def _closing(chunks: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T], None]:
-    """Close an async iterator on the way out, where it can be closed: that is what cancels a request."""
-    try:
-        yield chunks
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _chunks(backend: Backend, request: Request) -> AsyncGenerator[Chunk, None]:
-    async with _closing(backend.generate(request)) as chunks:
-        async for chunk in chunks:
-            _raise_failure(chunk)
-            yield chunk
-
-
-async def _answer_one(
-    backend: Backend, request: Request, on_token: Callable[[Chunk], Awaitable[bool | None]] | None
-) -> Result:
-    answer = _Answer(request)
-    async with _closing(backend.generate(request)) as chunks:
-        async for chunk in chunks:
-            answer.add(chunk)
-            if on_token is not None and await on_token(chunk) is False:
-                return answer.result(cancelled=True)
-    return answer.result(cancelled=False)
-
-
-async def _answer_all(
-    backend: Backend, requests: Sequence[Request], on_token: Callable[[Chunk], Awaitable[bool | None]] | None
-) -> list[Result]:
-    """All requests at once. The first error is raised when the others are cancelled and gone."""
-    tasks = [asyncio.ensure_future(_answer_one(backend, request, on_token)) for request in requests]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _scores(ids: Sequence[tuple[int, ...]], results: Sequence[Result]) -> list[Score]:
-    return [_score(own, result) for own, result in zip(ids, results, strict=True)]
-
-
-def _score(ids: tuple[int, ...], result: Result) -> Score:
-    if result.finish_reason == "cancelled":
-        raise RequestCancelled(result.request_id)
-    entries = result.prompt_logprobs or (None,)
-    if len(entries) != len(ids) or any(e is not None and e.token_id != i for e, i in zip(entries, ids, strict=True)):
-        raise TramontaneError("The backend did not score the tokens that it was given.", "Report this as a bug.")
-    return Score(ids, tuple(None if entry is None else entry.logprob for entry in entries))
 
 
 def _prompt_requests(

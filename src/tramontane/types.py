@@ -16,6 +16,9 @@ from tramontane.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+Pooling = Literal["mean", "cls", "lasttoken", "max", "weightedmean", "mean_sqrt_len_tokens"]
+"""How the states of a text's tokens become one vector, by sentence-transformers' names: their mean, the first one, the
+last one, the largest of each element, the mean weighted by position, the sum over the root of their number."""
 
 
 class LogitsProcessor(Protocol):
@@ -342,6 +345,103 @@ class Score:
         if not scored:
             raise InvalidRequest("prompt", "a text of fewer than two tokens has no perplexity")
         return math.exp(-sum(scored) / len(scored))
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """Texts, or token ids taken as they are, to become vectors. None leaves a choice to the model's own settings."""
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    prompt: str | None = None
+    """Put in front of every text; "" for none at all."""
+    prompt_name: str | None = None
+    """One of the prompts that the model brings, by its name."""
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    """To length 1."""
+    dimensions: int | None = None
+    """Keep so many leading elements; a normalized vector is normalized again."""
+    truncate: bool = True
+    """Cut a text at the longest that the model takes, and say so in its `Embedding`; False refuses it."""
+
+    def __post_init__(self) -> None:
+        if self.pooling is not None and self.pooling not in get_args(Pooling):
+            raise InvalidRequest(
+                "pooling", f"{self.pooling!r} is unknown", f"Use one of {', '.join(get_args(Pooling))}."
+            )
+        if self.prompt is not None and self.prompt_name is not None:
+            raise InvalidRequest("prompt_name", "a prompt is given as well", "Give one of them.")
+        for name in ("prompt", "prompt_name"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise InvalidRequest(name, f"{value!r} is not a text")
+            if value is not None and not all(isinstance(given, str) for given in self.inputs):
+                raise InvalidRequest(name, "token ids are taken as they are", "Give texts, or leave the prompt out.")
+        if self.normalize is not None and not isinstance(self.normalize, bool):
+            raise InvalidRequest("normalize", f"{self.normalize!r} is not a boolean")
+        _check_count("dimensions", self.dimensions)
+        _check_truncate(self.truncate)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A text as a vector."""
+
+    vector: tuple[float, ...]
+    """Of float32 precision."""
+    usage: Usage
+    truncated: bool = False
+    """Whether the text was cut at the longest that the model takes."""
+
+
+@dataclass(frozen=True)
+class RerankRequest:
+    """Documents to be ordered by how well each answers a query."""
+
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    """Keep so many of the best; None: all."""
+    truncate: bool = True
+    """Cut a query and document, the longer first, at what the model takes together, and say so; False refuses them."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.query, str):
+            raise InvalidRequest("query", f"{self.query!r} is not a text")
+        for document in self.documents:
+            if not isinstance(document, str):
+                raise InvalidRequest("documents", f"{document!r} is not a text")
+        _check_count("top_n", self.top_n)
+        _check_truncate(self.truncate)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document's place among others."""
+
+    index: int
+    """Where it stood in the request."""
+    score: float
+    """Higher is better; what it means, the model's own activation says (often a probability)."""
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class RerankResult:
+    """Documents, best first; of equal ones the earlier."""
+
+    results: tuple[Ranked, ...]
+    usage: Usage
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidRequest(name, f"{value!r} is not an integer of at least 1")
+
+
+def _check_truncate(value: bool) -> None:
+    if not isinstance(value, bool):
+        raise InvalidRequest("truncate", f"{value!r} is not a boolean")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tramontane.backends.base import Backend, HasStats, Tokenizing
+from tramontane.backends.base import Backend, Embedder, HasStats, Reranker, Tokenizing
 from tramontane.backends.mock import BOS_ID, PROMPT_LOGPROB, MockBackend
 from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, TramontaneError
 from tramontane.types import Chunk, ImagePart, Message, Request, SamplingParams
@@ -34,6 +34,8 @@ def test_it_is_a_backend_with_abilities() -> None:
     assert isinstance(backend, Backend)
     assert isinstance(backend, Tokenizing)
     assert isinstance(backend, HasStats)
+    assert isinstance(backend, Embedder)
+    assert isinstance(backend, Reranker)
     assert backend.capabilities().sampling_fields < {f.name for f in fields(SamplingParams)}
 
 

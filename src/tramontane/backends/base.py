@@ -9,7 +9,18 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
+from tramontane.types import (
+    AllocationListener,
+    Chunk,
+    Embedding,
+    EmbedRequest,
+    Message,
+    Request,
+    RerankRequest,
+    RerankResult,
+    SamplingParams,
+    Stats,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,12 @@ class Capabilities:
     """Whether messages can be rendered (there is a chat template)."""
     defaults: SamplingParams = field(default_factory=SamplingParams)
     """What holds for fields that a request leaves open, as far as the constructor or the model says so."""
+    generates: bool = True
+    """Whether it answers requests for text; an encoder does not."""
+    embeds: bool = False
+    """Whether it turns texts into vectors."""
+    reranks: bool = False
+    """Whether it scores documents against a query."""
 
 
 @runtime_checkable
@@ -59,6 +76,25 @@ class Tokenizing(Protocol):
 
     def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
         """The prompt that a chat request with these messages becomes."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A backend that turns texts into vectors, where its model can: `capabilities().embeds` says so."""
+
+    async def embed(self, request: EmbedRequest) -> list[Embedding]:
+        """A vector for each input, in order. Cancelling the task ends the work. Raises InvalidRequest,
+        ContextLengthExceeded for a text too long that may not be cut, or UnsupportedModel."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """A backend that scores documents against a query, where its model can: `capabilities().reranks` says so."""
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """Raises as `Embedder.embed`."""
         ...
 
 

@@ -10,6 +10,8 @@ honoured by changing nothing, as certainty has nothing to reshape; those that co
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -22,9 +24,14 @@ from tramontane.text.stops import StopMatcher
 from tramontane.types import (
     SAMPLING_DEFAULTS,
     Chunk,
+    Embedding,
+    EmbedRequest,
     FinishReason,
     Message,
+    Ranked,
     Request,
+    RerankRequest,
+    RerankResult,
     SamplingParams,
     Stats,
     TextPart,
@@ -41,6 +48,17 @@ _REFUSED = frozenset({"logit_bias", "logits_processors"})
 Script = str | Sequence[str] | Callable[[Request], str]
 
 
+def hashed(text: str) -> tuple[float, ...]:
+    """A text's vector where no other is scripted: 32 numbers from -1 to 1, equal for equal texts alone."""
+    return tuple(byte / 127.5 - 1 for byte in hashlib.sha256(text.encode("utf-8", "replace")).digest())
+
+
+def shared_words(query: str, document: str) -> float:
+    """A document's score where no other is scripted: the part of the query's words that it has."""
+    asked = set(query.lower().split())
+    return len(asked & set(document.lower().split())) / len(asked) if asked else 0.0
+
+
 class MockBackend:
     """Answers from a script.
 
@@ -48,6 +66,9 @@ class MockBackend:
     seed: the seed-th instead) answers with script[(k + i) % len(script)]; or a function of the request.
     `delay`: seconds before each token. `fail_after`: after so many tokens, a choice that has not ended fails.
     `sampling`: defaults for what a request leaves open.
+
+    `vector`: what a text (its prompt in front) embeds as, before it is normalized; `relevance`: a document's score, of
+    the query and the document.
 
     An answer ends with its script (finish_reason "stop"), unless min_tokens or ignore_eos ask for more: then the
     script begins again.
@@ -61,6 +82,8 @@ class MockBackend:
         fail_after: int | None = None,
         context_length: int = 4096,
         sampling: SamplingParams | None = None,
+        vector: Callable[[str], Sequence[float]] = hashed,
+        relevance: Callable[[str, str], float] = shared_words,
     ) -> None:
         if not callable(script) and (not script or not all(script)):
             raise InvalidRequest("script", "an answer must not be empty")
@@ -69,6 +92,7 @@ class MockBackend:
         self._fail_after = fail_after
         self._context_length = context_length
         self._defaults = (sampling or SamplingParams()).over(SAMPLING_DEFAULTS)
+        self._vector, self._relevance = vector, relevance
         self._lock = threading.Lock()
         self._open: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
         self._closed = False
@@ -109,7 +133,7 @@ class MockBackend:
 
     def capabilities(self) -> Capabilities:
         honoured = frozenset(f.name for f in fields(SamplingParams)) - _REFUSED
-        return Capabilities("mock", "mock", self._context_length, honoured, chat=True)
+        return Capabilities("mock", "mock", self._context_length, honoured, chat=True, embeds=True, reranks=True)
 
     def close(self) -> None:
         with self._lock:
@@ -138,6 +162,50 @@ class MockBackend:
                     if not isinstance(part, TextPart):
                         raise InvalidRequest("messages", f"the mock backend takes no {type(part).__name__}")
         return "".join(f"{message.role}: {message.text}\n" for message in messages) + "assistant: "
+
+    # Embedder
+
+    async def embed(self, request: EmbedRequest) -> list[Embedding]:
+        """See `Embedder.embed`. There are no states to pool, and no prompts with names; vectors are normalized unless
+        the request says otherwise."""
+        self._require_open()
+        if request.pooling is not None:
+            raise InvalidRequest("pooling", "the mock backend has nothing to pool", "Leave it out.")
+        if request.prompt_name is not None:
+            raise InvalidRequest("prompt_name", "the mock backend brings no prompts", "Leave it out, or give a prompt.")
+        return [self._embedding(given, request) for given in request.inputs]
+
+    def _embedding(self, given: str | tuple[int, ...], request: EmbedRequest) -> Embedding:
+        text = (request.prompt or "") + given if isinstance(given, str) else self.detokenize(given)
+        text, truncated = self._fitting(text, request.truncate)
+        vector = [float(value) for value in self._vector(text)]
+        if request.dimensions is not None and request.dimensions > len(vector):
+            raise InvalidRequest("dimensions", f"{request.dimensions} exceeds the vector's {len(vector)}")
+        vector = vector[: request.dimensions]
+        if request.normalize is not False:
+            length = math.hypot(*vector) or 1.0
+            vector = [value / length for value in vector]
+        return Embedding(tuple(vector), Usage(1 + len(text)), truncated)
+
+    # Reranker
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """See `Reranker.rerank`."""
+        self._require_open()
+        ranked, tokens = [], 0
+        for index, document in enumerate(request.documents):
+            shown, truncated = self._fitting(document, request.truncate, 1 + len(request.query))
+            tokens += 1 + len(request.query) + len(shown)
+            ranked.append(Ranked(index, float(self._relevance(request.query, shown)), truncated))
+        ranked.sort(key=lambda one: -one.score)
+        return RerankResult(tuple(ranked[: request.top_n]), Usage(tokens))
+
+    def _fitting(self, text: str, truncate: bool, taken: int = 1) -> tuple[str, bool]:
+        """As much of a text as the context holds beside `taken` tokens, and whether that is less than all."""
+        room = max(self._context_length - taken, 0)
+        if len(text) > room and not truncate:
+            raise ContextLengthExceeded(taken + len(text), self._context_length)
+        return text[:room], len(text) > room
 
     # HasStats
 
@@ -170,11 +238,14 @@ class MockBackend:
             raise InvalidRequest("script", "an answer must not be empty")
         return answer
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineClosed("The mock backend is closed.", "Open another.")
+
     def _enter(self, name: str, prompt_tokens: int) -> tuple[str, asyncio.Event, int]:
         closing = asyncio.Event()
         with self._lock:
-            if self._closed:
-                raise EngineClosed("The mock backend is closed.", "Open another.")
+            self._require_open()
             name = name or f"mock-{uuid.uuid4().hex[:12]}"
             if name in self._open:
                 raise InvalidRequest("id", f"a request {name!r} is running already")
