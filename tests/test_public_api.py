@@ -12,7 +12,7 @@ import pytest
 import tramontane
 
 NAMES = """
-    LLM AsyncLLM SamplingParams load_gguf_hf
+    LLM AsyncLLM SamplingParams load_gguf_hf ModelSource
     Message TextPart ImagePart AudioPart Request
     Chunk Choice Result TokenLogprob Score Usage Stats
     EmbedRequest Embedding RerankRequest RerankResult Ranked

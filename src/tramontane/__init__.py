@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from tramontane.llm import LLM, AsyncLLM, load_gguf_hf
+    from tramontane.loading.sources import ModelSource
     from tramontane.types import (
         AudioPart,
         Choice,
@@ -65,6 +66,7 @@ __all__ = [
     "Message",
     "MissingExtra",
     "ModelNotFound",
+    "ModelSource",
     "OutOfMemory",
     "Ranked",
     "Request",
@@ -89,7 +91,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # A name is imported when it is first used: `import tramontane` itself costs next to nothing.
     if name in __all__:
-        for home in ("errors", "types", "llm"):
+        for home in ("errors", "types", "llm", "loading.sources"):
             value = getattr(import_module(f"tramontane.{home}"), name, None)
             if value is not None:
                 globals()[name] = value

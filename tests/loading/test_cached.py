@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.loading.fakehub import REPO, FakeHub, commit_of
-from tests.loading.test_hub import FILES, WEIGHTS, ggufs, home, hub
+from tests.loading.test_hub import FILES, UQFF_REPO, WEIGHTS, ggufs, home, hub
 from tramontane.errors import InvalidRequest, ModelNotFound
 from tramontane.loading import hub as hub_module
 from tramontane.loading.cached import cache_folders, cached_models, removal
@@ -134,6 +134,20 @@ def test_a_file_leaves_the_others(hub: FakeHub) -> None:
     found.run()
     assert [model.name for model in cached_models()] == [REPO]
     assert (resolve(f"{REPO}:8")).read_bytes() == hub.files[SPLIT[0]], "and comes back when it is asked for"
+
+
+def test_uqff(hub: FakeHub) -> None:
+    hub.revisions["main"] = UQFF_REPO
+    paths = [resolve(f"{REPO}:{tag}") for tag in ("Q4_K", "8")]
+    found = {model.name: model for model in cached_models()}
+    assert list(found) == [f"{REPO}/q4k-0.uqff", f"{REPO}/q8_0-0.uqff"]
+    assert [model.path for model in found.values()] == paths == [resolve(name) for name in found]
+    shards = [name for name in UQFF_REPO if name.startswith("q4k")]
+    assert found[f"{REPO}/q4k-0.uqff"].nbytes == sum(len(UQFF_REPO[name]) for name in shards)
+    going = removal(f"{REPO}:Q4_K")
+    assert {path.name for path in going.paths} == set(shards), "what lies beside them stays for the other"
+    going.run()
+    assert [model.name for model in cached_models()] == [f"{REPO}/q8_0-0.uqff"]
 
 
 def test_a_package(packages: Path, hub: FakeHub) -> None:

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from tests.engine import checkpoints as tiny
+from tests.loading import test_uqff
 from tests.loading.checkpoints import write_gguf
 from tests.loading.fakehub import REPO, FakeHub, commit_of
+from tramontane import kernels
 from tramontane.errors import (
     AuthenticationRequired,
     CorruptCheckpoint,
@@ -29,6 +31,7 @@ from tramontane.errors import (
     UnsupportedModel,
 )
 from tramontane.loading import hub as hub_module
+from tramontane.loading.build import load_model
 from tramontane.loading.sources import ModelSource, resolve
 
 Progressed = list[tuple[int, "int | None", str]]
@@ -207,7 +210,7 @@ def test_mistrals_own_format_comes_last(hub: FakeHub) -> None:
     [
         ({"config.json": b"{}", "pytorch_model.bin": b""}, UnsupportedModel, "pickles"),
         ({"config.json": b"{}", "a.safetensors": b"", "b.safetensors": b""}, UnsupportedModel, "2 .safetensors"),
-        ({"config.json": b"{}"}, ModelNotFound, r"no \.safetensors or \.gguf"),
+        ({"config.json": b"{}"}, ModelNotFound, r"no \.safetensors, \.gguf or \.uqff"),
         ({"adapter_model.safetensors": b""}, ModelNotFound, "neither config.json"),
         ({}, ModelNotFound, "neither config.json"),
     ],
@@ -277,7 +280,7 @@ def test_a_cached_gguf_does_not_hide_the_checkpoint(hub: FakeHub) -> None:
         ({**MANY, **ggufs("n-Q8_0.gguf")}, ":8", r"several files.*m-Q8_0\.gguf, n-Q8_0\.gguf"),
         (FILES, ":Q4_K_M", "no complete GGUF"),
         (MANY, "/n.gguf", "its GGUF files are"),
-        (ggufs("a-Q2_K.gguf", "a-Q3_K.gguf"), "", r"none of its GGUF files is Q4_K_M"),
+        (ggufs("a-Q2_K.gguf", "a-Q3_K.gguf"), "", r"none is Q4_K_M or .*; its GGUF files are: a-Q2_K"),
         (ggufs("m-Q4_K_M-00001-of-00002.gguf"), ":4", "no complete GGUF"),
         (ggufs("m-Q4_K_M-00001-of-99999.gguf"), ":4", "no complete GGUF"),
     ],
@@ -286,6 +289,89 @@ def test_no_such_gguf(hub: FakeHub, files: dict[str, bytes], asked: str, word: s
     hub.revisions["main"] = files
     with pytest.raises(ModelNotFound, match=word):
         resolve(REPO + asked)
+
+
+# ---- UQFF -----------------------------------------------------------------------------------------------------
+
+BESIDE = {"config.json": b"{}", "tokenizer.json": b"{ }", "generation_config.json": b"{  }", "README.md": b"a model"}
+UQFF_REPO = {
+    **{name: name.encode() * 40 for name in ("q4k-0.uqff", "q4k-1.uqff", "q4k-2.uqff", "q8_0-0.uqff", "afq4-0.uqff")},
+    **BESIDE,
+    "residual.safetensors": b"residual" * 30,
+    "uqff_report.json": b"{}",
+}
+Q4K = ["q4k-0.uqff", "q4k-1.uqff", "q4k-2.uqff"]
+OLD_NAMES = {**BESIDE, **dict.fromkeys(("m-7b-instruct-q4k.uqff", "m-7b-instruct-f8e4m3.uqff"), b"x")}
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "weights"),
+    [
+        (UQFF_REPO, "", Q4K),
+        (UQFF_REPO, ":Q4_K", Q4K),
+        (UQFF_REPO, ":q4k", Q4K),
+        (UQFF_REPO, ":4", Q4K),
+        (UQFF_REPO, ":8", ["q8_0-0.uqff"]),
+        (UQFF_REPO, ":Q8_0", ["q8_0-0.uqff"]),
+        (UQFF_REPO, "/q4k-0.uqff", Q4K),
+        (UQFF_REPO, ":AFQ4", ["afq4-0.uqff"]),
+        (UQFF_REPO, "@main/afq4-0.uqff", ["afq4-0.uqff"]),
+        ({**BESIDE, "afq8-0.uqff": b"x"}, ":8", ["afq8-0.uqff"]),
+        ({**BESIDE, "tiny-hqq4-0.uqff": b"x"}, "", ["tiny-hqq4-0.uqff"]),
+        (OLD_NAMES, "", ["m-7b-instruct-q4k.uqff"]),
+        (OLD_NAMES, ":f8e4m3", ["m-7b-instruct-f8e4m3.uqff"]),
+    ],
+)
+def test_which_uqff(hub: FakeHub, files: dict[str, bytes], asked: str, weights: list[str]) -> None:
+    hub.revisions["main"] = files
+    path = resolve(REPO + asked)
+    snapshot = hub_module.repo_folder(REPO) / "snapshots" / hub.commit
+    beside = {*BESIDE, "residual.safetensors"} & files.keys()
+    assert path == snapshot / weights[0]
+    assert names_in(snapshot) == sorted([*weights, *beside])
+    hub.asked.clear()
+    assert resolve(REPO + asked) == path
+    assert not hub.asked
+
+
+def test_uqff_gives_way(hub: FakeHub) -> None:
+    hub.revisions["main"] = {**UQFF_REPO, **FILES}
+    assert names_in(resolve(REPO)) == sorted(NEEDED)
+    hub.revisions["main"] = {**UQFF_REPO, **ggufs("m-Q4_K_M.gguf")}
+    assert resolve(REPO, refresh=True).name == "m-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "word"),
+    [
+        (
+            UQFF_REPO,
+            ":Q6_K",
+            r"UQFF files are: afq4-0\.uqff, q4k-0\.uqff, q8_0-0\.uqff\)\. Name the file: org/tiny/",
+        ),
+        (UQFF_REPO, "/q4k-1.uqff", "its UQFF files are"),
+        ({**UQFF_REPO, **MANY}, "/none.uqff", "its GGUF and UQFF files are"),
+        ({**UQFF_REPO, **MANY}, ":8", r"several files.*m-Q8_0\.gguf, q8_0-0\.uqff"),
+        ({**BESIDE, "q4k-0.uqff": b"", "q4k-2.uqff": b""}, "", r"no \.safetensors, \.gguf or \.uqff"),
+        ({**BESIDE, "q4k-1.uqff": b""}, ":4", "no complete GGUF or UQFF model"),
+        ({**BESIDE, "q2k-0.uqff": b"", "q3k-0.uqff": b""}, "", "none is Q4_K or .*; its UQFF files are: q2k-0"),
+        ({"q4k-0.uqff": b"", "residual.safetensors": b""}, "", "neither config.json"),
+        ({**BESIDE, "residual.safetensors": b""}, "", r"no \.safetensors"),
+    ],
+)
+def test_no_such_uqff(hub: FakeHub, files: dict[str, bytes], asked: str, word: str) -> None:
+    hub.revisions["main"] = files
+    with pytest.raises(ModelNotFound, match=word):
+        resolve(REPO + asked)
+    assert not [a for a in hub.asked if "/api/" not in a.path], "nothing is fetched for nothing"
+
+
+def test_a_missing_uqff_shard_is_fetched_again(hub: FakeHub) -> None:
+    hub.revisions["main"] = UQFF_REPO
+    path = resolve(f"{REPO}:Q4_K")
+    (path.parent / "q4k-1.uqff").unlink()
+    assert resolve(f"{REPO}:Q4_K") == path
+    assert (path.parent / "q4k-1.uqff").is_file()
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------
@@ -594,8 +680,20 @@ def test_a_pulled_checkpoint_runs(hub: FakeHub, tmp_path: Path) -> None:
         answer = pulled.generate("abc", temperature=0, max_tokens=8, ignore_eos=True)
         assert answer.token_ids == own.generate("abc", temperature=0, max_tokens=8, ignore_eos=True).token_ids
     assert steps
+    with LLM(ModelSource.huggingface(REPO)) as again:
+        assert again.generate("abc", temperature=0, max_tokens=8, ignore_eos=True).token_ids == answer.token_ids
     with LLM(f"native/{REPO}@main") as again:
         assert again.generate("abc", temperature=0, max_tokens=8, ignore_eos=True).token_ids == answer.token_ids
+
+
+def test_a_pulled_uqff_runs(hub: FakeHub, tmp_path: Path) -> None:
+    test_uqff.write(tmp_path / "m", "Q8_0", shards=3)
+    hub.revisions["main"] = {name.replace("q-", "q8_0-"): data for name, data in contents(tmp_path / "m").items()}
+    ops = kernels.for_device("cpu")
+    expected = load_model(tmp_path / "m", ops).formats
+    for name in (REPO, f"{REPO}:8", f"{REPO}/q8_0-0.uqff"):
+        loaded = load_model(resolve(name), ops)
+        assert (loaded.checkpoint.kind, loaded.formats) == ("uqff", expected)
 
 
 def test_a_pulled_gguf_runs(hub: FakeHub, tmp_path: Path) -> None:

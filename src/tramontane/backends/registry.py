@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tramontane.backends.base import Backend
 from tramontane.config import EngineConfig
 from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.types import SamplingParams
+
+if TYPE_CHECKING:
+    from tramontane.loading.sources import ModelSource
 
 Progress = Callable[[int, "int | None", str], None]
 """Called while a model is fetched: bytes done, bytes in all where known, and what they are of."""
@@ -22,7 +26,7 @@ Progress = Callable[[int, "int | None", str], None]
 class Opening:
     """All that opens a backend."""
 
-    model: str | Path
+    model: str | Path | ModelSource
     config: EngineConfig
     sampling: SamplingParams
     chat_template: str | None = None
@@ -30,7 +34,7 @@ class Opening:
 
 
 def open_backend(
-    model: str | Path | None,
+    model: str | Path | ModelSource | None,
     config: EngineConfig,
     sampling: SamplingParams,
     *,
@@ -52,7 +56,7 @@ def open_backend(
     return _OPENERS[name](Opening(model, config, sampling, _template(chat_template), progress))
 
 
-def _choose(model: str | Path | None, backend: str | None) -> tuple[str, str | Path]:
+def _choose(model: str | Path | ModelSource | None, backend: str | None) -> tuple[str, str | Path | ModelSource]:
     if backend is not None and backend not in (*_OPENERS, *_KNOWN):
         raise InvalidRequest("backend", f"{backend!r} is unknown", f"Use one of: {', '.join(_OPENERS)}.")
     if isinstance(model, str):

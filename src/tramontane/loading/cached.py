@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tramontane.errors import InvalidRequest, ModelNotFound, TramontaneError
 from tramontane.loading import hub, pypi
-from tramontane.loading.repofiles import choose, split_sets
+from tramontane.loading.repofiles import choose, split_sets, uqff_sets
 from tramontane.loading.safetensors import INDEX_FILE, read_index
 from tramontane.loading.sources import ModelSource
 
@@ -88,17 +88,17 @@ def _of_the_hub() -> Iterator[CachedModel]:
 
 
 def _models_in(snapshot: Path, repo: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """What can be opened of a snapshot, with its files: each GGUF model, and the folder where it is a checkpoint."""
+    """What can be opened of a snapshot, with its files: each GGUF or UQFF model, and the folder where it is one."""
     names = hub.snapshot_names(snapshot)
-    ggufs = split_sets(names)
-    for first, parts in ggufs.items():
+    sets = {**split_sets(names), **uqff_sets(names)}
+    for first, parts in sets.items():
         yield snapshot / first, parts
-    others = [name for name in names if name not in ggufs]
+    others = [name for name in names if name not in sets]
     try:
         choice = choose(others, "", "", lambda: read_index(snapshot / INDEX_FILE), repo)
     except TramontaneError:
         return
-    if not choice.gguf:
+    if not choice.opens:
         yield snapshot, choice.files
 
 
@@ -158,7 +158,8 @@ def _files_removal(home: Path, snapshots: Iterable[Path], source: ModelSource) -
             choice = hub.choose_in(snapshot, source.tag, source.file, source.repo)
         except ModelNotFound:
             continue
-        links += [snapshot / name for name in choice.files]
+        kind = Path(choice.opens).suffix  # what lies beside UQFF files belongs to other models too
+        links += [snapshot / name for name in choice.files if name.endswith(kind)]
     if not links:
         return None
     others = {_blob(path) for path in _files_below(home / "snapshots") if path not in links}

@@ -149,14 +149,15 @@ def _kept(home: Path, revision: str, tag: str, file: str, where: str) -> _Kept |
         choice = choose_in(snapshot, tag, file, where)
     except TramontaneError:
         return None
-    if choice.gguf:
-        return _Kept(snapshot / choice.gguf, bool(tag or file) or _nothing_but_gguf(home, commit))
+    if choice.opens:
+        return _Kept(snapshot / choice.opens, bool(tag or file) or _no_safetensors(home, commit))
     # Others may have fetched the weights alone.
     return _Kept(snapshot, not TOKENIZERS.isdisjoint(choice.files) or "vocab.json" in choice.files)
 
 
-def _nothing_but_gguf(home: Path, commit: str) -> bool:
-    """Whether the repository is known to have no other checkpoint, by huggingface_hub's marks of what is not there."""
+def _no_safetensors(home: Path, commit: str) -> bool:
+    """Whether a repository of GGUF or UQFF files is known to have no safetensors checkpoint, by huggingface_hub's marks
+    of what is not there."""
     absent = home / ".no_exist" / commit
     weights = [(absent / name).exists() for name in (SINGLE_FILE, INDEX_FILE)]
     return (absent / "config.json").exists() or all(weights)
@@ -207,13 +208,13 @@ class _Repository:
 
         choice = choose(files, tag, file, shards, self._where)
         self._bring_all(commit, [files[name] for name in choice.files])
-        if choice.gguf and not (tag or file):
+        if choice.opens and not (tag or file):
             self._mark_absent(commit, {"config.json", SINGLE_FILE, INDEX_FILE} - files.keys())
         if self._revision != commit:
             ref = self._home / "refs" / self._revision
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(commit, encoding="ascii")
-        return snapshot / choice.gguf if choice.gguf else snapshot
+        return snapshot / choice.opens if choice.opens else snapshot
 
     def _mark_absent(self, commit: str, names: Iterable[str]) -> None:
         folder = self._home / ".no_exist" / commit
@@ -407,7 +408,7 @@ class _Repository:
         return re.sub(r"^https?://(.*@)?", "", _endpoint())
 
 
-_NAME = "Check the name; a model is org/name, org/name@revision, org/name:Q4_K_M or org/name/file.gguf."
+_NAME = "Check the name; a model is org/name, org/name@revision, org/name:Q4_K_M or org/name/file.gguf (or .uqff)."
 _LOGIN = "set HF_TOKEN or log in with `hf auth login`"
 _AGAIN = "Run the same again to continue where it stopped."
 

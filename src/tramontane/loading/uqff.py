@@ -6,7 +6,6 @@ Must not know: how a model is computed. Sources: mistral.rs's UQFF reference pag
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from tramontane.loading.quantized.base import FLOATS, Matrix, Method, Module, co
 from tramontane.loading.quantized.eight_bits import plan_eight_bits
 from tramontane.loading.quantized.hqq import Groups, plan_groups
 from tramontane.loading.quantized.mxfp4 import plan_microscaled
+from tramontane.loading.repofiles import RESIDUAL, UQFF_SHARD
 from tramontane.loading.safetensors import DTYPES, INDEX_FILE, SINGLE_FILE
 from tramontane.loading.tensors import TensorEntry
 
-RESIDUAL = "residual.safetensors"
-"""All parameters that are not quantized."""
 VERSION = (1, 2)
 """The newest that is read, and every older one of the same major number."""
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>0|[1-9]\d{0,4})\.uqff")
 _VERSION = tuple(f"uqff.version.{part}" for part in ("major", "minor", "patch"))
 _GGML = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
@@ -55,12 +52,12 @@ def files(path: Path) -> list[Path]:
     """
     folder = path if path.is_dir() else path.parent
     names = [entry.name for entry in folder.glob("*.uqff")]
-    match = _SHARD.fullmatch(path.name) if path != folder else None
+    match = UQFF_SHARD.fullmatch(path.name) if path != folder else None
     if path != folder and match is None:
         shards = [path]
     else:
         stem = match["stem"] if match else _only_stem(folder, names)
-        numbers = sorted(int(m["number"]) for m in map(_SHARD.fullmatch, names) if m and m["stem"] == stem)
+        numbers = sorted(int(m["number"]) for m in map(UQFF_SHARD.fullmatch, names) if m and m["stem"] == stem)
         if numbers != list(range(len(numbers))) or not numbers:
             raise CorruptCheckpoint(str(folder), f"of {stem}-0.uqff and those that follow, the numbers are {numbers}")
         shards = [folder / f"{stem}-{number}.uqff" for number in numbers]
@@ -69,7 +66,7 @@ def files(path: Path) -> list[Path]:
 
 
 def _only_stem(folder: Path, names: list[str]) -> str:
-    stems = {m["stem"] for m in map(_SHARD.fullmatch, names) if m}
+    stems = {m["stem"] for m in map(UQFF_SHARD.fullmatch, names) if m}
     if len(stems) == 1:
         return stems.pop()
     if not stems:
