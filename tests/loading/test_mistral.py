@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ PARAMS: dict[str, Any] = {
     "vocab_size": 300,
     "rope_theta": 500.0,
 }
+YARN = {"original_max_position_embeddings": 16, "factor": 4.0, "beta": 4.0, "alpha": 1.0, "apply_scale": False}
 _MODULES = {
     "input_layernorm": "attention_norm",
     "self_attn.q_proj": "attention.wq",
@@ -68,6 +70,15 @@ def tensors_of(model: Any, params: dict[str, Any]) -> dict[str, NDArray[Any]]:
     return out
 
 
+def hf_yarn(params: dict[str, Any]) -> dict[str, Any]:
+    """The rope_parameters that params.json's yarn means."""
+    if "yarn" not in params:
+        return {}
+    yarn = dict(params["yarn"])
+    mscales = {} if yarn.pop("apply_scale") else {"mscale": 1.0, "mscale_all_dim": 1.0}
+    return {"rope_type": "yarn", "beta_fast": yarn.pop("beta"), "beta_slow": yarn.pop("alpha"), **yarn, **mscales}
+
+
 def make_model(params: dict[str, Any], layer_types: list[str] | None = None) -> Any:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     import torch
@@ -81,7 +92,7 @@ def make_model(params: dict[str, Any], layer_types: list[str] | None = None) -> 
         "num_key_value_heads": params["n_kv_heads"],
         "rms_norm_eps": params["norm_eps"],
         "vocab_size": params["vocab_size"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": params["rope_theta"]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": params["rope_theta"], **hf_yarn(params)},
         "tie_word_embeddings": params.get("tied_embeddings", False),
         "max_position_embeddings": 256,
         "attn_implementation": "eager",
@@ -144,8 +155,10 @@ def random_tensors(params: dict[str, Any] = PARAMS) -> dict[str, NDArray[Any]]:
         ({"sliding_window": 9, "max_seq_len": 256}, None, 3),
         ({"tied_embeddings": True}, None, 1),
         ({"sliding_window": [9, None]}, ["sliding_attention", "full_attention"], 2),
+        ({"yarn": YARN, "max_seq_len": 256}, None, 1),
+        ({"yarn": {**YARN, "apply_scale": True}, "max_seq_len": 256}, None, 1),
     ],
-    ids=["plain", "window, shards", "tied", "windows by layer"],
+    ids=["plain", "window, shards", "tied", "windows by layer", "yarn", "yarn, scaled"],
 )
 def test_it_computes_what_transformers_computes(
     tmp_path: Path, kernels: str, changes: dict[str, Any], kinds: list[str] | None, shards: int
@@ -166,6 +179,7 @@ def test_what_the_file_leaves_out() -> None:
     assert spec_from_params(untold).layers[0].rope.theta == 1e6
     assert spec_from_params({**untold, "sliding_window": 4096}).layers[0].rope.theta == 1e4
     assert spec_from_params({**PARAMS, "moe": None, "vision_encoder": {}, "q_lora_rank": None}) == spec
+    assert spec_from_params({**PARAMS, "yarn": YARN}).context_length == 64
 
 
 @pytest.mark.parametrize(
@@ -174,7 +188,12 @@ def test_what_the_file_leaves_out() -> None:
         ({"moe": {"num_experts": 8}}, UnsupportedModel, "moe"),
         ({"vision_encoder": {"hidden_size": 8}}, UnsupportedModel, "vision_encoder"),
         ({"multimodal": {"whisper_model_args": {}}}, UnsupportedModel, "multimodal"),
-        ({"yarn": {"factor": 4}}, UnsupportedModel, "yarn"),
+        ({"yarn": {**YARN, "apply_scale": None}}, UnsupportedModel, "yarn.*apply_scale.*true or false"),
+        ({"yarn": {**YARN, "mscale": 2}}, UnsupportedModel, "yarn.*mscale"),
+        ({"yarn": {**YARN, "beta": None}}, CorruptCheckpoint, "yarn.*beta is missing"),
+        ({"yarn": {**YARN, "factor": "big"}}, CorruptCheckpoint, "yarn.*factor"),
+        ({"yarn": 4}, CorruptCheckpoint, "yarn"),
+        ({"llama_4_scaling": {"beta": 0.1}}, UnsupportedModel, "llama_4_scaling"),
         ({"model_type": "mamba"}, UnsupportedModel, "model_type"),
         ({"activation": "gelu"}, UnsupportedModel, "activation"),
         ({"dim": "wide"}, CorruptCheckpoint, "dim"),
@@ -204,10 +223,90 @@ def test_which_folders_are_of_that_layout(tmp_path: Path) -> None:
         open_checkpoint(folder).spec()
 
 
-def test_quantized_ones_are_refused(tmp_path: Path) -> None:
-    params = {**PARAMS, "quantization": {"qformat_weight": "fp8_e4m3"}}
-    folder = write(tmp_path / "m", params, random_tensors())
-    with pytest.raises(UnsupportedModel, match="quantized in Mistral's own layout"):
-        open_checkpoint(folder).spec()
+def quantized(model: Any, params: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """The model's tensors with its layers' matrices in fp8 as Mistral writes them; the model gets what they stand for."""
+    import torch
+
+    scales = {}
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() == 2 and ".layers." in name:
+                scale = (value.abs().max() / 448).bfloat16().float()
+                value.copy_((value / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale)
+                scales[name] = scale.numpy()
+    tensors = tensors_of(model, params)
+    for name, scale in scales.items():
+        layer, _, rest = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
+        module = f"layers.{layer}.{_MODULES[rest]}"
+        tensors[f"{module}.weight"] = (tensors[f"{module}.weight"] / scale).astype(ml_dtypes.float8_e4m3fn)
+        tensors[f"{module}.qscale_weight"] = np.array(scale, ml_dtypes.bfloat16)
+        tensors[f"{module}.qscale_act"] = np.array(0.7, ml_dtypes.bfloat16)
+    for kind in "kv":
+        tensors[f"layers.0.attention.{kind}_fake_quantizer.qscale_act"] = np.array(0.5, ml_dtypes.bfloat16)
+    return tensors
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_fp8(tmp_path: Path, kernels: str) -> None:
+    params = {**PARAMS, "quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}}
+    model = make_model(params)
+    folder = write(tmp_path / "m", params, quantized(model, params))
+    ids = [int(token) for token in np.random.default_rng(0).integers(0, params["vocab_size"], 40)]
+    loaded = load_model(resolve(folder), make(kernels))
+    assert [loaded.formats[name] for name in ("layers.1.attention.q", "layers.0.mlp.down", "head")] == [
+        "FP8",
+        "FP8",
+        "F32",
+    ]
+    assert loaded.checkpoint.quantization == "fp8"
+    assert np.abs(Rig(loaded.decoder).run(ids, [7, 1]) - transformers_logits(model, ids)).max() < 2e-4
+
+
+def test_methods_of_other_libraries_in_their_words(tmp_path: Path) -> None:
+    """Newer files of Mistral's layout have compressed-tensors' settings as a config.json has them."""
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "tensor"}}
+    settings = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, values in random_tensors().items():
+        if not name.startswith("layers.") or values.ndim == 1:
+            tensors[name] = values
+            continue
+        tensors[name] = values.astype(ml_dtypes.float8_e4m3fn)
+        tensors[f"{name}_scale"] = np.array([0.5], np.float32)
+    folder = write(tmp_path / "m", {**PARAMS, "quantization_config": settings}, tensors)
+    loaded = load_model(folder, make("reference"))
+    weight: Any = loaded.decoder.parameters["layers.1.mlp.up"]
+    wanted = tensors["layers.1.feed_forward.w3.weight"].astype(np.float32) / 2
+    np.testing.assert_array_equal(weight.dequantize(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "kind", "word"),
+    [
+        ({"qformat_weight": "nvfp4"}, {}, UnsupportedModel, "qformat_weight to 'nvfp4'"),
+        ({"qformat_weight": "fp8_e4m3", "block": 128}, {}, UnsupportedModel, "block"),
+        ({"qscheme_act": "TENSOR"}, {}, CorruptCheckpoint, "qformat_weight is missing"),
+        ({"qformat_weight": "fp8_e4m3"}, {"qscale_weight": None}, CorruptCheckpoint, "no qscale_weight"),
+        (
+            {"qformat_weight": "fp8_e4m3"},
+            {"qscale_weight": np.ones((3, 5), np.float32)},
+            CorruptCheckpoint,
+            "does not fit",
+        ),
+    ],
+)
+def test_quantization_that_is_refused(
+    settings: dict[str, Any], changes: dict[str, Any], kind: type[TramontaneError], word: str, tmp_path: Path
+) -> None:
+    params = {**PARAMS, "quantization": settings}
+    tensors = random_tensors()
+    name = "layers.0.attention.wq"
+    tensors[f"{name}.weight"] = tensors[f"{name}.weight"].astype(ml_dtypes.float8_e4m3fn)
+    tensors |= {f"{name}.{ending}": value for ending, value in changes.items() if value is not None}
+    with pytest.raises(kind, match=word):
+        open_checkpoint(write(tmp_path / "m", params, tensors)).spec()
+
+
+def test_it_is_a_llama(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="architecture"):
         open_checkpoint(write(tmp_path / "n", PARAMS, random_tensors())).spec("qwen2")

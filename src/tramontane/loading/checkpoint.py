@@ -25,7 +25,7 @@ from tramontane.loading.ggml_types import FILE_TYPES
 from tramontane.loading.gguf import GGUFFile
 from tramontane.loading.mapped import read_small
 from tramontane.loading.names import GGUF_NAMES, HF_NAMES, MISTRAL_NAMES, NameMap
-from tramontane.loading.quantized import Matrix, Method, collect, method_of
+from tramontane.loading.quantized import Matrix, Method, collect, method_of, mistral_method
 from tramontane.loading.safetensors import SafetensorsFolder
 from tramontane.loading.tensors import TensorEntry as TensorEntry
 from tramontane.models.decoder import parameter_shapes
@@ -293,12 +293,8 @@ class MistralCheckpoint(SafetensorsCheckpoint):
     def _open_tensors(self, path: Path) -> SafetensorsFolder:
         return SafetensorsFolder.of(path, mistral.files(path))
 
-    def _method(self) -> None:
-        if self.config.get("quantization"):
-            raise UnsupportedModel(
-                f"{self.path} is quantized in Mistral's own layout, which this build does not read.",
-                "Use the model in Hugging Face's layout (config.json and model.safetensors), or as a GGUF file.",
-            )
+    def _method(self) -> Method | None:
+        return mistral_method(self.config, str(self.path))
 
     def spec(self, architecture: str = "auto") -> ModelSpec:
         if self._refusal is not None:

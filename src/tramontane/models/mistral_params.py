@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.spec import LayerSpec, ModelSpec, RopeSpec
+from tramontane.models.spec import LayerSpec, ModelSpec, RopeScaling, RopeSpec
 
 _MAX_LAYERS = 4096
 _CONTEXT = 32768
@@ -18,7 +18,7 @@ _CONTEXT = 32768
 _KEYS = frozenset({
     "dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta",
     "sliding_window", "max_seq_len", "max_position_embeddings", "tied_embeddings", "model_type", "activation",
-    "dtype", "max_batch_size", "quantization",
+    "dtype", "max_batch_size", "quantization", "quantization_config", "yarn",
 })  # fmt: skip
 _REMEDY = "Use the model in Hugging Face's layout (config.json and model.safetensors), or as a GGUF file."
 
@@ -39,20 +39,41 @@ def spec_from_params(params: Mapping[str, Any], source: str = "params.json") -> 
     layers = fields.integer("n_layers", high=_MAX_LAYERS)
     windows = _windows(fields, layers)
     norm_eps = fields.number("norm_eps", 1e-5, high=1.0)
+    scaling = _yarn(fields)
+    context = min(int(scaling.factor * scaling.original_context_length), POSITIONS) if scaling else _CONTEXT
     return ModelSpec(
         family="llama",
         hidden_size=fields.integer("dim"),
         vocab_size=fields.integer("vocab_size"),
         context_length=fields.integer(
-            "max_seq_len", fields.integer("max_position_embeddings", _CONTEXT, high=POSITIONS), high=POSITIONS
+            "max_seq_len", fields.integer("max_position_embeddings", context, high=POSITIONS), high=POSITIONS
         ),
-        layers=tuple(_layer(fields, norm_eps, window) for window in windows),
+        layers=tuple(_layer(fields, norm_eps, window, scaling) for window in windows),
         norm_eps=norm_eps,
         tied_embeddings=fields.boolean("tied_embeddings", False),
     )
 
 
-def _layer(fields: Fields, norm_eps: float, window: int | None) -> LayerSpec:
+def _yarn(fields: Fields) -> RopeScaling | None:
+    """`yarn`: how positions beyond the original context are squeezed; what others call beta_fast is `beta` here, and
+    beta_slow `alpha`. `apply_scale`: whether queries and keys grow with the factor, as YaRN has it."""
+    if not fields.mapping("yarn"):
+        return None
+    yarn = Fields(fields.mapping("yarn"), f"yarn of {fields.source}")
+    yarn.known({"factor", "original_max_position_embeddings", "beta", "alpha", "apply_scale"})
+    if yarn.get("apply_scale") is None:  # vLLM then applies it, transformers does not
+        raise yarn.unsupported("apply_scale", "Write true or false: libraries take its absence in two ways.")
+    return RopeScaling(
+        "yarn",
+        yarn.number("factor"),
+        yarn.integer("original_max_position_embeddings", high=POSITIONS),
+        beta_fast=yarn.number("beta"),
+        beta_slow=yarn.number("alpha"),
+        attention_factor=None if yarn.boolean("apply_scale", False) else 1.0,
+    )
+
+
+def _layer(fields: Fields, norm_eps: float, window: int | None, scaling: RopeScaling | None) -> LayerSpec:
     num_heads = fields.integer("n_heads")
     num_kv_heads = fields.integer("n_kv_heads", num_heads)
     if num_heads % num_kv_heads:
@@ -67,7 +88,7 @@ def _layer(fields: Fields, norm_eps: float, window: int | None) -> LayerSpec:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         intermediate_size=fields.integer("hidden_dim"),
-        rope=RopeSpec(theta, head_dim, interleaved=True),
+        rope=RopeSpec(theta, head_dim, interleaved=True, scaling=scaling),
         norm_eps=norm_eps,
         window=window,
     )

@@ -27,7 +27,7 @@ from tramontane.loading.quantized.base import REMEDY, Matrix, Method, Module
 from tramontane.loading.tensors import TensorEntry
 from tramontane.models.fields import Fields
 
-__all__ = ["METHODS", "Matrix", "Method", "collect", "method_of"]
+__all__ = ["METHODS", "Matrix", "Method", "collect", "method_of", "mistral_method"]
 
 METHODS: Mapping[str, Callable[[Fields], Method]] = {
     "gptq": gptq.method,
@@ -61,6 +61,14 @@ def method_of(config: Mapping[str, Any], source: str) -> Method | None:
             f"It reads {', '.join(METHODS)} and MLX. {REMEDY}",
         )
     return METHODS[name](quantization)
+
+
+def mistral_method(params: Mapping[str, Any], source: str) -> Method | None:
+    """The method that Mistral's own params.json names: under `quantization` in its own words, or as a config.json."""
+    own = Fields(params, source).mapping("quantization")
+    if own:
+        return eight_bits.mistral_fp8(Fields(own, f"quantization of {source}"))
+    return method_of(params, source)
 
 
 def _old_name(settings: Mapping[str, Any]) -> str | None:

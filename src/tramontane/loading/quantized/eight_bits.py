@@ -1,7 +1,7 @@
 """Weights of one byte: int8 and the 8-bit floats, with scales a tensor, row, block or group.
 
 Owns how such a pair of tensors becomes a coded weight, whatever a method calls them, and the method "fp8" (DeepSeek's
-blocks, and scales a tensor or row) with its relatives.
+blocks, and scales a tensor or row) with its relatives, Mistral's own spelling of it included.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tramontane.kernels.coded import TABLES
-from tramontane.loading.quantized.base import FLOATS, Array, Matrix, Method, Module, coded_bytes, scale_grid
+from tramontane.loading.quantized.base import FLOATS, REMEDY, Array, Matrix, Method, Module, coded_bytes, scale_grid
 from tramontane.models.fields import Fields
 
 _CODES = {"I8": ("INT8", "S8"), "F8_E4M3": ("FP8", "E4M3"), "F8_E5M2": ("FP8", "E5M2")}
@@ -28,6 +28,20 @@ def fp8(config: Fields) -> Method:
         quantized=lambda module: module.format("weight") in ("F8_E4M3", "F8_E5M2"),
         plan=partial(_plan_fp8, block=_block(config, block)),
         ignored=("input_scale", "activation_scale", "input_scale_ub", "output_scale", "k_scale", "v_scale"),
+    )
+
+
+def mistral_fp8(config: Fields) -> Method:
+    """The `quantization` of Mistral's own params.json: one scale a matrix. Scales of activations have no use here."""
+    config.known({"qformat_weight", "qscheme_act"})
+    if config.text("qformat_weight") != "fp8_e4m3":
+        raise config.unsupported("qformat_weight", REMEDY)
+    return Method(
+        label="fp8",
+        tensors=("weight", "qscale_weight"),
+        quantized=lambda module: module.format("weight") == "F8_E4M3",
+        plan=partial(plan_eight_bits, scale="qscale_weight"),
+        ignored=("qscale_act",),
     )
 
 
