@@ -224,7 +224,7 @@ def test_which_folders_are_of_that_layout(tmp_path: Path) -> None:
 
 
 def quantized(model: Any, params: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """The tensors with the layers' matrices in fp8, as Mistral writes them; the model gets the values they stand for."""
+    """The tensors with the layers' matrices in fp8 as Mistral writes them; the model gets what those stand for."""
     import torch
 
     scales = {}

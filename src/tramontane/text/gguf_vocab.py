@@ -6,7 +6,8 @@ Sources: ggml's GGUF specification; llama.cpp for what a missing key means and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tokenizers
@@ -121,8 +122,8 @@ def build(metadata: Mapping[str, Any], source: str) -> Vocab:
 def _ends(
     meta: Metadata,
     inner: tokenizers.Tokenizer,
-    tokens: list[str],
-    kinds: list[int],
+    tokens: Sequence[str],
+    kinds: Sequence[int],
     *,
     add_bos: bool = False,
     add_eos: bool = False,
@@ -153,7 +154,7 @@ def _ends(
     )
 
 
-def _scored(meta: Metadata, model: Any, space_prefix: bool) -> tuple[tokenizers.Tokenizer, list[str], list[int]]:
+def _scored(meta: Metadata, model: Any, space_prefix: bool) -> tuple[Scored, tokenizers.Tokenizer]:
     tokens = meta.tokens()
     kinds = meta.kinds(len(tokens))
     scores = meta.items("scores", (float, int), MAX_TOKENS)
@@ -173,18 +174,19 @@ def _scored(meta: Metadata, model: Any, space_prefix: bool) -> tuple[tokenizers.
         charsmap=bytes(value & 0xFF for value in charsmap or ()),
         rstrip=frozenset(tokens) - _PHI3_KEEP if meta.named("phi-3", "phi3") else frozenset(),
     )
-    return scored.build(pieces, meta.source), tokens, kinds
+    return pieces, scored.build(pieces, meta.source)
 
 
 def _llama(meta: Metadata) -> Vocab:
     """SentencePiece's BPE. Byte pieces stand for what no other piece does."""
-    inner, tokens, kinds = _scored(meta, "bpe", space_prefix=True)
-    return _ends(meta, inner, tokens, kinds, add_bos=True, bos=1, eos=2)
+    pieces, inner = _scored(meta, "bpe", space_prefix=True)
+    return _ends(meta, inner, pieces.texts, pieces.kinds, add_bos=True, bos=1, eos=2)
 
 
 def _t5(meta: Metadata) -> Vocab:
-    inner, tokens, kinds = _scored(meta, "unigram", space_prefix=False)
-    return _ends(meta, inner, tokens, kinds, add_eos=True, eos=1)
+    pieces, inner = _scored(meta, "unigram", space_prefix=False)
+    vocab = _ends(meta, inner, pieces.texts, pieces.kinds, add_eos=True, eos=1)
+    return replace(vocab, charsmap=scored.charsmap_of(pieces, meta.source))
 
 
 def _bert(meta: Metadata) -> Vocab:

@@ -1,4 +1,4 @@
-"""SentencePiece's two models, from pieces with scores, for the tokenizers package.
+"""SentencePiece's models of merges, of scores and of characters, from pieces with scores, for the tokenizers package.
 
 Owns how pieces, their kinds and the normalizer's settings become a tokenizer. Must not know: where they were read
 (`sentencepiece` files, GGUF metadata), BOS and EOS. Sources: the SentencePiece project's description of its model and
@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from tramontane.errors import CorruptCheckpoint
+from tramontane.text.charsmap import Charsmap
 from tramontane.text.vocab import derive_merges, number, soundness
 
 MARK = "\u2581"
@@ -42,7 +43,7 @@ class Scored:
     as it was given, not as it was normalized. `rstrip`: symbols that take the spaces after them along.
     """
 
-    model: Literal["bpe", "unigram"]
+    model: Literal["bpe", "unigram", "char"]
     texts: Sequence[str]
     scores: Sequence[float]
     kinds: Sequence[int]
@@ -54,11 +55,11 @@ class Scored:
 
 
 def build(pieces: Scored, source: str) -> tokenizers.Tokenizer:
-    """The tokenizer. Raises CorruptCheckpoint for pieces that make none.
+    """The tokenizer, for texts that `charsmap_of(pieces)` has rewritten. Raises CorruptCheckpoint for pieces that make
+    none.
 
-    It differs from SentencePiece in rare cases, all of them as in transformers: where texts get a space in front, so
-    does what follows a user-defined piece; a compiled rule that replaces a character replaces the marks combined with
-    it too; unigram scores are summed in double precision, which decides some ties otherwise.
+    It differs from SentencePiece in rare cases, as transformers does: where texts get a space in front, so does what
+    follows a user-defined piece; unigram scores are summed in double precision, which decides some ties otherwise.
     """
     ids = number(pieces.texts, source, "the vocabulary")
     if not all(map(math.isfinite, pieces.scores)):
@@ -67,9 +68,9 @@ def build(pieces: Scored, source: str) -> tokenizers.Tokenizer:
     has_bytes = all(f"<0x{byte:02X}>" in ids for byte in range(256))
     with soundness(source, "vocabulary"):
         model: models.Model
-        if pieces.model == "bpe":
+        if pieces.model != "unigram":
             unk = None if unknown is None else pieces.texts[unknown]
-            merges = _merges(pieces, source)
+            merges = _merges(pieces, source) if pieces.model == "bpe" else []
             model = models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=has_bytes)
         else:
             scored = list(zip(pieces.texts, pieces.scores, strict=True))
@@ -83,6 +84,12 @@ def build(pieces: Scored, source: str) -> tokenizers.Tokenizer:
         inner.decoder = _decoder(pieces.space_prefix)
         add_symbols(inner, pieces.texts, pieces.kinds, raw=pieces.raw_symbols, rstrip=pieces.rstrip)
     return inner
+
+
+def charsmap_of(pieces: Scored, source: str) -> Charsmap | None:
+    """The rules that rewrite characters, if there are any. Not left to the tokenizers package, which applies them to
+    characters together with their marks and loses the marks. Raises CorruptCheckpoint."""
+    return Charsmap(pieces.charsmap, source) if pieces.charsmap else None
 
 
 def add_symbols(
@@ -109,8 +116,6 @@ def add_symbols(
 
 def _normalizers(pieces: Scored) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = []
-    if pieces.charsmap:
-        steps.append(normalizers.Precompiled(pieces.charsmap))
     if pieces.trim:
         steps.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
         steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))

@@ -17,7 +17,7 @@ from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.text.scored import Kind, Scored
 from tramontane.text.vocab import MAX_TOKENS
 
-_MODELS: dict[int, Literal["unigram", "bpe"]] = {1: "unigram", 2: "bpe"}  # 3 and 4 are words and characters
+_MODELS: dict[int, Literal["unigram", "bpe", "char"]] = {1: "unigram", 2: "bpe", 4: "char"}  # 3 is whole words
 _Value = int | bytes
 
 
@@ -31,7 +31,7 @@ class SentencePieceModel:
 
 
 def parse(data: bytes, source: str) -> SentencePieceModel:
-    """Read a model. Raises CorruptCheckpoint, or UnsupportedModel for word and character models."""
+    """Read a model. Raises CorruptCheckpoint, or UnsupportedModel for models of whole words."""
     texts: list[str] = []
     scores: list[float] = []
     kinds: list[int] = []
@@ -49,7 +49,7 @@ def parse(data: bytes, source: str) -> SentencePieceModel:
     trainer, normalizer = (dict(_fields(section, source)) for section in sections.values())
     model = _MODELS.get(_number(trainer, 3, 1, source))
     if model is None:
-        raise _unsupported(source, f"of type {trainer[3]!r:.40}")
+        raise _unsupported(source, "of whole words" if trainer[3] == 3 else f"of type {trainer[3]!r:.40}")
     if _number(trainer, 24, 0, source):
         raise _unsupported(source, "with spaces at the ends of words")
     if not _number(normalizer, 5, 1, source):

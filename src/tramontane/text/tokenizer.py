@@ -19,6 +19,7 @@ import tokenizers
 
 from tramontane.errors import InvalidRequest
 from tramontane.text import configured, gguf_vocab, scored, sentencepiece, tekken, wordpiece
+from tramontane.text.charsmap import Charsmap
 from tramontane.text.pieces import PieceRules, rules_from_decoder
 from tramontane.text.vocab import Vocab, read_file, soundness
 
@@ -45,12 +46,16 @@ class Tokenizer:
         eos_ids: Iterable[int],
         prefix: Sequence[int] = (),
         suffix: Sequence[int] = (),
+        charsmap: Charsmap | None = None,
     ) -> None:
-        """`prefix` and `suffix` are the ids that a text gets at its ends when special tokens are added."""
+        """`prefix` and `suffix` are the ids that a text gets at its ends when special tokens are added; `charsmap`
+        rewrites what stands between symbols before `inner` encodes it."""
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self._prefix, self._suffix = list(prefix), list(suffix)
+        self._charsmap = charsmap
+        self._symbols: dict[bool, tuple[tokenizers.Tokenizer, Mapping[int, int]]] = {}
         self._pieces: dict[int, tuple[bytes, bool]] = {}
         self._lock = threading.Lock()
         self._literal: tokenizers.Tokenizer | None = None
@@ -69,7 +74,8 @@ class Tokenizer:
 
         The file's name tells which. `config`: what `tokenizer_config.json` holds, if there is one; its explicit
         `add_bos_token` or `add_eos_token` decides, else the file does: a `tokenizer.json` by its post-processor; of
-        SentencePiece's models BPE gives texts a BOS and unigram an EOS, as their families have it.
+        SentencePiece's models BPE gives texts a BOS and unigram an EOS, as their families have it, and one of
+        characters neither.
         Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel.
         """
         path = Path(path)
@@ -94,6 +100,7 @@ class Tokenizer:
             eos_ids=vocab.eos_ids,
             prefix=vocab.prefix,
             suffix=vocab.suffix,
+            charsmap=vocab.charsmap,
         )
 
     def with_eos_ids(self, ids: Iterable[int]) -> Tokenizer:
@@ -105,6 +112,7 @@ class Tokenizer:
             eos_ids=self.eos_ids.union(ids),
             prefix=self._prefix,
             suffix=self._suffix,
+            charsmap=self._charsmap,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
@@ -120,15 +128,48 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` for many texts, in parallel."""
         with soundness(self.source, "tokenizer"):  # some faults show only on a text
-            inner = self._inner if parse_special else self._literal_inner()
             try:
-                # The "fast" call only leaves out offsets, which nobody here reads.
-                encodings = inner.encode_batch_fast(list(texts), add_special_tokens=False)
+                if self._charsmap is not None:
+                    found = self._encode_rewritten(texts, self._charsmap, parse_special)
+                else:
+                    inner = self._inner if parse_special else self._literal_inner()
+                    # The "fast" call only leaves out offsets, which nobody here reads.
+                    found = [e.ids for e in inner.encode_batch_fast(list(texts), add_special_tokens=False)]
             except (TypeError, UnicodeError) as error:
                 raise InvalidRequest("prompt", "the text is not a string of Unicode characters") from error
-        if not add_special_tokens:
-            return [encoding.ids for encoding in encodings]
-        return [self._with_ends(encoding.ids, parse_special) for encoding in encodings]
+        return [self._with_ends(ids, parse_special) for ids in found] if add_special_tokens else found
+
+    def _encode_rewritten(self, texts: Sequence[str], charsmap: Charsmap, parse_special: bool) -> list[list[int]]:
+        """Ids of texts: symbols where they stand in the text itself, and what the rest becomes as plain text."""
+        parts = [self._split(text, parse_special) for text in texts]
+        plain = [charsmap.normalize(part) for text in parts for part in text if isinstance(part, str)]
+        encodings = iter(self._literal_inner().encode_batch_fast(plain, add_special_tokens=False))
+        return [
+            [id_ for part in text for id_ in (next(encodings).ids if isinstance(part, str) else [part])]
+            for text in parts
+        ]
+
+    def _split(self, text: str, parse_special: bool) -> list[str | int]:
+        """A text as ids of symbols, and the strings between them."""
+        finder, symbols = self._symbol_finder(parse_special)
+        found = finder.encode(text, add_special_tokens=False)
+        return [
+            symbols[id_] if id_ else text[start:end] for id_, (start, end) in zip(found.ids, found.offsets, strict=True)
+        ]
+
+    def _symbol_finder(self, parse_special: bool) -> tuple[tokenizers.Tokenizer, Mapping[int, int]]:
+        """The tokenizer's added tokens over a model that knows nothing, whose id 0 is whatever stands between them;
+        and which tokens its other ids are."""
+        with self._lock:
+            if parse_special not in self._symbols:
+                finder = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
+                added = self._inner.get_added_tokens_decoder()
+                finder.add_tokens(list(added.values()))
+                finder.encode_special_tokens = not parse_special
+                ids = {token.content: id_ for id_, token in added.items()}
+                own = finder.get_added_tokens_decoder()
+                self._symbols[parse_special] = finder, {id_: ids[token.content] for id_, token in own.items()}
+            return self._symbols[parse_special]
 
     def _with_ends(self, ids: list[int], parsed: bool) -> list[int]:
         prefix, suffix = self._prefix, self._suffix
@@ -196,7 +237,8 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets: equal fingerprints tokenize equally."""
         ends = json.dumps([self._prefix, self._suffix])
-        return hashlib.sha256(f"{ends}\n{self._inner.to_str()}".encode()).hexdigest()
+        rules = b"" if self._charsmap is None else self._charsmap.data
+        return hashlib.sha256(f"{ends}\n{self._inner.to_str()}".encode() + rules).hexdigest()
 
 
 def tokenizer_file(folder: Path) -> Path | None:
@@ -212,9 +254,15 @@ def _read(path: Path, config: Mapping[str, Any], source: str) -> Vocab:
     if ".model" in name:
         model = sentencepiece.parse(data, source)
         inner = scored.build(model.pieces, source)
-        bos, eos = (() if id_ is None else (id_,) for id_ in (model.bos_id, model.eos_id))
-        ends = (bos, ()) if model.pieces.model == "bpe" else ((), eos)
-        return Vocab(inner, model.bos_id, frozenset(eos), *ends)
+        bos, eos = ([] if id_ is None else [id_] for id_ in (model.bos_id, model.eos_id))
+        return Vocab(
+            inner,
+            model.bos_id,
+            frozenset(eos),
+            prefix=tuple(bos if model.pieces.model == "bpe" else ()),
+            suffix=tuple(eos if model.pieces.model == "unigram" else ()),
+            charsmap=scored.charsmap_of(model.pieces, source),
+        )
     if "tekken" in name:
         return tekken.build(data, source)
     with soundness(source, "tokenizer.json"):

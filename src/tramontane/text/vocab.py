@@ -14,6 +14,7 @@ import tokenizers
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, TramontaneError
 from tramontane.loading.mapped import read_small
+from tramontane.text.charsmap import Charsmap
 
 MAX_TOKENS = 1 << 21  # the largest known vocabularies have 2**18
 MAX_TOKEN_CHARS = 4096
@@ -23,13 +24,17 @@ _MAX_FILE_BYTES = 256 << 20  # the largest known tokenizer.json has 33 MB
 
 @dataclass(frozen=True)
 class Vocab:
-    """`inner` encodes without the ends; `prefix` and `suffix` are what a text gets at its ends when asked for."""
+    """`inner` encodes without the ends; `prefix` and `suffix` are what a text gets at its ends when asked for.
+
+    `charsmap`: what the text between symbols becomes before `inner` sees it.
+    """
 
     inner: tokenizers.Tokenizer
     bos_id: int | None = None
     eos_ids: frozenset[int] = field(default_factory=frozenset)
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
+    charsmap: Charsmap | None = None
 
 
 def read_file(path: Path) -> bytes:
