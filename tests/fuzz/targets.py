@@ -19,7 +19,7 @@ from tests.loading.old_ggml import llama_tensors, plain, vocabulary, write
 from tests.text.hostile import sentencepiece_model, tekken_file
 from tests.text.test_template import FEATURES, MESSAGES, PARTS, PLAIN, TOOLS
 from tramontane.errors import TramontaneError
-from tramontane.loading.build import checked_spec
+from tramontane.loading.build import checked_plan
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.gguf import GGUFFile
 from tramontane.text.template import ChatTemplate
@@ -50,9 +50,9 @@ def _folder() -> Path:
 def _open(path: Path) -> None:
     """Open, describe, and take every parameter as loading would."""
     with open_checkpoint(path) as checkpoint:
-        checked_spec(checkpoint)
-        for name in checkpoint.parameters.values():
-            checkpoint.parts(name)
+        plan = checked_plan(checkpoint)
+        for tensor in {piece.tensor for binding in plan.bindings.values() for piece in binding.pieces}:
+            checkpoint.parts(tensor)
         if checkpoint.kind == "gguf":
             Tokenizer.from_gguf(checkpoint.metadata).encode("hi é")
 

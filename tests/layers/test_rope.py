@@ -63,7 +63,7 @@ def test_frequencies_are_those_of_transformers(name: str, theta: float) -> None:
     parameters = {**SCALINGS[name], "rope_theta": theta}
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**BASE, rope_parameters=dict(parameters)))
     spec = spec_from_hf({**BASE, "rope_parameters": parameters}, "llama")
-    inv_freq, scale = frequencies(spec.layers[0].rope)
+    inv_freq, scale = frequencies(spec.layers[0].attention.rope)
     assert inv_freq.dtype == np.float32
     # Powers and logarithms of numpy and torch may differ in their last bit.
     np.testing.assert_allclose(inv_freq, theirs.inv_freq.numpy(), rtol=5e-7)

@@ -13,32 +13,33 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.loading.checkpoints import hf_tensors, write_folder, write_gguf
+from tests.loading.checkpoints import CONFIG, hf_tensors, write_folder, write_gguf
 from tramontane import platform
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, ModelNotFound, OutOfMemory, UnsupportedModel
 from tramontane.kernels.reference import ReferenceOps
+from tramontane.loading.binding import bind
 from tramontane.loading.build import load_model
 from tramontane.loading.checkpoint import open_checkpoint
-from tramontane.loading.names import GGUF_NAMES, HF_NAMES
-from tramontane.models.decoder import parameter_shapes
+from tramontane.loading.tensors import TensorEntry
+from tramontane.models.families import spec_from_hf
+from tramontane.models.names import GGUF_NAMES, HF_NAMES, NameMap
+from tramontane.models.parameters import wanted_parameters
 
 OPS = ReferenceOps(threads=1, deterministic=False)
 
 
 def test_every_parameter_has_a_name_in_each_source() -> None:
-    hf = list(hf_tensors())
-    canonical = HF_NAMES.canonical(hf, "here")
-    assert canonical["layers.1.attention.q"] == "model.layers.1.self_attn.q_proj.weight"
-    assert canonical["head"] == "lm_head.weight"
-    names = GGUF_NAMES.canonical(
-        ["blk.1.attn_q.weight", "blk.1.attn_q.bias", "output.weight", "rope_freqs.weight"], "here"
-    )
-    assert names == {
-        "layers.1.attention.q": "blk.1.attn_q.weight",
-        "layers.1.attention.q.bias": "blk.1.attn_q.bias",
-        "head": "output.weight",
-    }
-    assert HF_NAMES.canonical(["model.layers.3.self_attn.rotary_emb.inv_freq"], "here") == {}
+    def parts(names: NameMap, name: str) -> tuple[str, ...]:
+        target = names.target(name)
+        assert target is not None
+        return target.parts
+
+    assert all(HF_NAMES.target(name) for name in hf_tensors())
+    assert parts(HF_NAMES, "model.layers.1.self_attn.q_proj.weight") == ("layers.1.attention.q",)
+    assert parts(HF_NAMES, "lm_head.weight") == ("head",)
+    assert parts(GGUF_NAMES, "blk.1.attn_q.bias") == ("layers.1.attention.q.bias",)
+    assert parts(GGUF_NAMES, "output.weight") == ("head",)
+    assert parts(GGUF_NAMES, "blk.12.attn_qkv.weight") == tuple(f"layers.12.attention.{x}" for x in "qkv")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_every_parameter_has_a_name_in_each_source() -> None:
 )
 def test_unknown_tensors_are_refused(name: str) -> None:
     with pytest.raises(UnsupportedModel, match=re.escape(name)):
-        HF_NAMES.canonical([name], "here")
+        bind(HF_NAMES, {name: TensorEntry((4,), "F32", 16)}, spec_from_hf(CONFIG), "here")
 
 
 def test_matrices_stay_where_they_are_mapped(tmp_path: Path) -> None:
@@ -62,7 +63,9 @@ def test_matrices_stay_where_they_are_mapped(tmp_path: Path) -> None:
     weight = loaded.decoder.parameters["layers.0.mlp.up"].tensors()["weight"]
     assert not weight.flags.writeable
     assert np.shares_memory(weight, loaded.checkpoint.array("model.layers.0.mlp.up_proj.weight"))
-    assert loaded.weight_bytes == sum(4 * int(np.prod(shape)) for shape in parameter_shapes(loaded.spec).values())
+    assert loaded.weight_bytes == sum(
+        4 * int(np.prod(wanted.shape)) for wanted in wanted_parameters(loaded.spec).values()
+    )
     assert (loaded.dtype, loaded.cache_dtype()) == ("float32", "float32")
     assert loaded.cache_dtype("bfloat16") == "bfloat16"
 
@@ -181,7 +184,7 @@ def test_gguf_recommends_sampling(tmp_path: Path) -> None:
 def test_rope_factors_are_read_and_checked(tmp_path: Path) -> None:
     factors = np.array([1.0, 1.5, 2.0, 4.0], np.float32)
     sound = open_checkpoint(write_gguf(tmp_path / "a.gguf", tensors={"rope_freqs.weight": factors}))
-    assert sound.spec().layers[0].rope.factors == (1.0, 1.5, 2.0, 4.0)
+    assert sound.spec().layers[0].attention.rope.factors == (1.0, 1.5, 2.0, 4.0)
     wrong = open_checkpoint(write_gguf(tmp_path / "b.gguf", tensors={"rope_freqs.weight": factors[None].repeat(2, 0)}))
     with pytest.raises(CorruptCheckpoint, match="rope_freqs"):
         wrong.spec()

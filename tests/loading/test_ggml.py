@@ -83,7 +83,7 @@ def test_blocks_of_today(tmp_path: Path) -> None:
     path = saved(tmp_path, write(tensors, TOKENS, hidden=256))
     model = load_model(path, ReferenceOps())
     assert (model.formats["layers.0.attention.q"], model.formats["layers.1.attention.k"]) == ("Q4_0", "Q5_K")
-    assert model.spec.layers[0].rope.interleaved
+    assert model.spec.layers[0].attention.rope.interleaved
     with open_checkpoint(path) as checkpoint:
         for tensor, (kind, blocks) in stored.items():
             name = old_name(tensor)
@@ -151,7 +151,7 @@ def test_other_models_and_several_files_are_refused(tmp_path: Path) -> None:
     extra = plain(llama_tensors(len(TOKENS))) | {"layers.0.more.weight": (0, (4,), bytes(16))}
     checkpoint = open_checkpoint(saved(tmp_path, write(extra, TOKENS)))
     with pytest.raises(UnsupportedModel, match=r"layers\.0\.more"):
-        _ = checkpoint.parameters
+        checkpoint.bindings(checkpoint.spec())
 
 
 def damaged() -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from tests.loading.test_gguf import write_model
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
 from tramontane.kernels import BLOCKS
 from tramontane.kernels.reference import ReferenceOps
-from tramontane.loading.build import checked_spec, load_model
+from tramontane.loading.build import checked_plan, load_model
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.gguf import GGUFFile
 
@@ -230,7 +230,7 @@ def test_mmproj_is_named_and_refused(key: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "mmproj.gguf") as checkpoint,
         pytest.raises(UnsupportedModel, match=r"mmproj file.*language model itself"),
     ):
-        checked_spec(checkpoint)
+        checked_plan(checkpoint)
 
 
 def test_vectors_of_any_numbers_become_float32(tmp_path: Path) -> None:

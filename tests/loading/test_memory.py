@@ -16,7 +16,7 @@ from tramontane.kernels.reference import ReferenceOps
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.loading import memory
-from tramontane.loading.build import LoadedModel, load_model
+from tramontane.loading.build import LoadedModel, checked_plan, load_model
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.models.spec import ModelSpec, cache_groups
 
@@ -36,7 +36,10 @@ def spec(loaded: LoadedModel) -> ModelSpec:
 
 def windowed(spec: ModelSpec, window: int = 20) -> ModelSpec:
     """The same model with a window in its second layer."""
-    return replace(spec, layers=(spec.layers[0], replace(spec.layers[1], window=window)))
+    return replace(
+        spec,
+        layers=(spec.layers[0], replace(spec.layers[1], attention=replace(spec.layers[1].attention, window=window))),
+    )
 
 
 def test_the_workspace_is_as_large_as_estimated(loaded: LoadedModel) -> None:
@@ -130,10 +133,10 @@ def test_a_cache_beyond_memory_is_refused(spec: ModelSpec) -> None:
 
 def test_the_estimate_adds_up_without_loading(tmp_path: Path, spec: ModelSpec) -> None:
     checkpoint = open_checkpoint(write_folder(tmp_path / "m"))
-    estimate = memory.estimate(checkpoint, spec, context_length=128, batch=4)
+    estimate = memory.estimate(checked_plan(checkpoint), context_length=128, batch=4)
     assert estimate.cache == 32 * memory.block_bytes(spec, 16, "float32")
     assert estimate.total == estimate.weights + estimate.cache + estimate.workspace
-    half = memory.estimate(checkpoint, spec, context_length=128, batch=4, dtype="float16")
+    half = memory.estimate(checked_plan(checkpoint), context_length=128, batch=4, dtype="float16")
     vectors = 4 * 32 * 5
     assert half.weights - vectors == (estimate.weights - vectors) // 2
     assert half.cache == estimate.cache // 2

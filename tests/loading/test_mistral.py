@@ -173,11 +173,15 @@ def test_it_computes_what_transformers_computes(
 
 def test_what_the_file_leaves_out() -> None:
     spec = spec_from_params(PARAMS)
-    assert (spec.context_length, spec.layers[0].rope.theta, spec.layers[0].rope.interleaved) == (32768, 500.0, True)
+    assert (spec.context_length, spec.layers[0].attention.rope.theta, spec.layers[0].attention.rope.interleaved) == (
+        32768,
+        500.0,
+        True,
+    )
     assert spec_from_params({**PARAMS, "max_position_embeddings": 99}).context_length == 99
     untold = {key: value for key, value in PARAMS.items() if key != "rope_theta"}
-    assert spec_from_params(untold).layers[0].rope.theta == 1e6
-    assert spec_from_params({**untold, "sliding_window": 4096}).layers[0].rope.theta == 1e4
+    assert spec_from_params(untold).layers[0].attention.rope.theta == 1e6
+    assert spec_from_params({**untold, "sliding_window": 4096}).layers[0].attention.rope.theta == 1e4
     assert spec_from_params({**PARAMS, "moe": None, "vision_encoder": {}, "q_lora_rank": None}) == spec
     assert spec_from_params({**PARAMS, "yarn": YARN}).context_length == 64
 

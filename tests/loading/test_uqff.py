@@ -147,7 +147,8 @@ def test_values_are_exact(name: str, tmp_path: Path) -> None:
     plain = write(tmp_path / "m", name)
     loaded = load_model(tmp_path / "m", OPS)
     assert loaded.checkpoint.kind == "uqff"
-    for canonical, tensor in loaded.checkpoint.parameters.items():
+    for canonical, binding in loaded.bindings.items():
+        tensor = binding.tensor
         parameter: Any = loaded.decoder.parameters[canonical]
         values = parameter.dequantize() if plain[tensor].ndim == 2 else parameter
         np.testing.assert_array_equal(values, plain[tensor], err_msg=tensor)
@@ -294,7 +295,7 @@ def test_files_of_mistralrs(kind: str, stories15m: Path, tmp_path: Path) -> None
     assert KINDS[kind] in loaded.formats.values()
     for name, format in loaded.formats.items():
         weight: Any = loaded.decoder.parameters[name]
-        wanted = original[loaded.checkpoint.parameters[name]]
+        wanted = original[loaded.bindings[name].tensor]
         error = np.sqrt(np.square(weight.dequantize() - wanted).mean() / np.square(wanted).mean())
         assert error <= ERRORS[format], (name, format, error)
 

@@ -58,6 +58,8 @@ def test_deterministic_rows_do_not_depend_on_their_batch(kernels: str, folder: P
 def test_layers_that_share_cache_arrays_must_be_alike(folder: Path) -> None:
     spec = load_model(folder, make("reference")).spec
     first, second = spec.layers
-    mixed = replace(spec, layers=(first, replace(second, window=8, num_kv_heads=1, num_heads=4)))
+    mixed = replace(
+        spec, layers=(first, replace(second, attention=replace(second.attention, window=8, num_kv_heads=1)))
+    )
     with pytest.raises(UnsupportedModel, match="another cache group"):
         slot_shapes(mixed)

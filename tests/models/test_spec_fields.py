@@ -17,8 +17,24 @@ from tests.models.tiny import TinyModels, tokens
 from tramontane.errors import UnsupportedModel
 from tramontane.loading.build import load_model
 from tramontane.models.decoder import Decoder
-from tramontane.models.spec import CacheGroup, LayerSpec, ModelSpec, RopeScaling, RopeSpec, cache_groups
+from tramontane.models.spec import (
+    AttentionSpec,
+    CacheGroup,
+    HeadNormSpec,
+    LatentSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    MoESpec,
+    NormSpec,
+    RopeScaling,
+    RopeSpec,
+    RouterSpec,
+    cache_groups,
+)
 
+OWNERS = (ModelSpec, NormSpec, LayerSpec, AttentionSpec, LatentSpec, HeadNormSpec, MLPSpec, MoESpec, RouterSpec)
+OWNERS += (RopeSpec, RopeScaling)
 Change = Callable[[ModelSpec], ModelSpec]
 LENGTH = 60
 
@@ -37,15 +53,34 @@ def layer(**values: Any) -> Change:
     return lambda spec: replace(spec, layers=(*spec.layers[:-1], replace(spec.layers[-1], **values)))
 
 
+def attention(**values: Any) -> Change:
+    return lambda spec: layer(attention=replace(spec.layers[-1].attention, **values))(spec)
+
+
+def mlp(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].mlp
+        assert isinstance(current, MLPSpec)
+        return layer(mlp=replace(current, **values))(spec)
+
+    return change
+
+
 def rope(**values: Any) -> Change:
-    return lambda spec: layer(rope=replace(spec.layers[-1].rope, **values))(spec)
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].attention.rope
+        assert current is not None
+        return attention(rope=replace(current, **values))(spec)
+
+    return change
 
 
 def scaling(**values: Any) -> Change:
     def change(spec: ModelSpec) -> ModelSpec:
-        current = spec.layers[-1].rope.scaling
+        current = spec.layers[-1].attention.rope
         assert current is not None
-        return rope(scaling=replace(current, **values))(spec)
+        assert current.scaling is not None
+        return rope(scaling=replace(current.scaling, **values))(spec)
 
     return change
 
@@ -54,27 +89,30 @@ FLIPS: dict[tuple[type, str], list[tuple[str, Change]]] = {
     (ModelSpec, "hidden_size"): [("llama", model(hidden_size=49))],
     (ModelSpec, "vocab_size"): [("llama", model(vocab_size=96))],
     (ModelSpec, "layers"): [("llama", lambda spec: replace(spec, layers=spec.layers[:-1]))],
-    (ModelSpec, "norm_eps"): [("llama", model(norm_eps=1e-5))],
+    (ModelSpec, "norm"): [("llama", model(norm=NormSpec(eps=1e-5)))],
     (ModelSpec, "tied_embeddings"): [("llama", model(tied_embeddings=True)), ("qwen2", model(tied_embeddings=False))],
-    (LayerSpec, "num_heads"): [("llama", layer(num_heads=3))],
-    (LayerSpec, "num_kv_heads"): [("llama", layer(num_kv_heads=3))],
+    (AttentionSpec, "num_heads"): [("llama", attention(num_heads=3))],
+    (AttentionSpec, "num_kv_heads"): [("llama", attention(num_kv_heads=3))],
     # Equal products keep every shape, so that only the computation can tell.
-    (LayerSpec, "head_dim"): [
-        ("llama", layer(head_dim=6)),
-        ("llama", layer(head_dim=24, num_heads=3, num_kv_heads=1)),
+    (AttentionSpec, "head_dim"): [
+        ("llama", attention(head_dim=6)),
+        ("llama", attention(head_dim=24, num_heads=3, num_kv_heads=1)),
     ],
-    (LayerSpec, "intermediate_size"): [("llama", layer(intermediate_size=81))],
-    (LayerSpec, "rope"): [("llama", layer(rope=RopeSpec(500.0, 12)))],
-    (LayerSpec, "activation"): [("llama", layer(activation=a)) for a in ("gelu", "gelu_tanh", "relu")],
-    (LayerSpec, "norm_eps"): [("llama", layer(norm_eps=1e-5))],
-    (LayerSpec, "window"): [
-        ("llama", layer(window=40)),
-        ("qwen2-windows", layer(window=10)),
-        ("qwen2-windows", layer(window=None)),
+    (MLPSpec, "intermediate_size"): [("llama", mlp(intermediate_size=81))],
+    (AttentionSpec, "rope"): [("llama", attention(rope=RopeSpec(500.0, 12)))],
+    (MLPSpec, "activation"): [("llama", mlp(activation=a)) for a in ("gelu", "gelu_tanh", "relu")],
+    (LayerSpec, "norm"): [("llama", layer(norm=NormSpec(eps=1e-5)))],
+    (AttentionSpec, "window"): [
+        ("llama", attention(window=40)),
+        ("qwen2-windows", attention(window=10)),
+        ("qwen2-windows", attention(window=None)),
     ],
-    (LayerSpec, "qkv_bias"): [("llama", layer(qkv_bias=True)), ("qwen2", layer(qkv_bias=False))],
-    (LayerSpec, "output_bias"): [("llama", layer(output_bias=True)), ("llama-biases-tied", layer(output_bias=False))],
-    (LayerSpec, "mlp_bias"): [("llama", layer(mlp_bias=True)), ("llama-biases-tied", layer(mlp_bias=False))],
+    (AttentionSpec, "qkv_bias"): [("llama", attention(qkv_bias=True)), ("qwen2", attention(qkv_bias=False))],
+    (AttentionSpec, "output_bias"): [
+        ("llama", attention(output_bias=True)),
+        ("llama-biases-tied", attention(output_bias=False)),
+    ],
+    (MLPSpec, "bias"): [("llama", mlp(bias=True)), ("llama-biases-tied", mlp(bias=False))],
     (RopeSpec, "theta"): [("llama", rope(theta=9000.0)), ("llama-yarn", rope(theta=600.0))],
     (RopeSpec, "dim"): [("llama", rope(dim=10)), ("llama-yarn", rope(dim=10)), ("llama-llama3", rope(dim=8))],
     (RopeSpec, "interleaved"): [("llama", rope(interleaved=True))],
@@ -104,8 +142,8 @@ CASES = [
 
 
 def test_every_field_has_a_case() -> None:
-    owners = (ModelSpec, LayerSpec, RopeSpec, RopeScaling)
-    assert {(owner, field.name) for owner in owners for field in fields(owner)} == FLIPS.keys() | NOT_COMPUTED.keys()
+    named = {(owner, field.name) for owner in OWNERS for field in fields(owner)}
+    assert named == FLIPS.keys() | NOT_COMPUTED.keys()
 
 
 @pytest.mark.parametrize(("base", "change"), CASES)
@@ -133,9 +171,9 @@ def test_what_is_not_computed_does_not_show(owner: type, field: str, tiny_models
 
 
 def test_cache_groups_cover_each_layer_once_in_groups_of_one_window() -> None:
-    base = LayerSpec(2, 1, 4, 8, RopeSpec(1e4, 4))
+    base = AttentionSpec(2, 1, 4, RopeSpec(1e4, 4))
     windows = [8, None, 8, 8, None, 16, 8]
-    spec = ModelSpec("any", 8, 10, 32, tuple(replace(base, window=w) for w in windows), 1e-5)
+    spec = ModelSpec("any", 8, 10, 32, tuple(LayerSpec(replace(base, window=w), MLPSpec(8)) for w in windows))
     groups = cache_groups(spec)
     assert sorted(index for group in groups for index in group.layers) == list(range(7))
     assert all({windows[index] for index in group.layers} == {group.window} for group in groups)

@@ -17,6 +17,7 @@ from tramontane.errors import InvalidRequest, TramontaneError, UnsupportedModel
 
 if TYPE_CHECKING:
     from tramontane.loading.checkpoint import Checkpoint
+    from tramontane.loading.memory import Plan
     from tramontane.models.spec import ModelSpec
     from tramontane.text.tokenizer import Tokenizer
 
@@ -62,7 +63,8 @@ def examine(model: str | None, *, context: int | None = None, batch: int = 1) ->
         path = resolve(source, progress)
     with open_checkpoint(path) as checkpoint:
         problems: list[str] = []
-        spec = _spec(checkpoint, problems)
+        plan = _plan(checkpoint, problems)
+        spec = plan.spec if plan else None
         parameters = _parameters(checkpoint, spec)
         tokenizer = _tokenizer(checkpoint, problems)
         return {
@@ -79,7 +81,7 @@ def examine(model: str | None, *, context: int | None = None, batch: int = 1) ->
             "quantization": _quantization(checkpoint, parameters),
             "tokenizer": tokenizer and _described(checkpoint, tokenizer),
             **_templates(checkpoint, tokenizer, problems),
-            "memory": _memory(checkpoint, spec, context, batch),
+            "memory": _memory(plan, context, batch),
             "loads": not problems,
             "kernels": None if problems else _kernels(),
             "problems": problems,
@@ -99,11 +101,11 @@ def _first_text(*values: Any) -> str | None:
     return next((value for value in values if isinstance(value, str) and value), None)
 
 
-def _spec(checkpoint: Checkpoint, problems: list[str]) -> ModelSpec | None:
-    from tramontane.loading.build import checked_spec
+def _plan(checkpoint: Checkpoint, problems: list[str]) -> Plan | None:
+    from tramontane.loading.build import checked_plan
 
     try:
-        return checked_spec(checkpoint)
+        return checked_plan(checkpoint)
     except UnsupportedModel as error:
         problems.append(str(error))
         return None
@@ -138,24 +140,7 @@ def _architecture(checkpoint: Checkpoint, spec: ModelSpec | None) -> Report:
     stored = checkpoint.metadata.get("general.architecture") or checkpoint.config.get("model_type")
     if spec is None:
         return {"name": _first_text(stored)}
-    layers = spec.layers
-    ropes = sorted({layer.rope.scaling.kind if layer.rope.scaling else "none" for layer in layers})
-    return {
-        "name": spec.family,
-        "layers": len(layers),
-        "hidden_size": spec.hidden_size,
-        "heads": sorted({layer.num_heads for layer in layers}),
-        "kv_heads": sorted({layer.num_kv_heads for layer in layers}),
-        "head_dim": sorted({layer.head_dim for layer in layers}),
-        "intermediate_size": sorted({layer.intermediate_size for layer in layers}),
-        "activation": sorted({layer.activation for layer in layers}),
-        "rope_theta": sorted({layer.rope.theta for layer in layers}),
-        "rope_scaling": ropes,
-        "windows": sorted({layer.window for layer in layers if layer.window is not None}),
-        "vocab_size": spec.vocab_size,
-        "context_length": spec.context_length,
-        "tied_embeddings": spec.tied_embeddings,
-    }
+    return spec.summary()
 
 
 def _tensors(checkpoint: Checkpoint) -> Report:
@@ -221,15 +206,16 @@ def _templates(checkpoint: Checkpoint, tokenizer: Tokenizer | None, problems: li
     }
 
 
-def _memory(checkpoint: Checkpoint, spec: ModelSpec | None, context: int | None, batch: int) -> Report | None:
+def _memory(plan: Plan | None, context: int | None, batch: int) -> Report | None:
     from tramontane.loading.memory import estimate
     from tramontane.platform import available_memory
 
-    if spec is None:
+    if plan is None:
         return None
+    spec = plan.spec
     if context is not None and context > spec.context_length:
         raise InvalidRequest("--context", f"{context} exceeds the model's {spec.context_length}", "Give less.")
-    needed = estimate(checkpoint, spec, context_length=context or spec.context_length, batch=batch)
+    needed = estimate(plan, context_length=context or spec.context_length, batch=batch)
     return {
         "context": context or spec.context_length,
         "batch": batch,

@@ -126,20 +126,61 @@ class Ops(Protocol):
         """out[R,K] float32 = the rows `ids` of a coded matrix, dequantized exactly."""
         ...
 
-    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
-        """out[T,K] = x / sqrt(mean(x²) + eps) * weight[K] (Zhang and Sennrich, 2019). out may be x."""
+    def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
+        """out[T,K] = x / sqrt(mean(x²) + eps) * weight (Zhang and Sennrich, 2019). out may be x.
+
+        weight [K], or [W,K] of which row t takes row t % W, so that [T * H, D] has a norm a head; None: no weight.
+        """
         ...
 
-    def add(self, out: Array, x: Array) -> None:
-        """In place: out += x, same shapes, float32."""
+    def layer_norm(self, out: Array, x: Array, weight: Array | None, bias: Array | None, eps: float) -> None:
+        """out[T,K] = (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al., 2016). out may be x.
+
+        weight and bias as in `rms_norm`.
+        """
+        ...
+
+    def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
+        """In place: out += factor * x, same shapes, float32."""
+        ...
+
+    def add_gated(self, out: Array, x: Array, gate: Array) -> None:
+        """In place: out[T,K] += sigmoid(gate[T,1]) * x[T,K]."""
+        ...
+
+    def scale(self, x: Array, factor: float) -> None:
+        """In place: x[T,K] *= factor."""
+        ...
+
+    def clip(self, x: Array, limit: float) -> None:
+        """In place: x[T,K] between -limit and limit."""
+        ...
+
+    def softcap(self, x: Array, cap: float) -> None:
+        """In place: x[T,K] = cap * tanh(x / cap)."""
+        ...
+
+    def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        """out[T,H,to:to+width] = x[T,H or 1,start:start+width]; one head of x goes to all heads of out."""
+        ...
+
+    def copy(self, out: Array, x: Array) -> None:
+        """out = x, same shapes, float32."""
+        ...
+
+    def part(self, array: Array, start: int, stop: int) -> Array:
+        """Rows [start, stop) of a contiguous array, same memory."""
         ...
 
     def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
-        """cos, sin [T,D/2] = scale * cos / sin(positions[T] int32 * inv_freq[D/2] float32), the angle in float32."""
+        """cos, sin [T,D/2] = scale * cos / sin(positions[T] int32 * inv_freq float32), the angle in float32.
+
+        inv_freq is [D/2], or [T,D/2] where rows have their own.
+        """
         ...
 
-    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
-        """In place rotation of x [T,H,D] (Su et al., 2021) over its first 2 * cos.shape[1] elements a head.
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool, offset: int = 0) -> None:
+        """In place rotation of x [T,H,D] (Su et al., 2021) over 2 * cos.shape[1] elements a head from `offset` on.
 
         Pairs are (i, i + half), or (2i, 2i + 1) where interleaved.
         """
@@ -148,7 +189,7 @@ class Ops(Protocol):
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
         """Store k, v [T,H,D] float32 at slots [T] int32 (block * block_size + offset), rounded to the cache's dtype.
 
-        Caches are [num_blocks, H, block_size, D] in float32, float16 or bfloat16.
+        Caches are [num_blocks, H, block_size, D] in float32, float16 or bfloat16; keys and values may differ in D.
         """
         ...
 
@@ -167,19 +208,71 @@ class Ops(Protocol):
         context_lens: Array,
         scale: float,
         window: int = 0,
+        causal: bool = True,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        slopes: Array | None = None,
     ) -> None:
-        """Causal attention of ragged rows over the paged cache, float32 softmax.
+        """Attention of ragged rows over the paged cache, float32 softmax.
 
-        out, q [T,Hq,D]; caches [num_blocks,Hkv,block_size,D], Hq a multiple of Hkv; block_tables int32 [S,B];
-        query_start int32 [S+1]; context_lens int32 [S], tokens of a sequence in the cache, those of this step
-        included. The i-th of n query rows of a sequence stands at position context_len - n + i and sees positions
-        p with p <= own, and own - p < window where window > 0. Table entries wholly outside every row's window
-        are never read and may be -1.
+        q [T,Hq,D], out [T,Hq,Dv]; caches [num_blocks,Hkv,block_size,D or Dv], Hq a multiple of Hkv; block_tables
+        int32 [S,B]; query_start int32 [S+1]; context_lens int32 [S], tokens of a sequence in the cache, those of this
+        step included. The i-th of n query rows of a sequence stands at position context_len - n + i and sees positions
+        p with p <= own where causal, and |own - p| < window where window > 0. Table entries wholly outside every
+        row's window are never read and may be -1.
+
+        A score is scale * q.k, then cap * tanh(score / cap) where softcap > 0, then minus slopes[h] * (own - p)
+        (slopes float32 [Hq], with causal only; Press et al., 2022). sinks float32 [Hq]: one more score of each
+        head's softmax, with no value.
         """
         ...
 
-    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
-        """out[T,N] = act(gate) * up; kind: silu, gelu (erf), gelu_tanh, relu. out may be gate."""
+    def activation(self, out: Array, x: Array, kind: str) -> None:
+        """out[T,N] = act(x); kind: silu, gelu (erf), gelu_tanh, gelu_quick, relu, relu_squared. out may be x."""
+        ...
+
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:
+        """out[T,N] = act(gate) * up; kinds of `activation`. out may be gate.
+
+        Kind swiglu_clamped: g = min(gate, limit), out = g * sigmoid(1.702 * g) * (clamp(up, -limit, limit) + 1).
+        """
+        ...
+
+    def route(
+        self,
+        weights: Array,
+        experts: Array,
+        logits: Array,
+        correction: Array | None,
+        score: str,
+        normalize: bool,
+        scale: float,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_score: str = "max",
+        jitter: float = 0.0,
+    ) -> None:
+        """Choose experts int32 [T,k] with weights float32 [T,k] by the router's logits [T,E].
+
+        Scores are the softmax or sigmoid of the logits. The choice is by score + correction [E], highest first, the
+        lower id on ties; with groups > 1 only out of the top_groups of E / groups neighbours each that have the
+        highest `group_score` ("max", or "top2": the best two added). Weights are the scores of the chosen, divided by
+        their sum where `normalize`, times `scale`.
+        score "sparsemixer" (Liu et al., 2023, at inference), k = 2: the best logit m, its weight the softmax over the
+        logits l with (m - l) / max(|l|, m) <= 2 * jitter; then the same without the one chosen.
+        """
+        ...
+
+    def group_rows(self, rows: Array, slots: Array, offsets: Array, experts: Array) -> None:
+        """Sort the pairs (token t, choice j) of experts int32 [T,k] by expert, in order of t within one.
+
+        rows int32 [T*k]: the token of each sorted place; slots int32 [T,k]: the place of each pair; offsets int32
+        [E+1]: where each expert's places begin.
+        """
+        ...
+
+    def combine(self, out: Array, x: Array, slots: Array, weights: Array) -> None:
+        """out[T,K] = sum over j, in order, of weights[t,j] * x[slots[t,j]]; x [T*k,K]."""
         ...
 
     def take_rows(self, out: Array, x: Array, rows: Array) -> None:

@@ -62,14 +62,19 @@ def check_attention(
     block_tables: Array,
     query_start: Array,
     context_lens: Array,
+    causal: bool = True,
+    sinks: Array | None = None,
+    slopes: Array | None = None,
 ) -> None:
     """Hold the arguments of `Ops.attention` to their shapes."""
     sizes = check(
         "attention",
-        ("out", out, "T Hq D", FLOAT32),
+        ("out", out, "T Hq Dv", FLOAT32),
         ("q", q, "T Hq D", FLOAT32),
         ("k_cache", k_cache, "blocks Hkv size D", FLOATS),
-        ("v_cache", v_cache, "blocks Hkv size D", FLOATS),
+        ("v_cache", v_cache, "blocks Hkv size Dv", FLOATS),
+        ("sinks", sinks, "Hq", FLOAT32),
+        ("slopes", slopes, "Hq", FLOAT32),
         ("block_tables", block_tables, "S B", INT32),
         ("context_lens", context_lens, "S", INT32),
         ("query_start", query_start, "S+1", INT32),
@@ -78,6 +83,69 @@ def check_attention(
         raise ValueError(f"attention: query_start has {sizes['S+1']} entries for {sizes['S']} sequences")
     if sizes["Hq"] % sizes["Hkv"]:
         raise ValueError(f"attention: {sizes['Hq']} query heads do not share {sizes['Hkv']} key heads")
+    if slopes is not None and not causal:
+        raise ValueError("attention: slopes go with causal attention")
+
+
+def check_norm(op: str, out: Array, x: Array, *weights: Array | None) -> None:
+    """Hold the arguments of a norm to their shapes: weights [K], or [W,K] where W divides the rows."""
+    sizes = check(op, ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32))
+    for weight in weights:
+        if weight is None:
+            continue
+        per_row = len(weight.shape) == 2
+        check(op, ("x", x, "T K", FLOAT32), ("weight", weight, "W K" if per_row else "K", FLOAT32))
+        if per_row and sizes["T"] % max(1, weight.shape[0]):
+            raise ValueError(f"{op}: {sizes['T']} rows do not repeat {weight.shape[0]} weights")
+
+
+def check_place(out: Array, x: Array, to: int, start: int, width: int) -> None:
+    """Hold the arguments of `Ops.place` to their shapes."""
+    check("place", ("out", out, "T H D", FLOAT32), ("x", x, "T heads from", FLOAT32))
+    inside = 0 <= to <= out.shape[2] - width and 0 <= start <= x.shape[2] - width
+    if width < 0 or not inside or x.shape[1] not in (1, out.shape[1]):
+        shapes = f"{list(x.shape)} to {to} of {list(out.shape)}"
+        raise ValueError(f"place: {width} elements from {start} of {shapes} do not fit")
+
+
+def check_route(
+    weights: Array,
+    experts: Array,
+    logits: Array,
+    correction: Array | None,
+    score: str,
+    groups: int,
+    top_groups: int,
+    group_score: str,
+) -> None:
+    """Hold the arguments of `Ops.route` to their shapes and kinds."""
+    sizes = check(
+        "route",
+        ("weights", weights, "T k", FLOAT32),
+        ("experts", experts, "T k", INT32),
+        ("logits", logits, "T E", FLOAT32),
+        ("correction", correction, "E", FLOAT32),
+    )
+    if score not in ("softmax", "sigmoid", "sparsemixer") or group_score not in ("max", "top2"):
+        raise ValueError(f"route: score {score!r} or group_score {group_score!r} is unknown")
+    if score == "sparsemixer" and (sizes["k"] != 2 or groups != 1):
+        raise ValueError("route: sparsemixer chooses 2 experts, without groups")
+    each, left = divmod(sizes["E"], groups)
+    if left or not 0 < top_groups <= groups or sizes["k"] > each * top_groups or (group_score == "top2" and each < 2):
+        raise ValueError(f"route: {sizes['k']} of {sizes['E']} experts in {top_groups} of {groups} groups")
+
+
+def check_groups(rows: Array, slots: Array, offsets: Array, experts: Array) -> None:
+    """Hold the arguments of `Ops.group_rows` to their shapes."""
+    sizes = check(
+        "group_rows",
+        ("rows", rows, "places", INT32),
+        ("slots", slots, "T k", INT32),
+        ("offsets", offsets, "E+1", INT32),
+        ("experts", experts, "T k", INT32),
+    )
+    if sizes["places"] != sizes["T"] * sizes["k"]:
+        raise ValueError(f"group_rows: {sizes['places']} places for {sizes['T']} x {sizes['k']} pairs")
 
 
 def check_sample(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
 from tramontane.kernels.coded import Coded
+from tramontane.kernels.reference import ReferenceOps
 from tramontane.kernels.tables import LEVELS, table
 
 __all__ = ["CpuOps", "available", "isas"]
@@ -46,8 +47,11 @@ def isas() -> list[str]:
     return _native.instruction_sets()
 
 
-class CpuOps:
-    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest."""
+class CpuOps(ReferenceOps):
+    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest.
+
+    What is not compiled is the reference's.
+    """
 
     device = "cpu"
 
@@ -109,19 +113,34 @@ class CpuOps:
         _check_columns("rows_coded", coded, out)
         self._native.rows_coded(out, ids, *_arrays(coded))
 
-    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
-        self._native.rms_norm(out, x, weight, eps)
+    def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
+        if weight is None or weight.ndim != 1:
+            super().rms_norm(out, x, weight, eps)
+        else:
+            self._native.rms_norm(out, x, weight, eps)
 
-    def add(self, out: Array, x: Array) -> None:
-        self._native.add(out, x)
+    def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
+        if factor != 1.0:
+            super().add(out, x, factor)
+        else:
+            self._native.add(out, x)
 
     def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
-        self._native.rope_angles(cos, sin, positions, inv_freq, scale)
+        if inv_freq.ndim != 1:
+            super().rope_angles(cos, sin, positions, inv_freq, scale)
+        else:
+            self._native.rope_angles(cos, sin, positions, inv_freq, scale)
 
-    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
-        self._native.rope(x, cos, sin, interleaved)
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool, offset: int = 0) -> None:
+        if offset:
+            super().rope(x, cos, sin, interleaved, offset)
+        else:
+            self._native.rope(x, cos, sin, interleaved)
 
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
+        if k.shape != v.shape:
+            super().write_cache(k_cache, v_cache, k, v, slots)
+            return
         self._native.write_cache(k_cache, v_cache, k, v, slots)
 
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
@@ -138,10 +157,21 @@ class CpuOps:
         context_lens: Array,
         scale: float,
         window: int = 0,
+        causal: bool = True,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        slopes: Array | None = None,
     ) -> None:
-        self._native.attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, scale, window)
+        arrays = (out, q, k_cache, v_cache, block_tables, query_start, context_lens)
+        if not causal or softcap or sinks is not None or slopes is not None or out.shape != q.shape:
+            super().attention(*arrays, scale, window, causal, softcap, sinks, slopes)
+        else:
+            self._native.attention(*arrays, scale, window)
 
-    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:
+        if kind not in ("silu", "gelu", "gelu_tanh", "relu"):
+            super().gated_activation(out, gate, up, kind, limit)
+            return
         self._native.gated_activation(out, gate, up, kind)
 
     def take_rows(self, out: Array, x: Array, rows: Array) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -16,7 +17,20 @@ from numpy.typing import NDArray
 
 from tramontane.kernels.base import Array
 from tramontane.kernels.blocks import dequantize
-from tramontane.kernels.checks import FLOAT32, FLOATS, INT32, UINT8, check, check_attention, check_blocks, check_sample
+from tramontane.kernels.checks import (
+    FLOAT32,
+    FLOATS,
+    INT32,
+    UINT8,
+    check,
+    check_attention,
+    check_blocks,
+    check_groups,
+    check_norm,
+    check_place,
+    check_route,
+    check_sample,
+)
 from tramontane.kernels.coded import Coded, check_coded, decode_host
 
 __all__ = ["ReferenceOps", "dequantize"]
@@ -64,46 +78,83 @@ def _relu(x: Floats) -> Floats:
     return y
 
 
+def _relu_squared(x: Floats) -> Floats:
+    y: Floats = np.square(_relu(x))
+    return y
+
+
+def _gelu_quick(x: Floats) -> Floats:
+    y: Floats = x * _sigmoid(np.float32(1.702) * x)
+    return y
+
+
+def _sigmoid(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        y: Floats = np.float32(1) / (np.float32(1) + np.exp(-x))
+    return y
+
+
 ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
+    "gelu_quick": _gelu_quick,
     "relu": _relu,
+    "relu_squared": _relu_squared,
 }
 
 
-def _softmax(scores: Floats) -> Floats:
-    """In place over the last axis; at least one score of each row is finite."""
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
+@dataclass(frozen=True)
+class _Scoring:
+    """What `Ops.attention` makes of a sequence's scores besides their scale. Heads are [Hkv, G]."""
+
+    context: int
+    window: int
+    causal: bool
+    softcap: float
+    sinks: Floats | None
+    slopes: Floats | None
+
+    def __call__(self, scores: Floats, positions: NDArray[np.int64], keys: NDArray[np.int64]) -> Floats:
+        """scores [n, Hkv, G, m] of query positions [n] and key positions [m]; -inf where a key is not seen."""
+        ahead = (positions[:, None] - keys[None, :])[:, None, None, :]
+        if self.softcap > 0:
+            scores = np.float32(self.softcap) * np.tanh(scores / np.float32(self.softcap))
+        if self.slopes is not None:
+            scores = scores - self.slopes[:, :, None] * ahead.astype(np.float32)
+        seen = ahead >= 0 if self.causal else np.broadcast_to(keys < self.context, ahead.shape)
+        if self.window > 0:
+            seen = seen & (np.abs(ahead) < self.window)
+        result: Floats = np.where(seen, scores, np.float32(-np.inf))
+        return result
 
 
-def _visible(positions: NDArray[np.int64], keys: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
-    """[n, m]: which key positions each query position sees."""
-    ahead = positions[:, None] - keys[None, :]
-    return (ahead >= 0) & (ahead < window) if window > 0 else ahead >= 0
-
-
-def _attend(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, window: int) -> Floats:
+def _attend(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, scoring: _Scoring) -> Floats:
     """Attention of scaled queries [n, Hkv, G, D] over pages [B, Hkv, block, D] that start at position `start`."""
-    heads, width = k.shape[1], k.shape[3]
-    k = k.swapaxes(0, 1).reshape(heads, -1, width)
-    v = v.swapaxes(0, 1).reshape(heads, -1, width)
+    heads = k.shape[1]
+    k = k.swapaxes(0, 1).reshape(heads, -1, k.shape[3])
+    v = v.swapaxes(0, 1).reshape(heads, -1, v.shape[3])
     keys = np.arange(start, start + k.shape[1])
-    out = np.empty_like(q)
+    out = np.empty((*q.shape[:3], v.shape[2]), np.float32)
     for a in range(0, len(q), _QUERY_ROWS):
         part = q[a : a + _QUERY_ROWS].transpose(1, 0, 2, 3)
-        scores = part.reshape(heads, -1, width) @ k.swapaxes(1, 2)
-        seen = _visible(positions[a : a + _QUERY_ROWS], keys, window)
-        scores = np.where(seen[None, :, None, :], scores.reshape(*part.shape[:3], -1), np.float32(-np.inf))
-        mixed = _softmax(scores).reshape(heads, -1, len(keys)) @ v
-        out[a : a + _QUERY_ROWS] = mixed.reshape(part.shape).transpose(1, 0, 2, 3)
+        scores = (part.reshape(heads, -1, part.shape[3]) @ k.swapaxes(1, 2)).reshape(*part.shape[:3], -1)
+        scores = scoring(scores.transpose(1, 0, 2, 3), positions[a : a + _QUERY_ROWS], keys)
+        best = scores.max(axis=-1, keepdims=True)
+        if scoring.sinks is not None:
+            best = np.maximum(best, scoring.sinks[:, :, None])
+        scores = np.exp(scores - best)
+        total = scores.sum(axis=-1, keepdims=True)
+        if scoring.sinks is not None:
+            total += np.exp(scoring.sinks[:, :, None] - best)
+        weights = (scores / total).transpose(1, 0, 2, 3).reshape(heads, -1, len(keys))
+        out[a : a + _QUERY_ROWS] = (weights @ v).reshape(*part.shape[:3], -1).transpose(1, 0, 2, 3)
     return out
 
 
-def _attend_tiled(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, window: int) -> Floats:
+def _attend_tiled(
+    q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, scoring: _Scoring
+) -> Floats:
     """The same with an online softmax over the pages in order (Milakov and Gimelshein, 2018).
 
     A row's products are of one shape [G, D] x [D, block] whatever else is computed, and a page that it does not see
@@ -112,11 +163,12 @@ def _attend_tiled(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64],
     size = k.shape[2]
     best = np.full(q.shape[:3], -np.inf, np.float32)
     total = np.zeros(q.shape[:3], np.float32)
-    mixed = np.zeros(q.shape, np.float32)
+    mixed = np.zeros((*q.shape[:3], v.shape[3]), np.float32)
+    if scoring.sinks is not None:
+        best[...], total[...] = scoring.sinks, 1
     for page in range(len(k)):
         first = start + page * size
-        seen = _visible(positions, np.arange(first, first + size), window)[:, None, None, :]
-        scores = np.where(seen, q @ k[page].swapaxes(1, 2), np.float32(-np.inf))
+        scores = scoring(q @ k[page].swapaxes(1, 2), positions, np.arange(first, first + size))
         new = np.maximum(best, scores.max(axis=-1))
         finite = np.where(np.isneginf(new), np.float32(0), new)
         keep = np.exp(best - finite)
@@ -126,6 +178,38 @@ def _attend_tiled(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64],
         best = new
     mixed /= total[..., None]
     return mixed
+
+
+def _best(values: Floats, count: int) -> NDArray[np.int64]:
+    """Places of the `count` highest of each row, the highest first, the lower place on ties."""
+    order: NDArray[np.int64] = np.argsort(-values, axis=-1, kind="stable")
+    return order[:, :count]
+
+
+def _group_mask(choice: Floats, groups: int, top_groups: int, group_score: str) -> NDArray[np.bool_]:
+    """[T,E]: whether an expert's group is among the best."""
+    each = choice.reshape(len(choice), groups, -1)
+    worth = np.sort(each, axis=-1)[:, :, -1 if group_score == "max" else slice(-2, None)]
+    worth = worth if worth.ndim == 2 else worth.sum(axis=-1, dtype=np.float32)
+    kept = np.zeros(worth.shape, bool)
+    np.put_along_axis(kept, _best(worth, top_groups), True, axis=1)
+    return np.repeat(kept, each.shape[2], axis=1)
+
+
+def _sparsemixer(logits: Floats, jitter: float) -> tuple[Floats, NDArray[np.int64]]:
+    """Weights and places [T,2]; see `Ops.route`."""
+    weights, places, left = [], [], logits
+    for _ in range(2):
+        top = left.max(axis=-1, keepdims=True)
+        far = (top - left) / np.maximum(np.abs(left), top) > 2 * jitter
+        scores = np.where(far, np.float32(-np.inf), left)
+        place = _best(left, 1)
+        exps = np.exp(scores - top)
+        weights.append(np.take_along_axis(exps / exps.sum(axis=-1, keepdims=True), place, axis=1))
+        places.append(place)
+        left = left.copy()
+        np.put_along_axis(left, place, -np.inf, axis=1)
+    return np.concatenate(weights, axis=1), np.concatenate(places, axis=1)
 
 
 def _draw(logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
@@ -259,16 +343,54 @@ class ReferenceOps:
         check_coded("rows_coded", coded, ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32))
         out[:, slice(None) if coded.order is None else coded.order] = decode_host(coded, ids)
 
-    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
-        check("rms_norm", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("weight", weight, "K", FLOAT32))
+    def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
+        check_norm("rms_norm", out, x, weight)
         mean = np.square(x).mean(axis=-1, keepdims=True)
         np.divide(x, np.sqrt(mean + np.float32(eps)), out=out)
-        out *= weight
+        if weight is not None:
+            _by_row(out, weight)[...] *= weight
 
-    def add(self, out: Array, x: Array) -> None:
+    def layer_norm(self, out: Array, x: Array, weight: Array | None, bias: Array | None, eps: float) -> None:
+        check_norm("layer_norm", out, x, weight, bias)
+        np.subtract(x, x.mean(axis=-1, keepdims=True), out=out)
+        variance = np.square(out).mean(axis=-1, keepdims=True)
+        np.divide(out, np.sqrt(variance + np.float32(eps)), out=out)
+        if weight is not None:
+            _by_row(out, weight)[...] *= weight
+        if bias is not None:
+            _by_row(out, bias)[...] += bias
+
+    def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
         if out.shape != x.shape:
             raise ValueError(f"add: out has shape {list(out.shape)}, x {list(x.shape)}")
-        out += x
+        out += x if factor == 1.0 else np.float32(factor) * x
+
+    def add_gated(self, out: Array, x: Array, gate: Array) -> None:
+        check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
+        out += _sigmoid(gate) * x
+
+    def scale(self, x: Array, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def clip(self, x: Array, limit: float) -> None:
+        np.clip(x, -np.float32(limit), np.float32(limit), out=x)
+
+    def softcap(self, x: Array, cap: float) -> None:
+        x /= np.float32(cap)
+        np.tanh(x, out=x)
+        x *= np.float32(cap)
+
+    def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        check_place(out, x, to, start, width)
+        out[:, :, to : to + width] = x[:, :, start : start + width]
+
+    def copy(self, out: Array, x: Array) -> None:
+        if out.shape != x.shape:
+            raise ValueError(f"copy: out has shape {list(out.shape)}, x {list(x.shape)}")
+        out[...] = x
+
+    def part(self, array: Array, start: int, stop: int) -> Array:
+        return array[start:stop]
 
     def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
         check(
@@ -276,17 +398,18 @@ class ReferenceOps:
             ("cos", cos, "T half", FLOAT32),
             ("sin", sin, "T half", FLOAT32),
             ("positions", positions, "T", INT32),
-            ("inv_freq", inv_freq, "half", FLOAT32),
+            ("inv_freq", inv_freq, "half" if inv_freq.ndim == 1 else "T half", FLOAT32),
         )
         angles = positions.astype(np.float32)[:, None] * inv_freq
         cos[...] = np.cos(angles.astype(np.float64)) * scale
         sin[...] = np.sin(angles.astype(np.float64)) * scale
 
-    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool, offset: int = 0) -> None:
         check("rope", ("x", x, "T H D", FLOAT32), ("cos", cos, "T half", FLOAT32), ("sin", sin, "T half", FLOAT32))
         half = cos.shape[1]
-        if 2 * half > x.shape[2]:
-            raise ValueError(f"rope: {half} angles rotate {2 * half} elements, heads have {x.shape[2]}")
+        if not 0 <= offset <= x.shape[2] - 2 * half:
+            raise ValueError(f"rope: {2 * half} elements from {offset} on do not lie in heads of {x.shape[2]}")
+        x = x[:, :, offset:]
         if interleaved:
             a, b = x[:, :, 0 : 2 * half : 2], x[:, :, 1 : 2 * half : 2]
         else:
@@ -298,9 +421,9 @@ class ReferenceOps:
         check(
             "write_cache",
             ("k_cache", k_cache, "blocks H size D", FLOATS),
-            ("v_cache", v_cache, "blocks H size D", FLOATS),
+            ("v_cache", v_cache, "blocks H size Dv", FLOATS),
             ("k", k, "T H D", FLOAT32),
-            ("v", v, "T H D", FLOAT32),
+            ("v", v, "T H Dv", FLOAT32),
             ("slots", slots, "T", INT32),
         )
         blocks, offsets = np.divmod(slots, np.int32(k_cache.shape[2]))
@@ -328,9 +451,14 @@ class ReferenceOps:
         context_lens: Array,
         scale: float,
         window: int = 0,
+        causal: bool = True,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        slopes: Array | None = None,
     ) -> None:
-        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens)
+        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
         _, heads, size, width = k_cache.shape
+        by_head = [None if each is None else each.reshape(heads, -1) for each in (sinks, slopes)]
         attend = _attend_tiled if self.deterministic else _attend
         for s, context in enumerate(context_lens.tolist()):
             a, b = int(query_start[s]), int(query_start[s + 1])
@@ -344,18 +472,78 @@ class ReferenceOps:
                 values[-1, :, context % size :] = 0
             queries = (q[a:b] * np.float32(scale)).reshape(b - a, heads, -1, width)
             positions = np.arange(context - (b - a), context)
-            out[a:b] = attend(queries, keys, values, positions, first * size, window).reshape(b - a, -1, width)
+            scoring = _Scoring(context, window, causal, softcap, *by_head)
+            mixed = attend(queries, keys, values, positions, first * size, scoring)
+            out[a:b] = mixed.reshape(b - a, -1, v_cache.shape[3])
 
-    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+    def activation(self, out: Array, x: Array, kind: str) -> None:
+        check("activation", ("out", out, "T N", FLOAT32), ("x", x, "T N", FLOAT32))
+        out[...] = _activation("activation", kind)(x)
+
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:
         check(
             "gated_activation",
             ("out", out, "T N", FLOAT32),
             ("gate", gate, "T N", FLOAT32),
             ("up", up, "T N", FLOAT32),
         )
-        if kind not in ACTIVATIONS:
-            raise ValueError(f"gated_activation: kind {kind!r} is none of {', '.join(ACTIVATIONS)}")
-        np.multiply(ACTIVATIONS[kind](gate), up, out=out)
+        if kind == "swiglu_clamped":
+            bound = np.float32(limit)
+            np.multiply(_gelu_quick(np.minimum(gate, bound)), np.clip(up, -bound, bound) + np.float32(1), out=out)
+        else:
+            np.multiply(_activation("gated_activation", kind)(gate), up, out=out)
+
+    def route(
+        self,
+        weights: Array,
+        experts: Array,
+        logits: Array,
+        correction: Array | None,
+        score: str,
+        normalize: bool,
+        scale: float,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_score: str = "max",
+        jitter: float = 0.0,
+    ) -> None:
+        check_route(weights, experts, logits, correction, score, groups, top_groups, group_score)
+        if not len(logits):
+            return
+        if score == "sparsemixer":
+            chosen, places = _sparsemixer(logits, jitter)
+        else:
+            scores = _softmax(logits) if score == "softmax" else _sigmoid(logits)
+            choice = scores if correction is None else scores + correction
+            if groups > 1:
+                allowed = _group_mask(choice, groups, top_groups, group_score)
+                choice = np.where(allowed, choice, np.float32(-np.inf))
+            places = _best(choice, experts.shape[1])
+            chosen = np.take_along_axis(scores, places, axis=1)
+        if normalize:
+            chosen = chosen / (chosen.sum(axis=-1, keepdims=True) + np.float32(1e-20))
+        weights[...] = chosen * np.float32(scale)
+        experts[...] = places
+
+    def group_rows(self, rows: Array, slots: Array, offsets: Array, experts: Array) -> None:
+        check_groups(rows, slots, offsets, experts)
+        order = np.argsort(experts.reshape(-1), kind="stable")
+        rows[...] = order // max(1, experts.shape[1])
+        slots.reshape(-1)[order] = np.arange(len(order), dtype=np.int32)
+        offsets[0] = 0
+        np.cumsum(np.bincount(experts.reshape(-1), minlength=len(offsets) - 1), out=offsets[1:])
+
+    def combine(self, out: Array, x: Array, slots: Array, weights: Array) -> None:
+        check(
+            "combine",
+            ("out", out, "T K", FLOAT32),
+            ("x", x, "places K", FLOAT32),
+            ("slots", slots, "T k", INT32),
+            ("weights", weights, "T k", FLOAT32),
+        )
+        out[...] = 0
+        for j in range(slots.shape[1]):
+            out += weights[:, j : j + 1] * x[slots[:, j]]
 
     def take_rows(self, out: Array, x: Array, rows: Array) -> None:
         check("take_rows", ("out", out, "R K", FLOAT32), ("x", x, "T K", FLOAT32), ("rows", rows, "R", INT32))
@@ -387,6 +575,23 @@ class ReferenceOps:
         columns = (column.tolist() for column in (temperature, top_k, top_p, min_p, uniform))
         for r, parameters in enumerate(zip(*columns, strict=True)):
             tokens[r] = _draw(logits[r], *parameters)
+
+
+def _activation(op: str, kind: str) -> Callable[[Floats], Floats]:
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"{op}: kind {kind!r} is none of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[kind]
+
+
+def _by_row(x: Floats, weight: Floats) -> Floats:
+    """x [T,K] so that a weight [K], or [W,K] for rows t % W, lies over it."""
+    return x if weight.ndim == 1 else x.reshape(-1, *weight.shape)
+
+
+def _softmax(logits: Floats) -> Floats:
+    exps = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: Floats = exps / exps.sum(axis=-1, keepdims=True)
+    return result
 
 
 def _strips(weight: NDArray[Any], rows: int) -> Iterator[tuple[int, NDArray[Any]]]:

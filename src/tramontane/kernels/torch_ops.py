@@ -27,6 +27,8 @@ from tramontane.kernels.checks import (
     check,
     check_attention,
     check_blocks,
+    check_norm,
+    check_place,
     check_sample,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
@@ -278,11 +280,24 @@ class TorchOps:
         else:
             out.index_copy_(1, coded.order.long(), values)
 
-    def rms_norm(self, out: Array, x: Array, weight: Array, eps: float) -> None:
-        check("rms_norm", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("weight", weight, "K", FLOAT32))
+    def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
+        check_norm("rms_norm", out, x, weight)
         for rows, part in self._groups(x):
             root = part.square().mean(dim=-1, keepdim=True).add_(eps).sqrt_()
-            out[rows] = (part / root * weight)[: len(x[rows])]
+            out[rows] = (part / root)[: len(x[rows])]
+        if weight is not None:
+            _by_row(out, weight).mul_(weight)
+
+    def layer_norm(self, out: Array, x: Array, weight: Array | None, bias: Array | None, eps: float) -> None:
+        check_norm("layer_norm", out, x, weight, bias)
+        for rows, part in self._groups(x):
+            centred = part - part.mean(dim=-1, keepdim=True)
+            root = centred.square().mean(dim=-1, keepdim=True).add_(eps).sqrt_()
+            out[rows] = (centred / root)[: len(x[rows])]
+        if weight is not None:
+            _by_row(out, weight).mul_(weight)
+        if bias is not None:
+            _by_row(out, bias).add_(bias)
 
     def _groups(self, x: Array) -> Iterator[tuple[slice, Array]]:
         """All rows at once; deterministic, `_GROUP` at a time, the last group filled up with zeros."""
@@ -301,10 +316,37 @@ class TorchOps:
         step = 1 if self.deterministic else max(1, count)
         return (slice(start, start + step) for start in range(0, count, step))
 
-    def add(self, out: Array, x: Array) -> None:
+    def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
         if out.shape != x.shape:
             raise ValueError(f"add: out has shape {list(out.shape)}, x {list(x.shape)}")
-        out += x
+        out += x if factor == 1.0 else x * factor
+
+    def add_gated(self, out: Array, x: Array, gate: Array) -> None:
+        check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
+        for rows in self._rows(len(out)):
+            out[rows] += torch.sigmoid(gate[rows]) * x[rows]
+
+    def scale(self, x: Array, factor: float) -> None:
+        x.mul_(factor)
+
+    def clip(self, x: Array, limit: float) -> None:
+        x.clamp_(-limit, limit)
+
+    def softcap(self, x: Array, cap: float) -> None:
+        for rows in self._rows(len(x)):
+            x[rows] = (x[rows] / cap).tanh() * cap
+
+    def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        check_place(out, x, to, start, width)
+        out[:, :, to : to + width] = x[:, :, start : start + width]
+
+    def copy(self, out: Array, x: Array) -> None:
+        if out.shape != x.shape:
+            raise ValueError(f"copy: out has shape {list(out.shape)}, x {list(x.shape)}")
+        out.copy_(x)
+
+    def part(self, array: Array, start: int, stop: int) -> Array:
+        return array[start:stop]
 
     def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
         check(
@@ -312,18 +354,19 @@ class TorchOps:
             ("cos", cos, "T half", FLOAT32),
             ("sin", sin, "T half", FLOAT32),
             ("positions", positions, "T", INT32),
-            ("inv_freq", inv_freq, "half", FLOAT32),
+            ("inv_freq", inv_freq, "half" if inv_freq.ndim == 1 else "T half", FLOAT32),
         )
         angles = positions.float()[:, None] * inv_freq
         for rows in self._rows(len(angles)):
             torch.mul(angles[rows].cos(), scale, out=cos[rows])
             torch.mul(angles[rows].sin(), scale, out=sin[rows])
 
-    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
+    def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool, offset: int = 0) -> None:
         check("rope", ("x", x, "T H D", FLOAT32), ("cos", cos, "T half", FLOAT32), ("sin", sin, "T half", FLOAT32))
         half = cos.shape[1]
-        if 2 * half > x.shape[2]:
-            raise ValueError(f"rope: {half} angles rotate {2 * half} elements, heads have {x.shape[2]}")
+        if not 0 <= offset <= x.shape[2] - 2 * half:
+            raise ValueError(f"rope: {2 * half} elements from {offset} on do not lie in heads of {x.shape[2]}")
+        x = x[:, :, offset:]
         if interleaved:
             a, b = x[:, :, 0 : 2 * half : 2], x[:, :, 1 : 2 * half : 2]
         else:
@@ -337,9 +380,9 @@ class TorchOps:
         check(
             "write_cache",
             ("k_cache", k_cache, "blocks H size D", FLOATS),
-            ("v_cache", v_cache, "blocks H size D", FLOATS),
+            ("v_cache", v_cache, "blocks H size Dv", FLOATS),
             ("k", k, "T H D", FLOAT32),
-            ("v", v, "T H D", FLOAT32),
+            ("v", v, "T H Dv", FLOAT32),
             ("slots", slots, "T", INT32),
         )
         size = k_cache.shape[2]
@@ -367,8 +410,14 @@ class TorchOps:
         context_lens: Array,
         scale: float,
         window: int = 0,
+        causal: bool = True,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        slopes: Array | None = None,
     ) -> None:
-        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens)
+        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
+        if not causal or softcap or sinks is not None or slopes is not None or out.shape != q.shape:
+            raise NotImplementedError("attention with more than windows on torch")
         starts, contexts = _integers(query_start), _integers(context_lens)
         if self.deterministic:
             self._attend_rows(out, q, k_cache, v_cache, block_tables, starts, contexts, scale, window)
@@ -465,7 +514,7 @@ class TorchOps:
                 best = new
             out[rows] = (mixed / total[..., None]).flatten(1, 2)[: len(places_here)]
 
-    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str) -> None:
+    def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:
         check(
             "gated_activation",
             ("out", out, "T N", FLOAT32),
@@ -523,6 +572,11 @@ class TorchOps:
         drawn = (sums <= uniform.to(self._wide)[:, None] * sums[:, -1:]).sum(dim=-1).clamp(max=vocabulary - 1)
         drawn = torch.where(greedy, 0, drawn)
         tokens.copy_(order.gather(1, drawn[:, None])[:, 0])
+
+
+def _by_row(x: Array, weight: Array) -> Array:
+    """x [T,K] so that a weight [K], or [W,K] for rows t % W, lies over it."""
+    return x if weight.ndim == 1 else x.view(-1, *weight.shape)
 
 
 def _visible(positions: Array, keys: Array, window: int) -> Array:

@@ -26,8 +26,15 @@ class Workspace:
         """
         if rows > self.max_rows:
             raise ValueError(f"{name}: {rows} rows exceed the workspace's {self.max_rows}")
-        key = (name, tail, dtype)
+        return self.ops.view(self._buffer(name, (self.max_rows, *tail), dtype), (rows, *tail))
+
+    def fixed(self, name: str, *shape: int, dtype: str = "float32") -> Array:
+        """A buffer of one shape, however many rows a step has; else as `take`."""
+        return self._buffer(name, shape, dtype)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+        key = (name, shape, dtype)
         if key not in self._buffers:
-            self._buffers[key] = self.ops.empty((self.max_rows, *tail), dtype)
-            self.nbytes += self.max_rows * math.prod(tail) * (2 if dtype in ("float16", "bfloat16") else 4)
-        return self.ops.view(self._buffers[key], (rows, *tail))
+            self._buffers[key] = self.ops.empty(shape, dtype)
+            self.nbytes += math.prod(shape) * (2 if dtype in ("float16", "bfloat16") else 4)
+        return self._buffers[key]

@@ -1,20 +1,104 @@
 """Attention over the paged cache.
 
-Owns the order project, rotate, store, attend, project. Must not know: blocks' bookkeeping, norms, which model it is
-part of.
+Owns the order project, normalise, rotate, store, attend, project. Must not know: blocks' bookkeeping, which model it
+is part of.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.layers.linear import Linear
+from tramontane.layers.norm import Norm
 from tramontane.layers.rope import Angles, Rotary
 
 
-class Attention:
-    """Causal grouped-query attention with rotary positions and, optionally, a window."""
+@dataclass(frozen=True)
+class HeadNorm:
+    """Norms of queries and keys: `over` the elements of a head (with one weight or one a head) or of all heads."""
+
+    q: Norm
+    k: Norm
+    over_all: bool = False
+    after_rope: bool = False
+
+    def __call__(self, ops: Ops, q: Array, k: Array, rows: int, head_dim: int) -> None:
+        """In place; q, k float32 [T,H,D]."""
+        for norm, x in ((self.q, q), (self.k, k)):
+            heads = int(x.shape[1])
+            flat = ops.view(x, (rows, heads * head_dim) if self.over_all else (rows * heads, head_dim))
+            norm(flat, flat)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `Ops.attention` makes of queries and keys."""
+
+    scale: float
+    window: int = 0
+    causal: bool = True
+    softcap: float = 0.0
+    sinks: Array | None = None
+    slopes: Array | None = None
+
+
+class Attention(ABC):
+    """Attention of a batch's rows over all that their sequences have in the cache."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        *,
+        o: Linear,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        value_dim: int,
+        rotary: Rotary | None,
+        scores: Scores,
+    ) -> None:
+        self.ops = ops
+        self.o = o
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim, self.value_dim = head_dim, value_dim
+        self.rotary = rotary
+        self.scores = scores
+
+    def __call__(
+        self,
+        out: Array,
+        x: Array,
+        angles: Angles | None,
+        batch: BatchContext,
+        group: GroupContext,
+        cache: tuple[Array, Array],
+        workspace: Workspace,
+    ) -> None:
+        """out[T,H] from x[T,H]; the batch's keys and values are in `cache` afterwards. out may be x."""
+        ops, rows, scores = self.ops, batch.num_tokens, self.scores
+        q, k, v = self.project(x, angles, rows, workspace)
+        ops.write_cache(*cache, k, v, group.slots)
+        flat = workspace.take("attention.out", rows, self.num_heads * self.value_dim)
+        attended = ops.view(flat, (rows, self.num_heads, self.value_dim))
+        tables, starts, lens = group.block_tables, batch.query_start, batch.context_lens
+        ops.attention(
+            *(attended, q, *cache, tables, starts, lens, scores.scale),
+            *(scores.window, scores.causal, scores.softcap, scores.sinks, scores.slopes),
+        )
+        self.o(out, flat)
+
+    @abstractmethod
+    def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
+        """Queries [T,Hq,D], keys [T,Hkv,D] and values [T,Hkv,Dv] of x [T,H], rotated."""
+
+
+class PlainAttention(Attention):
+    """Queries, keys and values each by a projection of their own, keys and values of fewer heads where grouped
+    (Vaswani et al., 2017; Ainslie et al., 2023)."""
 
     def __init__(
         self,
@@ -24,46 +108,127 @@ class Attention:
         k: Linear,
         v: Linear,
         o: Linear,
-        rotary: Rotary,
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        window: int | None = None,
+        value_dim: int,
+        rotary: Rotary | None,
+        scores: Scores,
+        head_norm: HeadNorm | None = None,
+        clip: float = 0.0,
     ) -> None:
-        """`window`: positions that a token sees, itself included; None: all."""
-        self.ops = ops
-        self.q, self.k, self.v, self.o = q, k, v, o
-        self.rotary = rotary
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.window = window or 0
-        self.scale = head_dim**-0.5
+        """`clip`: bound of what the projections give; 0: none."""
+        super().__init__(
+            ops,
+            o=o,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            rotary=rotary,
+            scores=scores,
+        )
+        self.q, self.k, self.v = q, k, v
+        self.head_norm = head_norm
+        self.clip = clip
 
-    def __call__(
-        self,
-        out: Array,
-        x: Array,
-        angles: Angles,
-        batch: BatchContext,
-        group: GroupContext,
-        cache: tuple[Array, Array],
-        workspace: Workspace,
-    ) -> None:
-        """out[T,H] from x[T,H]; the batch's keys and values are in `cache` afterwards. out may be x."""
-        ops, rows = self.ops, batch.num_tokens
-        q = self._project(self.q, "attention.q", x, rows, self.num_heads, workspace)
-        k = self._project(self.k, "attention.k", x, rows, self.num_kv_heads, workspace)
-        v = self._project(self.v, "attention.v", x, rows, self.num_kv_heads, workspace)
-        self.rotary.rotate(q, angles)
-        self.rotary.rotate(k, angles)
-        ops.write_cache(*cache, k, v, group.slots)
-        flat = workspace.take("attention.out", rows, self.num_heads * self.head_dim)
-        attended = ops.view(flat, (rows, self.num_heads, self.head_dim))
-        tables, starts, lens = group.block_tables, batch.query_start, batch.context_lens
-        ops.attention(attended, q, *cache, tables, starts, lens, self.scale, self.window)
-        self.o(out, flat)
+    def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
+        q = self._heads(self.q, "attention.q", x, rows, self.num_heads, self.head_dim, workspace)
+        k = self._heads(self.k, "attention.k", x, rows, self.num_kv_heads, self.head_dim, workspace)
+        v = self._heads(self.v, "attention.v", x, rows, self.num_kv_heads, self.value_dim, workspace)
+        norm = self.head_norm
+        if norm is not None and not norm.after_rope:
+            norm(self.ops, q, k, rows, self.head_dim)
+        if self.rotary is not None and angles is not None:
+            self.rotary.rotate(q, angles)
+            self.rotary.rotate(k, angles)
+        if norm is not None and norm.after_rope:
+            norm(self.ops, q, k, rows, self.head_dim)
+        return q, k, v
 
-    def _project(self, linear: Linear, name: str, x: Array, rows: int, heads: int, workspace: Workspace) -> Array:
-        """The projection as float32 [T, heads, D]."""
-        flat = workspace.take(name, rows, heads * self.head_dim)
+    def _heads(
+        self, linear: Linear, name: str, x: Array, rows: int, heads: int, width: int, workspace: Workspace
+    ) -> Array:
+        """The projection as float32 [T, heads, width]."""
+        flat = workspace.take(name, rows, heads * width)
         linear(flat, x)
-        return self.ops.view(flat, (rows, heads, self.head_dim))
+        if self.clip:
+            self.ops.clip(flat, self.clip)
+        return self.ops.view(flat, (rows, heads, width))
+
+
+class LatentAttention(Attention):
+    """Keys and values out of one low-rank vector a token, which all heads share (DeepSeek-V2, 2024).
+
+    The last elements of a query's head, and as many more of the vector, are rotated; these are in every head's key.
+    What is cached are the keys and values of the heads.
+    """
+
+    def __init__(
+        self,
+        ops: Ops,
+        *,
+        q_down: Linear | None,
+        q_norm: Norm | None,
+        q_up: Linear,
+        kv_down: Linear,
+        kv_norm: Norm,
+        kv_up: Linear,
+        o: Linear,
+        num_heads: int,
+        head_dim: int,
+        value_dim: int,
+        rotary: Rotary,
+        scores: Scores,
+    ) -> None:
+        """`q_down` None: queries are `q_up` of the input."""
+        super().__init__(
+            ops,
+            o=o,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            rotary=rotary,
+            scores=scores,
+        )
+        self.q_down, self.q_norm, self.q_up = q_down, q_norm, q_up
+        self.kv_down, self.kv_norm, self.kv_up = kv_down, kv_norm, kv_up
+        self.rank = kv_up.weight.shape[1]
+        self.rotated = kv_down.weight.shape[0] - self.rank
+
+    def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
+        ops, heads, width = self.ops, self.num_heads, self.head_dim
+        plain = width - self.rotated
+        q = ops.view(self._queries(x, rows, workspace), (rows, heads, width))
+        joint = workspace.take("attention.kv_down", rows, self.rank + self.rotated)
+        self.kv_down(joint, x)
+        joint = ops.view(joint, (rows, 1, self.rank + self.rotated))
+        latent = ops.view(workspace.take("attention.latent", rows, self.rank), (rows, 1, self.rank))
+        shared = ops.view(workspace.take("attention.rotated", rows, self.rotated), (rows, 1, self.rotated))
+        ops.place(latent, joint, 0, 0, self.rank)
+        ops.place(shared, joint, 0, self.rank, self.rotated)
+        if self.rotary is not None and angles is not None:
+            self.rotary.rotate(q, angles, plain)
+            self.rotary.rotate(shared, angles)
+        flat = ops.view(latent, (rows, self.rank))
+        self.kv_norm(flat, flat)
+        both = workspace.take("attention.kv", rows, heads * (plain + self.value_dim))
+        self.kv_up(both, flat)
+        both = ops.view(both, (rows, heads, plain + self.value_dim))
+        k = ops.view(workspace.take("attention.k", rows, heads * width), (rows, heads, width))
+        v = ops.view(workspace.take("attention.v", rows, heads * self.value_dim), (rows, heads, self.value_dim))
+        ops.place(k, both, 0, 0, plain)
+        ops.place(k, shared, plain, 0, self.rotated)
+        ops.place(v, both, 0, plain, self.value_dim)
+        return q, k, v
+
+    def _queries(self, x: Array, rows: int, workspace: Workspace) -> Array:
+        q = workspace.take("attention.q", rows, self.num_heads * self.head_dim)
+        if self.q_down is not None and self.q_norm is not None:
+            low = workspace.take("attention.q_down", rows, self.q_down.weight.shape[0])
+            self.q_down(low, x)
+            self.q_norm(low, low)
+            x = low
+        self.q_up(q, x)
+        return q

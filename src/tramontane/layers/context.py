@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tramontane.kernels import Array
 
 
@@ -36,3 +39,7 @@ class BatchContext:
     """int32 [S]: tokens in the cache after this step."""
     groups: tuple[GroupContext, ...]
     """In the order of `models.spec.cache_groups`."""
+    rope_lengths: NDArray[np.int32] | None = None
+    """int32 [T] on the host: the length of sequence that a token's rotation is stretched for, where that matters."""
+    token_types: Array | None = None
+    """int32 [T], for models that tell a first text from a second."""

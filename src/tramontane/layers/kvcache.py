@@ -24,23 +24,23 @@ class KVCache:
         self,
         ops: Ops,
         slots: Sequence[int],
-        shapes: Sequence[tuple[int, int]],
+        shapes: Sequence[tuple[int, int, int]],
         *,
         num_blocks: int,
         block_size: int,
         dtype: str,
     ) -> None:
-        """`slots`: for each layer the pair of arrays it uses; `shapes`: (key-value heads, head size) of each pair;
-        `dtype`: float32, float16 or bfloat16."""
+        """`slots`: for each layer the pair of arrays it uses; `shapes`: (key-value heads, key size, value size) of each
+        pair; `dtype`: float32, float16 or bfloat16."""
         self.ops = ops
         self.num_blocks, self.block_size, self.dtype = num_blocks, block_size, dtype
         self._slots = tuple(slots)
-        full = [(num_blocks, heads, block_size, head_dim) for heads, head_dim in shapes]
-        self._pairs = tuple((ops.zeros(shape, dtype), ops.zeros(shape, dtype)) for shape in full)
-        self.nbytes = 2 * _ITEMSIZE[dtype] * sum(math.prod(shape) for shape in full)
+        full = [[(num_blocks, heads, block_size, size) for size in sizes] for heads, *sizes in shapes]
+        self._pairs = tuple((ops.zeros(keys, dtype), ops.zeros(values, dtype)) for keys, values in full)
+        self.nbytes = _ITEMSIZE[dtype] * sum(math.prod(shape) for pair in full for shape in pair)
 
     def layer(self, index: int) -> tuple[Array, Array]:
-        """Keys and values of a layer, each [num_blocks, H, block_size, D]."""
+        """Keys and values of a layer, each [num_blocks, H, block_size, D]; D may differ."""
         return self._pairs[self._slots[index]]
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -7,6 +7,7 @@ Must not know: configs, which layers share a Rotary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,39 @@ class Rotary:
         self.ops.rope_angles(cos, sin, batch.positions, self.inv_freq, self.scale)
         return cos, sin
 
-    def rotate(self, x: Array, angles: Angles) -> None:
-        """In place, x float32 [T,H,D]."""
-        self.ops.rope(x, *angles, self.interleaved)
+    def rotate(self, x: Array, angles: Angles, offset: int = 0) -> None:
+        """In place, x float32 [T,H,D], from element `offset` of each head on."""
+        self.ops.rope(x, *angles, self.interleaved, offset)
+
+
+class LengthRotary(Rotary):
+    """Rotary positions whose frequencies depend on the length of the sequence: those of a step are made on the host."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        frequencies: Callable[[int], Frequencies],
+        half: int,
+        *,
+        scale: float = 1.0,
+        interleaved: bool = False,
+        name: str = "rope",
+    ) -> None:
+        """`frequencies(length)`: float32 [half]. The rest as for Rotary."""
+        super().__init__(ops, frequencies(0), scale=scale, interleaved=interleaved, name=name)
+        if self.half != half:
+            raise ValueError(f"{self.half} frequencies for {half} pairs")
+        self.frequencies = frequencies
+
+    def angles(self, batch: BatchContext, workspace: Workspace) -> Angles:
+        cos = workspace.take(f"{self.name}.cos", batch.num_tokens, self.half)
+        sin = workspace.take(f"{self.name}.sin", batch.num_tokens, self.half)
+        if batch.rope_lengths is None:
+            raise ValueError(f"{self.name}: the batch does not say how long its sequences are")
+        lengths, places = np.unique(batch.rope_lengths, return_inverse=True)
+        rows = np.stack([self.frequencies(length) for length in lengths.tolist()])[places]
+        self.ops.rope_angles(cos, sin, batch.positions, self.ops.from_host(rows), self.scale)
+        return cos, sin
 
 
 def inverse_frequencies(theta: float, dim: int) -> Frequencies:
@@ -86,6 +117,30 @@ def yarn_frequencies(
     ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1)
     waves = _wave_numbers(theta, dim)
     result: Frequencies = (1 / (np.float32(factor) * waves) * ramp + 1 / waves * (1 - ramp)).astype(np.float32)
+    return result
+
+
+def dynamic_theta(theta: float, dim: int, factor: float, original: int, length: int) -> float:
+    """The base of "dynamic NTK" (emozilla, 2023) for sequences of `length`: that of the model up to `original`."""
+    longer = max(length, original)
+    base: float = theta * ((factor * longer / original) - (factor - 1)) ** (dim / (dim - 2))
+    return base
+
+
+def longrope_frequencies(theta: float, dim: int, factors: Sequence[float]) -> Frequencies:
+    """LongRoPE (Ding et al., 2024): each frequency slowed by a factor of its own, found by search."""
+    result: Frequencies = (1 / (np.array(factors, np.float32) * _wave_numbers(theta, dim))).astype(np.float32)
+    return result
+
+
+def longrope_magnitude(factor: float, original: int) -> float:
+    """LongRoPE's scale of cos and sin (Ding et al., 2024)."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+def divided(inv_freq: Frequencies, factors: Sequence[float]) -> Frequencies:
+    """Each frequency slowed by its own factor."""
+    result: Frequencies = np.divide(inv_freq, np.array(factors, np.float32), dtype=np.float32)
     return result
 
 

@@ -6,7 +6,7 @@ requests.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,13 @@ from tramontane import platform
 from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.kernels import Ops
 from tramontane.loading import memory
+from tramontane.loading.binding import Binding, Piece
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
-from tramontane.models.decoder import Decoder, Parameter, check_parameters
+from tramontane.loading.memory import Plan
+from tramontane.models.decoder import Decoder
+from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import ModelSpec
-from tramontane.weights import FORMATS, make_weight
+from tramontane.weights import FORMATS, Experts, make_weight, select_rows
 
 _NUMPY: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -50,6 +53,8 @@ class LoadedModel:
     """Of most dense matrices by bytes; "float32" where all are quantized."""
     formats: Mapping[str, str]
     """Format of each matrix by canonical name."""
+    bindings: Mapping[str, Binding]
+    """Where each parameter comes from."""
 
     def cache_dtype(self, choice: str = "auto") -> str:
         """The dtype of the cache that a configured one means for this model."""
@@ -66,42 +71,75 @@ def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture:
     if dtype != "auto" and dtype not in memory.ITEMSIZE:
         raise InvalidRequest("dtype", f"{dtype!r} is not a dtype", f"Use auto, {', '.join(memory.ITEMSIZE)}.")
     checkpoint = open_checkpoint(path)
-    spec = checked_spec(checkpoint, architecture)
-    tensors = checkpoint.parameters
-    formats = memory.stored_formats(checkpoint, dtype)
-    needed = memory.weight_bytes(checkpoint, formats)
+    plan = checked_plan(checkpoint, architecture)
+    formats = plan.formats(dtype)
+    needed = plan.weight_bytes(formats)
     if ops.device == "cpu":
         memory.check_weights_fit(needed, platform.available_memory())
-    parameters = {name: _parameter(ops, checkpoint, tensor, formats.get(name)) for name, tensor in tensors.items()}
-    decoder = Decoder(spec, parameters, ops)
-    return LoadedModel(spec, decoder, ops, checkpoint, needed, _dense_dtype(checkpoint, formats), formats)
+    parameters = {
+        name: load_parameter(ops, checkpoint, binding, formats.get(name)) for name, binding in plan.bindings.items()
+    }
+    decoder = Decoder(plan.spec, parameters, ops)
+    return LoadedModel(plan.spec, decoder, ops, checkpoint, needed, plan.dense_dtype(formats), formats, plan.bindings)
 
 
-def checked_spec(checkpoint: Checkpoint, architecture: str = "auto") -> ModelSpec:
-    """The checkpoint's spec, after everything was checked that can be without reading weights.
+def checked_plan(checkpoint: Checkpoint, architecture: str = "auto") -> Plan:
+    """What the checkpoint will become, after everything was checked that can be without reading weights.
 
     Raises CorruptCheckpoint or UnsupportedModel: what `load_model` would.
     """
     spec = checkpoint.spec(architecture)
-    shapes = {name: checkpoint.tensors[tensor].shape for name, tensor in checkpoint.parameters.items()}
-    check_parameters(spec, shapes)
-    _check_formats(checkpoint)
-    return spec
+    plan = Plan(spec, checkpoint.bindings(spec, architecture), checkpoint.tensors)
+    check_parameters(spec, {name: binding.shape for name, binding in plan.bindings.items()})
+    _check_formats(checkpoint, plan)
+    return plan
 
 
-def _parameter(ops: Ops, checkpoint: Checkpoint, tensor: str, format: str | None) -> Parameter:
+def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: str | None) -> Parameter:
     """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector."""
-    parts = checkpoint.parts(tensor)
-    if format in _NUMPY or format is None:
-        parts = {"weight": _converted(checkpoint, tensor, parts["weight"], _NUMPY[format or "F32"])}
     if format is None:
-        parameter: Parameter = ops.from_host(parts["weight"])
+        vectors = [_vector(checkpoint, piece) for piece in binding.pieces]
+        values = np.concatenate([vector.reshape(-1) for vector in vectors]) if len(vectors) > 1 else vectors[0]
+        if binding.shifted:
+            values = values + np.float32(1)
+        parameter: Parameter = ops.from_host(values.reshape(binding.shape))
+    elif binding.kind == "experts":
+        count, rows, columns = binding.shape
+        parts = [_matrix(checkpoint, piece, format) for piece in binding.pieces]
+        if len(parts) < count:  # stacked: one tensor holds all
+            each = [select_rows(parts[0], slice(e * rows, (e + 1) * rows), count * rows) for e in range(count)]
+        else:
+            each = parts
+        parameter = Experts(ops, [make_weight(ops, format, (rows, columns), one) for one in each])
     else:
-        rows, columns = checkpoint.tensors[tensor].shape
-        parameter = make_weight(ops, format, (rows, columns), parts)
+        rows, columns = binding.shape
+        parameter = make_weight(ops, format, (rows, columns), _matrix(checkpoint, binding.pieces[0], format))
     # What was read to copy it to the device is not needed here any more; where it was not read this changes nothing.
-    checkpoint.release(tensor)
+    for piece in binding.pieces:
+        checkpoint.release(piece.tensor)
     return parameter
+
+
+def _vector(checkpoint: Checkpoint, piece: Piece) -> NDArray[Any]:
+    array = _converted(checkpoint, piece.tensor, checkpoint.parts(piece.tensor)["weight"], _NUMPY["F32"])
+    return array if piece.rows is None else array[..., piece.rows]
+
+
+def _matrix(checkpoint: Checkpoint, piece: Piece, format: str) -> Mapping[str, NDArray[Any]]:
+    """The tensors of a piece's weight, its rows alone."""
+    parts = checkpoint.parts(piece.tensor)
+    if "weight" in parts:
+        array = parts["weight"]
+        if piece.transposed:
+            array = array.swapaxes(-1, -2)
+        array = array.reshape(-1, array.shape[-1])
+        array = array if piece.rows is None else array[piece.rows]
+        return {"weight": np.ascontiguousarray(_converted(checkpoint, piece.tensor, array, _NUMPY[format]))}
+    if "blocks" in parts:
+        parts = {"blocks": parts["blocks"].reshape(-1, parts["blocks"].shape[-1])}
+    if piece.rows is None:
+        return parts
+    return select_rows(parts, piece.rows, math.prod(checkpoint.tensors[piece.tensor].shape[:-1]))
 
 
 def _converted(checkpoint: Checkpoint, tensor: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -124,22 +162,25 @@ def _converted(checkpoint: Checkpoint, tensor: str, array: NDArray[Any], dtype: 
     return result
 
 
-def _check_formats(checkpoint: Checkpoint) -> None:
+def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:
     """Refuse parameters in a format that this build does not compute with, naming the first."""
-    for tensor in checkpoint.parameters.values():
-        entry = checkpoint.tensors[tensor]
-        known = FORMATS if len(entry.shape) == 2 else _VECTORS
-        if entry.format not in known:
+    for binding in plan.bindings.values():
+        formats = {checkpoint.tensors[piece.tensor].format for piece in binding.pieces}
+        known = _VECTORS if binding.kind == "vector" else FORMATS
+        for format in formats:
+            if format not in known:
+                raise UnsupportedModel(
+                    f"Tensor {binding.tensor} of {checkpoint.path} is stored as {format}, which this build does not "
+                    "load.",
+                    f"It loads {', '.join(known)}: use the model in one of them.",
+                )
+            if format not in memory.DENSE and any(piece.transposed for piece in binding.pieces):
+                raise UnsupportedModel(
+                    f"Tensor {binding.tensor} of {checkpoint.path} is quantized along its outputs ({format}).",
+                    "Use a GGUF file of the model, or its unquantized version.",
+                )
+        if len(formats) > 1 and binding.kind == "experts":
             raise UnsupportedModel(
-                f"Tensor {tensor} of {checkpoint.path} is stored as {entry.format}, which this build does not load.",
-                f"It loads {', '.join(known)}: use the model in one of them.",
+                f"The experts of {binding.tensor} of {checkpoint.path} are stored in {', '.join(sorted(formats))}.",
+                "Use the model with its experts in one format.",
             )
-
-
-def _dense_dtype(checkpoint: Checkpoint, formats: Mapping[str, str]) -> str:
-    sizes: Counter[str] = Counter()
-    for name, format in formats.items():
-        if format in memory.DENSE:
-            entry = checkpoint.tensors[checkpoint.parameters[name]]
-            sizes[memory.DENSE[format]] += memory.parameter_bytes(entry, format)
-    return sizes.most_common(1)[0][0] if sizes else "float32"

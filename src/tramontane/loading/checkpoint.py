@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -20,17 +19,18 @@ from numpy.typing import NDArray
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
 from tramontane.kernels import BLOCKS
 from tramontane.loading import mistral, uqff
+from tramontane.loading.binding import Binding, bind
 from tramontane.loading.ggml import GGMLFile, is_old_ggml
 from tramontane.loading.ggml_types import FILE_TYPES
 from tramontane.loading.gguf import GGUFFile
 from tramontane.loading.mapped import read_small
-from tramontane.loading.names import GGUF_NAMES, HF_NAMES, MISTRAL_NAMES, NameMap
 from tramontane.loading.quantized import Matrix, Method, collect, method_of, mistral_method
 from tramontane.loading.safetensors import SafetensorsFolder
 from tramontane.loading.tensors import TensorEntry as TensorEntry
-from tramontane.models.decoder import parameter_shapes
-from tramontane.models.families import GGUFTensors, spec_from_gguf, spec_from_hf
+from tramontane.models.families import GGUFTensors, gguf_names, hf_names, spec_from_gguf, spec_from_hf
 from tramontane.models.mistral_params import spec_from_params
+from tramontane.models.names import MISTRAL_NAMES, NameMap
+from tramontane.models.parameters import wanted_parameters
 from tramontane.models.spec import ModelSpec
 
 _MAX_TEXT = 64 << 20
@@ -53,7 +53,6 @@ class Checkpoint(ABC):
 
     kind: Literal["gguf", "safetensors", "uqff"]
     path: Path
-    names: NameMap
     config: Mapping[str, Any]
     """config.json, or params.json of Mistral's layout; empty for GGUF."""
     metadata: Mapping[str, Any]
@@ -79,6 +78,15 @@ class Checkpoint(ABC):
         """What the checkpoint's settings describe; see `models.families`."""
 
     @abstractmethod
+    def names(self, architecture: str = "auto") -> NameMap:
+        """What its tensors are called."""
+
+    def bindings(self, spec: ModelSpec, architecture: str = "auto") -> dict[str, Binding]:
+        """Canonical parameter name -> the tensors that it is made of. Raises UnsupportedModel for tensors nobody
+        knows."""
+        return bind(self.names(architecture), self.tensors, spec, str(self.path))
+
+    @abstractmethod
     def array(self, name: str) -> NDArray[Any]:
         """A tensor as a read-only view on the map: numbers in their dtype and shape, blocks as uint8 rows.
 
@@ -97,11 +105,6 @@ class Checkpoint(ABC):
     def close(self) -> None:
         """Let go of the files."""
 
-    @cached_property
-    def parameters(self) -> dict[str, str]:
-        """Canonical parameter name -> tensor name. Raises UnsupportedModel for tensors nobody knows."""
-        return self.names.canonical(self.tensors, str(self.path))
-
     def __enter__(self) -> Checkpoint:
         return self
 
@@ -115,7 +118,6 @@ class GGUFCheckpoint(Checkpoint):
     """A GGUF file, or an older one told in GGUF's terms."""
 
     kind = "gguf"
-    names = GGUF_NAMES
 
     def __init__(self, path: Path) -> None:
         """Raises ModelNotFound, CorruptCheckpoint or UnsupportedModel, as `GGUFFile.open` and `GGMLFile.open`."""
@@ -144,6 +146,9 @@ class GGUFCheckpoint(Checkpoint):
             factors = tuple(float(value) for value in self._factors())
         return spec_from_gguf(self.metadata, GGUFTensors(shapes, factors), architecture, str(self.path))
 
+    def names(self, architecture: str = "auto") -> NameMap:
+        return gguf_names(self.metadata, architecture, str(self.path))
+
     def _factors(self) -> NDArray[Any]:
         tensor = self.tensors["rope_freqs.weight"]
         if tensor.format != "F32" or len(tensor.shape) != 1:
@@ -162,7 +167,6 @@ class GGUFCheckpoint(Checkpoint):
 
 class SafetensorsCheckpoint(Checkpoint):
     kind: Literal["safetensors", "uqff"] = "safetensors"
-    names = HF_NAMES
     _settings = "config.json"
     _layout = "safetensors"
 
@@ -218,37 +222,38 @@ class SafetensorsCheckpoint(Checkpoint):
     def spec(self, architecture: str = "auto") -> ModelSpec:
         if self._refusal is not None:
             raise self._refusal
-        spec = spec_from_hf(self.config, architecture, str(self.path))
-        if spec.tied_embeddings and "lm_head.weight" in self.tensors:
-            self._check_tied()
-        if self._zero_biases:
-            self._drop_zero_biases(parameter_shapes(spec))
-        return spec
+        return spec_from_hf(self.config, architecture, str(self.path))
 
-    @cached_property
-    def parameters(self) -> dict[str, str]:
-        found = self.names.canonical(self.tensors, str(self.path))
-        if self.config.get("tie_word_embeddings") is True:
-            found.pop("head", None)  # a copy of the embedding: `spec` has checked that
+    def names(self, architecture: str = "auto") -> NameMap:
+        return hf_names(self.config, architecture, str(self.path))
+
+    def bindings(self, spec: ModelSpec, architecture: str = "auto") -> dict[str, Binding]:
+        found = super().bindings(spec, architecture)
+        wanted = wanted_parameters(spec)
+        if spec.tied_embeddings and "head" in found:
+            self._check_tied(found.pop("head"), found.get("embedding"))
+        if self._zero_biases:
+            for name in [name for name in found if name not in wanted]:
+                if self._is_zero_bias(found[name]):
+                    del found[name]
         return found
 
-    def _drop_zero_biases(self, wanted: Collection[str]) -> None:
-        """Forget the biases of quantized modules that are zeros and that the model does not have."""
-        biases = {f"{name.removesuffix('weight')}bias" for name in self._matrices} & self.tensors.keys()
-        for canonical, name in self.names.canonical(biases, str(self.path)).items():
-            if canonical not in wanted and not self.array(name).any():
-                self.tensors = {other: entry for other, entry in self.tensors.items() if other != name}
+    def _is_zero_bias(self, binding: Binding) -> bool:
+        """Whether this is a quantized module's bias, all zeros: some methods write one where the model has none."""
+        tensor = binding.tensor
+        matrix = f"{tensor.removesuffix('bias')}weight"
+        return tensor.endswith(".bias") and matrix in self._matrices and not self.array(tensor).any()
 
-    def _check_tied(self) -> None:
+    def _check_tied(self, head: Binding, embedding: Binding | None) -> None:
         """Some checkpoints store a tied head a second time; another head would contradict the configuration."""
-        head, same = self.parts("lm_head.weight"), False
-        if "model.embed_tokens.weight" in self.tensors:
-            embedding = self.parts("model.embed_tokens.weight")
-            same = head.keys() == embedding.keys() and all(np.array_equal(head[k], embedding[k]) for k in head)
-        self.release("lm_head.weight")
+        stored, same = self.parts(head.tensor), False
+        if embedding is not None:
+            table = self.parts(embedding.tensor)
+            same = stored.keys() == table.keys() and all(np.array_equal(stored[k], table[k]) for k in stored)
+        self.release(head.tensor)
         if not same:
             raise UnsupportedModel(
-                f"{self.path} says that tie_word_embeddings is true, but its lm_head.weight is not the embedding.",
+                f"{self.path} says that tie_word_embeddings is true, but its {head.tensor} is not the embedding.",
                 "Set tie_word_embeddings to false in config.json if the stored head is meant.",
             )
 
@@ -286,7 +291,6 @@ class UQFFCheckpoint(SafetensorsCheckpoint):
 class MistralCheckpoint(SafetensorsCheckpoint):
     """A folder in Mistral's own layout, with names and settings of its own."""
 
-    names = MISTRAL_NAMES
     _settings = mistral.SETTINGS
     _layout = "safetensors in Mistral's own layout"
 
@@ -302,6 +306,9 @@ class MistralCheckpoint(SafetensorsCheckpoint):
         if architecture not in ("auto", "llama"):
             raise UnsupportedModel(f"{self.path} is in Mistral's own layout, a llama.", "Use architecture='auto'.")
         return spec_from_params(self.config, str(self.path))
+
+    def names(self, architecture: str = "auto") -> NameMap:
+        return MISTRAL_NAMES
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
-from tramontane.loading.checkpoint import Checkpoint, TensorEntry
+from tramontane.loading.binding import Binding
+from tramontane.loading.tensors import TensorEntry
 from tramontane.models.decoder import slot_shapes
-from tramontane.models.spec import ModelSpec, cache_groups
+from tramontane.models.spec import AttentionSpec, MLPSpec, ModelSpec, MoESpec, cache_groups
 
 ITEMSIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 DENSE: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -40,9 +42,46 @@ class MemoryEstimate:
         return self.weights + self.cache + self.workspace
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a checkpoint will become: its parameters by canonical name, and the tensors that they are made of."""
+
+    spec: ModelSpec
+    bindings: Mapping[str, Binding]
+    tensors: Mapping[str, TensorEntry]
+
+    def formats(self, dtype: str = "auto") -> dict[str, str]:
+        """Format of each matrix by canonical name, as it will be kept: `dtype` converts the dense ones."""
+        converted = {name: format for format, name in DENSE.items()}.get(dtype)
+        stored = {
+            name: self.tensors[binding.tensor].format
+            for name, binding in self.bindings.items()
+            if binding.kind != "vector"
+        }
+        return {name: converted if converted and format in DENSE else format for name, format in stored.items()}
+
+    def parameter_bytes(self, name: str, format: str) -> int:
+        """Bytes of one parameter kept in `format`: its own, or a dense one it is converted to."""
+        binding = self.bindings[name]
+        if self.tensors[binding.tensor].format == format:
+            return binding.nbytes
+        return math.prod(binding.shape) * ITEMSIZE[DENSE[format]]
+
+    def weight_bytes(self, formats: Mapping[str, str]) -> int:
+        """Bytes of all parameters once loaded; `formats` of the matrices as `formats()` gives them."""
+        return sum(self.parameter_bytes(name, formats.get(name, "F32")) for name in self.bindings)
+
+    def dense_dtype(self, formats: Mapping[str, str]) -> str:
+        """The dtype of most dense matrices by bytes; float32 where all are quantized."""
+        sizes: Counter[str] = Counter()
+        for name, format in formats.items():
+            if format in DENSE:
+                sizes[DENSE[format]] += self.parameter_bytes(name, format)
+        return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
 def estimate(
-    checkpoint: Checkpoint,
-    spec: ModelSpec,
+    plan: Plan,
     *,
     context_length: int,
     batch: int,
@@ -52,37 +91,15 @@ def estimate(
     max_num_batched_tokens: int = 512,
 ) -> MemoryEstimate:
     """What `batch` sequences of `context_length` tokens need at the same time, weights included."""
-    stored = stored_formats(checkpoint, dtype)
+    spec, stored = plan.spec, plan.formats(dtype)
     seats = SchedulerConfig(max_num_seqs=batch, max_num_batched_tokens=max_num_batched_tokens)
     blocks = _blocks_wanted(spec, CacheConfig(block_size=block_size), seats, context_length)
     resolved = resolve_cache_dtype(cache_dtype, stored.values())
     return MemoryEstimate(
-        weights=weight_bytes(checkpoint, stored),
+        weights=plan.weight_bytes(stored),
         cache=blocks * block_bytes(spec, block_size, resolved),
         workspace=workspace_bytes(spec, max_num_batched_tokens),
     )
-
-
-def stored_formats(checkpoint: Checkpoint, dtype: str = "auto") -> dict[str, str]:
-    """Format of each matrix by canonical name, as it will be kept: `dtype` converts the dense ones."""
-    converted = {name: format for format, name in DENSE.items()}.get(dtype)
-    formats = {}
-    for name, tensor in checkpoint.parameters.items():
-        entry = checkpoint.tensors[tensor]
-        if len(entry.shape) == 2:
-            formats[name] = converted if converted and entry.format in DENSE else entry.format
-    return formats
-
-
-def weight_bytes(checkpoint: Checkpoint, formats: Mapping[str, str]) -> int:
-    """Bytes of all parameters once loaded; `formats` of the matrices as `stored_formats` gives them."""
-    entries = {name: checkpoint.tensors[tensor] for name, tensor in checkpoint.parameters.items()}
-    return sum(parameter_bytes(entry, formats.get(name, "F32")) for name, entry in entries.items())
-
-
-def parameter_bytes(entry: TensorEntry, format: str) -> int:
-    """Bytes of one parameter kept in `format`: its own, or a dense one it is converted to."""
-    return entry.nbytes if entry.format == format else math.prod(entry.shape) * ITEMSIZE[DENSE[format]]
 
 
 def resolve_cache_dtype(choice: str, formats: Iterable[str]) -> str:
@@ -94,25 +111,63 @@ def resolve_cache_dtype(choice: str, formats: Iterable[str]) -> str:
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Keys and values of one token in all layers (in those with a window, while it is in sight)."""
-    return sum(2 * layer.num_kv_heads * layer.head_dim for layer in spec.layers) * ITEMSIZE[dtype]
+    layers = [layer.attention for layer in spec.layers]
+    return sum(layer.num_kv_heads * (layer.head_dim + layer.value_size) for layer in layers) * ITEMSIZE[dtype]
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
     """One block of the pool: block_size tokens in the layers of one cache group."""
-    return sum(2 * heads * head_dim for heads, head_dim in slot_shapes(spec)) * block_size * ITEMSIZE[dtype]
+    return sum(heads * sum(sizes) for heads, *sizes in slot_shapes(spec)) * block_size * ITEMSIZE[dtype]
 
 
 def workspace_bytes(spec: ModelSpec, max_num_batched_tokens: int, logits_rows: int = LOGITS_ROWS) -> int:
     """Buffers of the largest step: those of `Decoder.forward`, and of `logits_rows` rows of `Decoder.logits`."""
     # One buffer for every width that some layer has: layers of equal widths share theirs.
-    widths = {("hidden", spec.hidden_size), ("branch", spec.hidden_size)}
+    widths = {("hidden", spec.hidden_size), ("branch", spec.hidden_size), ("embedding", spec.embedding_size or 0)}
     for layer in spec.layers:
-        q, kv = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
-        widths |= {("q", q), ("attended", q), ("k", kv), ("v", kv)}
-        widths |= {("gate", layer.intermediate_size), ("up", layer.intermediate_size)}
-    angles = sum(rope.dim for rope in {layer.rope for layer in spec.layers})
+        widths |= {*_attention_widths(layer.attention), *_mlp_widths(layer.mlp, spec.hidden_size)}
+        widths |= {("second", spec.hidden_size)} if layer.parallel else set()
+    angles = sum(rope.dim for rope in {layer.attention.rope for layer in spec.layers} if rope is not None)
     per_token = sum(width for _, width in widths) + angles
-    return 4 * (max_num_batched_tokens * per_token + logits_rows * (spec.hidden_size + spec.vocab_size))
+    head = spec.hidden_size + spec.vocab_size + (spec.embedding_size or 0) if spec.head else 0
+    experts = {layer.mlp.num_experts + 1 for layer in spec.layers if isinstance(layer.mlp, MoESpec)}
+    return 4 * (max_num_batched_tokens * per_token + logits_rows * head + sum(experts))
+
+
+def _attention_widths(spec: AttentionSpec) -> Iterator[tuple[str, int]]:
+    """Buffers of `layers.attention`, elements a token."""
+    yield "q", spec.num_heads * spec.head_dim
+    yield "k", spec.num_kv_heads * spec.head_dim
+    yield "v", spec.num_kv_heads * spec.value_size
+    yield "attended", spec.num_heads * spec.value_size
+    if spec.latent is not None and spec.rope is not None:
+        yield "q_down", spec.latent.q_rank or 0
+        yield "kv_down", spec.latent.kv_rank + spec.rope.dim
+        yield "latent", spec.latent.kv_rank
+        yield "rotated", spec.rope.dim
+        yield "kv", spec.num_heads * (spec.head_dim - spec.rope.dim + spec.value_size)
+
+
+def _mlp_widths(spec: MLPSpec | MoESpec, hidden: int) -> Iterator[tuple[str, int]]:
+    """Buffers of `layers.mlp` and `layers.moe`, elements a token."""
+    if isinstance(spec, MLPSpec):
+        yield "up", spec.intermediate_size
+        if spec.gated:
+            yield "gate", spec.intermediate_size
+        return
+    inner = spec.top_k * spec.expert.intermediate_size
+    yield "moe.logits", spec.num_experts
+    for name in ("weights", "experts", "tokens", "slots"):
+        yield f"moe.{name}", spec.top_k
+    yield "moe.rows", spec.top_k * hidden
+    yield "moe.up", inner
+    if spec.expert.gated:
+        yield "moe.gate", inner
+    if spec.shared is not None:
+        yield "moe.shared", hidden
+        yield from _mlp_widths(spec.shared, hidden)
+    if spec.shared_gate:
+        yield "moe.shared_gate", 1
 
 
 def blocks_per_sequence(spec: ModelSpec, cache: CacheConfig, context_length: int) -> int:

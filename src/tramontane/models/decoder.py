@@ -1,7 +1,6 @@
 """The one decoder: what a ModelSpec describes, computed.
 
-Owns the names and shapes of a decoder's parameters, and the order of its layers. Must not know: families, files,
-requests, how weights are stored.
+Owns the order of its layers. Must not know: families, files, requests, how weights are stored.
 """
 
 from __future__ import annotations
@@ -15,79 +14,185 @@ from tramontane.errors import UnsupportedModel
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers import rope
-from tramontane.layers.attention import Attention
+from tramontane.layers.attention import Attention, HeadNorm, LatentAttention, PlainAttention, Scores
 from tramontane.layers.context import BatchContext
 from tramontane.layers.embedding import Embedding
 from tramontane.layers.kvcache import KVCache
 from tramontane.layers.linear import Linear
 from tramontane.layers.mlp import MLP
-from tramontane.layers.norm import RMSNorm
-from tramontane.layers.rope import Rotary
-from tramontane.models.spec import LayerSpec, ModelSpec, RopeSpec, cache_groups
-from tramontane.weights import Weight
-
-Parameter = Weight | Array
-
-
-def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the model by its canonical name: matrices [N,K] are Weights, vectors float32 arrays."""
-    hidden = spec.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (spec.vocab_size, hidden), "norm": (hidden,)}
-    if not spec.tied_embeddings:
-        shapes["head"] = (spec.vocab_size, hidden)
-    for index, layer in enumerate(spec.layers):
-        q, kv = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
-        inner = layer.intermediate_size
-        matrices = {
-            "attention.q": ((q, hidden), layer.qkv_bias),
-            "attention.k": ((kv, hidden), layer.qkv_bias),
-            "attention.v": ((kv, hidden), layer.qkv_bias),
-            "attention.o": ((hidden, q), layer.output_bias),
-            "mlp.gate": ((inner, hidden), layer.mlp_bias),
-            "mlp.up": ((inner, hidden), layer.mlp_bias),
-            "mlp.down": ((hidden, inner), layer.mlp_bias),
-        }
-        shapes |= {f"layers.{index}.{norm}": (hidden,) for norm in ("attention_norm", "mlp_norm")}
-        shapes |= {f"layers.{index}.{name}": shape for name, (shape, _) in matrices.items()}
-        shapes |= {f"layers.{index}.{name}.bias": shape[:1] for name, (shape, bias) in matrices.items() if bias}
-    return shapes
+from tramontane.layers.moe import ExpertLinear, MoE, Router
+from tramontane.layers.norm import Norm
+from tramontane.layers.rope import LengthRotary, Rotary
+from tramontane.models.parameters import Parameter, check_parameters
+from tramontane.models.spec import (
+    AttentionSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    MoESpec,
+    NormSpec,
+    RopeSpec,
+    cache_groups,
+)
 
 
-def check_parameters(spec: ModelSpec, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Hold the parameters that there are against those the spec wants. Raises UnsupportedModel naming the first few
-    that are missing, not wanted, or of another shape."""
-    wanted = parameter_shapes(spec)
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is not part of the model" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {list(found[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and tuple(found[name]) != shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UnsupportedModel(
-            f"The parameters are not those of the {spec.family} model that the checkpoint describes: "
-            f"{', '.join(problems[:4])}{more}.",
-            "Check that the configuration belongs to these weights; architecture= names another family.",
-        )
+@dataclass(frozen=True)
+class _Branch:
+    """A part of a layer between its norms: what stands before it, behind it, and behind its sum with the residual."""
+
+    before: Norm | None
+    behind: Norm | None
+    behind_sum: Norm | None
 
 
 @dataclass(frozen=True)
 class _Layer:
-    attention_norm: RMSNorm
     attention: Attention
-    mlp_norm: RMSNorm
-    mlp: MLP
+    mlp: MLP | MoE
+    attention_norms: _Branch
+    mlp_norms: _Branch
+    parallel: bool
+    residual_scale: float
     group: int
     """Which cache group it is in."""
+
+
+class _Parameters:
+    """A model's parameters below a name, as the layers that they make up."""
+
+    def __init__(self, ops: Ops, parameters: Mapping[str, Parameter], prefix: str = "") -> None:
+        self.ops = ops
+        self.parameters = parameters
+        self.prefix = prefix
+
+    def below(self, name: str) -> _Parameters:
+        return _Parameters(self.ops, self.parameters, f"{self.prefix}{name}.")
+
+    def get(self, name: str) -> Parameter | None:
+        return self.parameters.get(self.prefix + name)
+
+    def __getitem__(self, name: str) -> Parameter:
+        return self.parameters[self.prefix + name]
+
+    def linear(self, name: str) -> Linear:
+        return Linear(self[name], self.get(f"{name}.bias"))
+
+    def norm(self, name: str, spec: NormSpec, width: int | None = None) -> Norm:
+        """`width`: of the rows that the norm sees, where it has a weight for each of several rows."""
+        arrays = [self.get(name), self.get(f"{name}.bias")]
+        if width is not None:
+            arrays = [a if a is None else self.ops.view(a, (a.shape[0] // width, width)) for a in arrays]
+        return Norm(self.ops, spec.kind, spec.eps, *arrays)
+
+    def mlp(self, spec: MLPSpec) -> MLP:
+        gate = self.linear("gate") if spec.gated else None
+        return MLP(self.ops, gate, self.linear("up"), self.linear("down"), spec.activation, spec.limit)
+
+    def experts(self, name: str) -> ExpertLinear:
+        return ExpertLinear(self[name], self.get(f"{name}.bias"))
+
+    def moe(self, spec: MoESpec) -> MoE:
+        router, expert = spec.router, spec.expert
+        return MoE(
+            self.ops,
+            Router(
+                linear=self.linear("router"),
+                top_k=spec.top_k,
+                score=router.score,
+                normalize=router.normalize,
+                scale=router.scale,
+                correction=self.get("router.correction"),
+                groups=router.groups,
+                top_groups=router.top_groups,
+                group_score=router.group_score,
+                jitter=router.jitter,
+            ),
+            self.experts("experts.gate") if expert.gated else None,
+            self.experts("experts.up"),
+            self.experts("experts.down"),
+            expert.activation,
+            expert.limit,
+            shared=self.below("shared").mlp(spec.shared) if spec.shared is not None else None,
+            shared_gate=self.linear("shared_gate") if spec.shared_gate else None,
+        )
+
+    def attention(self, spec: AttentionSpec, rotary: Rotary | None) -> Attention:
+        if spec.latent is not None and rotary is not None:
+            return self._latent_attention(spec, rotary)
+        return PlainAttention(
+            self.ops,
+            q=self.linear("q"),
+            k=self.linear("k"),
+            v=self.linear("v"),
+            o=self.linear("o"),
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            value_dim=spec.value_size,
+            rotary=rotary,
+            scores=self._scores(spec),
+            head_norm=self._head_norm(spec),
+            clip=spec.clip,
+        )
+
+    def _latent_attention(self, spec: AttentionSpec, rotary: Rotary) -> LatentAttention:
+        latent = spec.latent
+        assert latent is not None
+        low = latent.q_rank is not None
+        return LatentAttention(
+            self.ops,
+            q_down=self.linear("q_down") if low else None,
+            q_norm=self.norm("q_down_norm", latent.norm) if low else None,
+            q_up=self.linear("q"),
+            kv_down=self.linear("kv_down"),
+            kv_norm=self.norm("kv_norm", latent.norm),
+            kv_up=self.linear("kv"),
+            o=self.linear("o"),
+            num_heads=spec.num_heads,
+            head_dim=spec.head_dim,
+            value_dim=spec.value_size,
+            rotary=rotary,
+            scores=self._scores(spec),
+        )
+
+    def _scores(self, spec: AttentionSpec) -> Scores:
+        slopes = None if spec.slopes is None else self.ops.from_host(np.array(spec.slopes, np.float32))
+        return Scores(
+            scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
+            window=spec.window or 0,
+            causal=spec.causal,
+            softcap=spec.softcap,
+            sinks=self.get("sinks"),
+            slopes=slopes,
+        )
+
+    def _head_norm(self, spec: AttentionSpec) -> HeadNorm | None:
+        norm = spec.head_norm
+        if norm is None:
+            return None
+        width = spec.head_dim if norm.over == "heads" else None
+        q, k = (self.norm(name, norm.norm, width) for name in ("q_norm", "k_norm"))
+        return HeadNorm(q, k, norm.over == "all", norm.after_rope)
+
+    def branch(self, name: str, spec: LayerSpec, shared: bool = False) -> _Branch:
+        """The norms around the branch `name` of a layer; `shared`: the one before it is not its own."""
+
+        def norm(name: str) -> Norm:
+            return self.norm(name, spec.norm)
+
+        before = spec.placement in ("pre", "sandwich") and not shared
+        return _Branch(
+            before=norm(f"{name}_norm") if before else None,
+            behind=norm(f"{name}_post_norm") if spec.placement in ("post", "sandwich") else None,
+            behind_sum=norm(f"{name}_norm") if spec.placement == "residual" else None,
+        )
 
 
 class Decoder:
     """A loaded model on one device. Its parameters never change, so several runners may share it."""
 
     def __init__(self, spec: ModelSpec, parameters: Mapping[str, Parameter], ops: Ops) -> None:
-        """`parameters`: as `parameter_shapes` names them. Raises UnsupportedModel where they do not fit."""
+        """`parameters`: as `models.parameters` names them. Raises UnsupportedModel where they do not fit."""
         check_parameters(spec, {name: tuple(value.shape) for name, value in parameters.items()})
         self.spec = spec
         self.parameters = parameters
@@ -95,35 +200,28 @@ class Decoder:
         self._slot_shapes = slot_shapes(spec)
         self._rotaries = _rotaries(spec, ops)
         self._groups = {index: group for group, members in enumerate(cache_groups(spec)) for index in members.layers}
-        self._embedding = Embedding(parameters["embedding"])
+        top = _Parameters(ops, parameters)
+        self._embedding = Embedding(top["embedding"])
+        self._embedding_norm = top.norm("embedding_norm", spec.embedding_norm) if spec.embedding_norm else None
+        self._positions = Embedding(top["positions"]) if spec.positions else None
+        self._token_types = Embedding(top["token_types"]) if spec.token_types else None
+        self._project_in = top.linear("project_in") if spec.embedding_size else None
+        self._project_out = top.linear("project_out") if spec.embedding_size and spec.head else None
         self._layers = tuple(self._layer(index, layer, parameters) for index, layer in enumerate(spec.layers))
-        self._norm = RMSNorm(ops, parameters["norm"], spec.norm_eps)
-        self._head = Linear(parameters["embedding" if spec.tied_embeddings else "head"])
+        self._norm = top.norm("norm", spec.norm) if spec.norm else None
+        table = "embedding" if spec.tied_embeddings else "head"
+        self._head = Linear(top[table], top.get("head.bias")) if spec.head else None
 
     def _layer(self, index: int, spec: LayerSpec, parameters: Mapping[str, Parameter]) -> _Layer:
-        def at(name: str) -> Parameter:
-            return parameters[f"layers.{index}.{name}"]
-
-        def linear(name: str) -> Linear:
-            return Linear(at(name), parameters.get(f"layers.{index}.{name}.bias"))
-
-        attention = Attention(
-            self.ops,
-            q=linear("attention.q"),
-            k=linear("attention.k"),
-            v=linear("attention.v"),
-            o=linear("attention.o"),
-            rotary=self._rotaries[spec.rope],
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            window=spec.window,
-        )
+        here = _Parameters(self.ops, parameters, f"layers.{index}.")
+        rope = spec.attention.rope
         return _Layer(
-            attention_norm=RMSNorm(self.ops, at("attention_norm"), spec.norm_eps),
-            attention=attention,
-            mlp_norm=RMSNorm(self.ops, at("mlp_norm"), spec.norm_eps),
-            mlp=MLP(self.ops, linear("mlp.gate"), linear("mlp.up"), linear("mlp.down"), spec.activation),
+            attention=here.below("attention").attention(spec.attention, self._rotaries[rope] if rope else None),
+            mlp=here.below("moe").moe(spec.mlp) if isinstance(spec.mlp, MoESpec) else here.below("mlp").mlp(spec.mlp),
+            attention_norms=here.branch("attention", spec),
+            mlp_norms=here.branch("mlp", spec, shared=spec.parallel and spec.shared_norm),
+            parallel=spec.parallel,
+            residual_scale=spec.residual_scale,
             group=self._groups[index],
         )
 
@@ -135,46 +233,99 @@ class Decoder:
 
     def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
         """Hidden states after the final norm, float32 [T,H] in the workspace; keys and values go to the cache."""
-        ops, rows, width = self.ops, batch.num_tokens, self.spec.hidden_size
+        rows, width = batch.num_tokens, self.spec.hidden_size
         hidden = workspace.take("hidden", rows, width)
         # Each branch reads its normed input and overwrites it with its output: see the layers' "out may be x".
         branch = workspace.take("branch", rows, width)
-        self._embedding(hidden, batch.tokens)
+        self._embed(hidden, branch, batch, workspace)
         angles = {rotary: rotary.angles(batch, workspace) for rotary in self._rotaries.values()}
         for index, layer in enumerate(self._layers):
             group, arrays = batch.groups[layer.group], cache.layer(index)
-            layer.attention_norm(branch, hidden)
-            layer.attention(branch, branch, angles[layer.attention.rotary], batch, group, arrays, workspace)
-            ops.add(hidden, branch)
-            layer.mlp_norm(branch, hidden)
-            layer.mlp(branch, branch, rows, workspace)
-            ops.add(hidden, branch)
-        self._norm(hidden, hidden)
+            rotary = layer.attention.rotary
+            turned = None if rotary is None else angles[rotary]
+            second = workspace.take("second", rows, width) if layer.parallel else branch
+            self._enter(layer.attention_norms, branch, hidden)
+            if layer.parallel:
+                self._enter(layer.mlp_norms, second, hidden if layer.mlp_norms.before else branch)
+            layer.attention(branch, branch, turned, batch, group, arrays, workspace)
+            self._leave(layer.attention_norms, hidden, branch, layer.residual_scale)
+            if not layer.parallel:
+                self._enter(layer.mlp_norms, second, hidden)
+            layer.mlp(second, second, rows, workspace)
+            self._leave(layer.mlp_norms, hidden, second, layer.residual_scale)
+        if self._norm is not None:
+            self._norm(hidden, hidden)
         return hidden
+
+    def _enter(self, norms: _Branch, out: Array, x: Array) -> None:
+        """A branch's input."""
+        if norms.before is not None:
+            norms.before(out, x)
+        else:
+            self.ops.copy(out, x)
+
+    def _leave(self, norms: _Branch, hidden: Array, out: Array, factor: float) -> None:
+        """Add what a branch gave."""
+        if norms.behind is not None:
+            norms.behind(out, out)
+        self.ops.add(hidden, out, factor)
+        if norms.behind_sum is not None:
+            norms.behind_sum(hidden, hidden)
+
+    def _embed(self, hidden: Array, spare: Array, batch: BatchContext, workspace: Workspace) -> None:
+        ops, spec = self.ops, self.spec
+        if self._project_in is None:
+            self._embedding(hidden, batch.tokens)
+        else:
+            narrow = workspace.take("embedding", batch.num_tokens, spec.embedding_size or 0)
+            self._embedding(narrow, batch.tokens)
+            self._project_in(hidden, narrow)
+        if spec.embedding_scale != 1.0:
+            ops.scale(hidden, spec.embedding_scale)
+        for table, ids in ((self._positions, batch.positions), (self._token_types, batch.token_types)):
+            if table is not None:
+                table(spare, ids)
+                ops.add(hidden, spare)
+        if self._embedding_norm is not None:
+            self._embedding_norm(hidden, hidden)
 
     def logits(self, hidden: Array, rows: Array, workspace: Workspace) -> Array:
         """float32 [R,V] in the workspace, for the rows (int32 [R]) of what `forward` returned.
 
-        `workspace` may be another than forward's: logits are wide, and few rows need them.
+        `workspace` may be another than forward's: logits are wide, and few rows need them. Raises UnsupportedModel
+        for a model without a head.
         """
-        count = int(rows.shape[0])
-        taken = workspace.take("head.hidden", count, self.spec.hidden_size)
-        logits = workspace.take("head.logits", count, self.spec.vocab_size)
+        if self._head is None:
+            raise UnsupportedModel(
+                f"A {self.spec.family} model without a head gives hidden states, no logits.", "Use embed() instead."
+            )
+        spec, count = self.spec, int(rows.shape[0])
+        taken = workspace.take("head.hidden", count, spec.hidden_size)
+        logits = workspace.take("head.logits", count, spec.vocab_size)
         self.ops.take_rows(taken, hidden, rows)
+        if self._project_out is not None:
+            narrow = workspace.take("head.narrow", count, spec.embedding_size or 0)
+            self._project_out(narrow, taken)
+            taken = narrow
         self._head(logits, taken)
+        if spec.logit_scale != 1.0:
+            self.ops.scale(logits, spec.logit_scale)
+        if spec.logit_softcap:
+            self.ops.softcap(logits, spec.logit_softcap)
         return logits
 
 
-def slot_shapes(spec: ModelSpec) -> list[tuple[int, int]]:
-    """(key-value heads, head size) of each pair of cache arrays; the i-th layers of all groups share the i-th pair.
+def slot_shapes(spec: ModelSpec) -> list[tuple[int, int, int]]:
+    """(key-value heads, key size, value size) of each pair of cache arrays; the i-th layers of all groups share the
+    i-th pair.
 
     Raises UnsupportedModel where layers that share differ.
     """
-    shapes: list[tuple[int, int]] = []
+    shapes: list[tuple[int, int, int]] = []
     for group in cache_groups(spec):
         for slot, index in enumerate(group.layers):
-            layer = spec.layers[index]
-            shape = (layer.num_kv_heads, layer.head_dim)
+            layer = spec.layers[index].attention
+            shape = (layer.num_kv_heads, layer.head_dim, layer.value_size)
             if slot == len(shapes):
                 shapes.append(shape)
             elif shapes[slot] != shape:
@@ -188,17 +339,43 @@ def slot_shapes(spec: ModelSpec) -> list[tuple[int, int]]:
 
 def _rotaries(spec: ModelSpec, ops: Ops) -> dict[RopeSpec, Rotary]:
     """One Rotary a distinct RopeSpec, so that layers share a step's angles."""
-    distinct = dict.fromkeys(layer.rope for layer in spec.layers)
-    rotaries = {}
-    for number, rope_spec in enumerate(distinct):
-        inv_freq, scale = frequencies(rope_spec)
-        name = f"rope.{number}"
-        rotaries[rope_spec] = Rotary(ops, inv_freq, scale=scale, interleaved=rope_spec.interleaved, name=name)
-    return rotaries
+    distinct = dict.fromkeys(layer.attention.rope for layer in spec.layers)
+    return {rope: _rotary(rope, ops, f"rope.{number}") for number, rope in enumerate(distinct) if rope is not None}
+
+
+def _rotary(spec: RopeSpec, ops: Ops, name: str) -> Rotary:
+    """Raises UnsupportedModel for a stretch that the numbers beside it do not fit."""
+    scaling = spec.scaling
+    if scaling is not None and scaling.kind == "dynamic":
+
+        def stretched(length: int) -> rope.Frequencies:
+            theta = rope.dynamic_theta(spec.theta, spec.dim, scaling.factor, scaling.original_context_length, length)
+            return rope.inverse_frequencies(theta, spec.dim)
+
+        return LengthRotary(ops, stretched, spec.dim // 2, interleaved=spec.interleaved, name=name)
+    if scaling is not None and scaling.kind == "longrope":
+        every = (scaling.short_factors, scaling.long_factors)
+        if any(len(factors) != spec.dim // 2 for factors in every):
+            raise UnsupportedModel(
+                f"longrope has {' and '.join(str(len(factors)) for factors in every)} factors for {spec.dim // 2} "
+                "frequencies.",
+                "Check the model's configuration.",
+            )
+        short, long = (rope.longrope_frequencies(spec.theta, spec.dim, factors) for factors in every)
+        scale = scaling.attention_factor
+        if scale is None:
+            scale = rope.longrope_magnitude(scaling.factor, scaling.original_context_length)
+
+        def chosen(length: int) -> rope.Frequencies:
+            return long if length > scaling.original_context_length else short
+
+        return LengthRotary(ops, chosen, spec.dim // 2, scale=scale, interleaved=spec.interleaved, name=name)
+    inv_freq, scale = frequencies(spec)
+    return Rotary(ops, inv_freq, scale=scale, interleaved=spec.interleaved, name=name)
 
 
 def frequencies(spec: RopeSpec) -> tuple[rope.Frequencies, float]:
-    """Inverse frequencies float32 [dim / 2], and the scale of cos and sin."""
+    """Inverse frequencies float32 [dim / 2], and the scale of cos and sin, where the length has no part in them."""
     scaling, scale = spec.scaling, 1.0
     inv_freq: rope.Frequencies = rope.inverse_frequencies(spec.theta, spec.dim)
     if scaling is not None and scaling.kind == "linear":
@@ -223,5 +400,5 @@ def frequencies(spec: RopeSpec) -> tuple[rope.Frequencies, float]:
             scaling.truncate,
         )
     if spec.factors is not None:
-        inv_freq = np.divide(inv_freq, np.array(spec.factors, np.float32), dtype=np.float32)
+        inv_freq = rope.divided(inv_freq, spec.factors)
     return inv_freq, scale

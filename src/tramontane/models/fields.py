@@ -56,6 +56,13 @@ class Fields:
             raise self.corrupt(key, f"is {_shown(value)}, not a number above {low:g} and at most {high:g}")
         return float(value)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of numbers, each as in `number`."""
+        values = self.get(key)
+        if not isinstance(values, list) or len(values) > SIZE:
+            raise self.corrupt(key, f"is {_shown(values)}, not a list of numbers")
+        return tuple(Fields({key: value}, self.source).number(key) for value in values)
+
     def boolean(self, key: str, default: bool) -> bool:
         value = self._or_default(key, default)
         if type(value) is not bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.spec import LayerSpec, ModelSpec, RopeScaling, RopeSpec
+from tramontane.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, NormSpec, RopeScaling, RopeSpec
 
 _MAX_LAYERS = 4096
 _CONTEXT = 32768
@@ -49,7 +49,7 @@ def spec_from_params(params: Mapping[str, Any], source: str = "params.json") -> 
             "max_seq_len", fields.integer("max_position_embeddings", context, high=POSITIONS), high=POSITIONS
         ),
         layers=tuple(_layer(fields, norm_eps, window, scaling) for window in windows),
-        norm_eps=norm_eps,
+        norm=NormSpec(eps=norm_eps),
         tied_embeddings=fields.boolean("tied_embeddings", False),
     )
 
@@ -83,14 +83,11 @@ def _layer(fields: Fields, norm_eps: float, window: int | None, scaling: RopeSca
         raise fields.corrupt("head_dim", f"is {head_dim}, not even as rotary positions need")
     # The first model, the only one with one window for all, was published before the key was.
     theta = fields.number("rope_theta", 1e4 if type(fields.get("sliding_window")) is int else 1e6, low=1.0)
+    rope = RopeSpec(theta, head_dim, interleaved=True, scaling=scaling)
     return LayerSpec(
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        intermediate_size=fields.integer("hidden_dim"),
-        rope=RopeSpec(theta, head_dim, interleaved=True, scaling=scaling),
-        norm_eps=norm_eps,
-        window=window,
+        attention=AttentionSpec(num_heads, num_kv_heads, head_dim, rope, window=window),
+        mlp=MLPSpec(fields.integer("hidden_dim")),
+        norm=NormSpec(eps=norm_eps),
     )
 
 

@@ -7,16 +7,27 @@ Must not know: arrays, files, a family's name as a condition.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "swiglu_clamped"]
+"""`swiglu_clamped` is gpt-oss's: min(g, limit) * sigmoid(1.702 * min(g, limit)) * (clamp(u, limit) + 1)."""
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """A norm over the last axis."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-5
+    weight: bool = True
+    bias: bool = False
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """A published stretch of the rotary frequencies; fields as in Hugging Face's `rope_scaling`."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
     factor: float
     original_context_length: int = 0
     low_freq_factor: float = 1.0
@@ -24,13 +35,18 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    """Scale of cos and sin; None: what the kind's paper says of the factor."""
     truncate: bool = True
     """Whether YaRN's bounds between stretched and kept frequencies are rounded outward to whole dimensions."""
+    short_factors: tuple[float, ...] = ()
+    """longrope: divisors of the inverse frequencies of sequences up to the original length."""
+    long_factors: tuple[float, ...] = ()
+    """longrope: those of longer sequences."""
 
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary positions over the first `dim` elements of a head."""
+    """Rotary positions over the first `dim` elements of a head (of latent attention: the last)."""
 
     theta: float
     dim: int
@@ -42,21 +58,121 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
-class LayerSpec:
-    """One decoder layer: pre-norm attention, pre-norm gated MLP."""
+class HeadNormSpec:
+    """A norm of queries and keys before (or after) their rotation."""
 
+    norm: NormSpec
+    over: Literal["head", "heads", "all"] = "head"
+    """One weight for every head, a weight a head, or one norm over all heads together."""
+    after_rope: bool = False
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values out of one low-rank vector a token.
+
+    Heads have `head_dim` elements, of which the last `rope.dim`, shared by all keys, are rotated.
+    """
+
+    kv_rank: int
+    q_rank: int | None = None
+    """None: queries are projected directly."""
+    norm: NormSpec = NormSpec()
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    intermediate_size: int
-    rope: RopeSpec
-    activation: Activation = "silu"
-    norm_eps: float = 1e-5
+    rope: RopeSpec | None
+    value_dim: int | None = None
+    """None: head_dim."""
     window: int | None = None
     """Positions that a token sees, itself included; None: all."""
+    causal: bool = True
+    """False: a token sees its whole sequence (with a window: as many positions ahead as behind)."""
+    scale: float | None = None
+    """Of the scores; None: head_dim ** -0.5."""
+    softcap: float = 0.0
+    """Scores become cap * tanh(score / cap); 0: they do not."""
+    sinks: bool = False
+    """Each head has a learned score that takes part in the softmax and stands for nothing."""
+    slopes: tuple[float, ...] | None = None
+    """ALiBi: what a head's scores lose a position of distance."""
+    head_norm: HeadNormSpec | None = None
     qkv_bias: bool = False
     output_bias: bool = False
-    mlp_bias: bool = False
+    clip: float = 0.0
+    """Bound of queries, keys and values after their projection; 0: none."""
+    latent: LatentSpec | None = None
+
+    @property
+    def value_size(self) -> int:
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    intermediate_size: int
+    activation: Activation = "silu"
+    gated: bool = True
+    """down(act(gate(x)) * up(x)); without: down(act(up(x)))."""
+    bias: bool = False
+    limit: float = 0.0
+    """Of `swiglu_clamped`."""
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """How the experts of a token are chosen and weighted."""
+
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    normalize: bool = True
+    """Weights of the chosen experts add up to one (before `scale`)."""
+    scale: float = 1.0
+    bias: bool = False
+    """Of the router's projection."""
+    correction: bool = False
+    """A learned number an expert is added to its score for the choice, not for the weight."""
+    groups: int = 1
+    """Experts are chosen out of the best `top_groups` of so many groups."""
+    top_groups: int = 1
+    group_score: Literal["max", "top2"] = "max"
+    """What a group is worth: its best score, or its best two together."""
+    jitter: float = 0.01
+    """sparsemixer: experts so much worse than the best (twice this, relatively) do not count."""
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """A mixture of experts (Shazeer et al., 2017)."""
+
+    num_experts: int
+    top_k: int
+    expert: MLPSpec
+    router: RouterSpec = RouterSpec()
+    shared: MLPSpec | None = None
+    """An expert that every token goes to, with weight 1."""
+    shared_gate: bool = False
+    """The shared expert's output is weighted with a sigmoid of a projection of the input."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: attention, then a feed-forward part, each a branch that is added to the residual stream."""
+
+    attention: AttentionSpec
+    mlp: MLPSpec | MoESpec
+    norm: NormSpec = NormSpec()
+    placement: Literal["pre", "post", "sandwich", "residual"] = "pre"
+    """x + f(norm(x)); x + norm(f(x)); x + norm(f(norm(x))); norm(x + f(x))."""
+    parallel: bool = False
+    """Both branches read the layer's input. With placement pre."""
+    shared_norm: bool = False
+    """Of a parallel layer: one norm for both branches."""
+    residual_scale: float = 1.0
+    """Of what a branch adds."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +183,47 @@ class ModelSpec:
     vocab_size: int
     context_length: int
     layers: tuple[LayerSpec, ...]
-    norm_eps: float
+    norm: NormSpec | None = NormSpec()
+    """After the last layer."""
     tied_embeddings: bool = False
+    head: bool = True
+    """False: hidden states are all that the model gives."""
+    head_bias: bool = False
+    embedding_size: int | None = None
+    """Of the table of embeddings, where a projection leads from it to the hidden size and back to the head."""
+    embedding_scale: float = 1.0
+    embedding_norm: NormSpec | None = None
+    positions: int = 0
+    """Rows of a table of learned positions, which are added to the embeddings."""
+    token_types: int = 0
+    """Rows of a table of which the first is added to the embeddings, and others for second texts."""
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """What people ask of an architecture, for JSON."""
+        attention = [layer.attention for layer in self.layers]
+        ropes = [each.rope for each in attention if each.rope is not None]
+        mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoESpec)]
+        mlps = [layer.mlp.expert if isinstance(layer.mlp, MoESpec) else layer.mlp for layer in self.layers]
+        return {
+            "name": self.family,
+            "layers": len(self.layers),
+            "hidden_size": self.hidden_size,
+            "heads": sorted({each.num_heads for each in attention}),
+            "kv_heads": sorted({each.num_kv_heads for each in attention}),
+            "head_dim": sorted({each.head_dim for each in attention}),
+            "intermediate_size": sorted({mlp.intermediate_size for mlp in mlps}),
+            "activation": sorted({mlp.activation for mlp in mlps}),
+            "experts": sorted({moe.num_experts for moe in mixtures}),
+            "experts_per_token": sorted({moe.top_k for moe in mixtures}),
+            "rope_theta": sorted({rope.theta for rope in ropes}),
+            "rope_scaling": sorted({rope.scaling.kind if rope.scaling else "none" for rope in ropes}),
+            "windows": sorted({each.window for each in attention if each.window is not None}),
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+            "tied_embeddings": self.tied_embeddings,
+        }
 
 
 @dataclass(frozen=True)
@@ -88,7 +243,7 @@ def cache_groups(spec: ModelSpec) -> tuple[CacheGroup, ...]:
     """
     kinds: dict[int | None, list[int]] = {}
     for index, layer in enumerate(spec.layers):
-        kinds.setdefault(layer.window, []).append(index)
+        kinds.setdefault(layer.attention.window, []).append(index)
     size = min(len(layers) for layers in kinds.values())
     return tuple(
         CacheGroup(window, tuple(layers[at : at + size]))

@@ -10,15 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import BLOCKS, Ops
 from tramontane.weights.base import Weight
-from tramontane.weights.coded import BITS, CodedWeight
+from tramontane.weights.coded import BITS, CodedWeight, select_coded_rows
 from tramontane.weights.dense import DenseWeight
+from tramontane.weights.experts import Experts
 from tramontane.weights.ggml import BlockWeight
 
-__all__ = ["FORMATS", "BlockWeight", "CodedWeight", "DenseWeight", "Format", "Weight", "make_weight"]
+__all__ = [
+    "FORMATS",
+    "BlockWeight",
+    "CodedWeight",
+    "DenseWeight",
+    "Experts",
+    "Format",
+    "Weight",
+    "make_weight",
+    "select_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -59,3 +71,13 @@ FORMATS: Mapping[str, Format] = {
 def make_weight(ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> Weight:
     """The weight of a known format over host tensors; see `Weight.from_tensors`."""
     return FORMATS[format].weight.from_tensors(ops, format, shape, tensors)
+
+
+def select_rows(
+    tensors: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.int64], total: int
+) -> Mapping[str, NDArray[Any]]:
+    """What some rows of a matrix of `total` rows are made from; see `Weight.from_tensors`. Views where `rows` is a
+    slice."""
+    if "codes" in tensors:
+        return select_coded_rows(tensors, rows, total)
+    return {name: array[rows] for name, array in tensors.items()}

@@ -96,3 +96,19 @@ class CodedWeight(Weight):
         moved = {name: ops.from_host(tensors[name]) for name in _ARRAYS if name in tensors}
         nbytes = sum(array.nbytes for array in tensors.values())
         return cls(ops, format, dataclasses.replace(host, **moved), nbytes)
+
+
+def select_coded_rows(
+    tensors: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.int64], total: int
+) -> dict[str, NDArray[Any]]:
+    """The tensors of some rows of a coded matrix of `total` rows. Scales of several rows are repeated for each."""
+    group, row_block = tensors["layout"].tolist()
+    chosen = dict(tensors)
+    chosen["codes"] = tensors["codes"][rows]
+    for name in ("scales", "zeros", "offsets"):
+        if name in tensors and len(tensors[name]) > 1:
+            grid = tensors[name]
+            whole = row_block == 1 and len(grid) == total
+            chosen[name] = grid[rows if whole else np.arange(total)[rows] // row_block % len(grid)]
+    chosen["layout"] = np.array([group, 1], np.int32)
+    return chosen

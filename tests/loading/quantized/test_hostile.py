@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tests.kernels.modules import make
 from tests.loading.quantized.cases import CASES, tensors_of, write_case
 from tramontane.errors import CorruptCheckpoint, TramontaneError, UnsupportedModel
-from tramontane.loading.build import checked_spec, load_model
+from tramontane.loading.build import checked_plan, load_model
 from tramontane.loading.checkpoint import open_checkpoint
 
 OPS = make("reference")
@@ -109,7 +109,7 @@ def test_what_this_build_lacks_is_named_with_a_remedy(what: str, tmp_path: Path)
     checkpoint = open_checkpoint(settings(tmp_path / "m", case, **changes))
     assert checkpoint.tensors  # what the files hold can still be listed
     with pytest.raises(UnsupportedModel, match=f"(?s){message}"):
-        checked_spec(checkpoint)
+        checked_plan(checkpoint)
     with pytest.raises(UnsupportedModel):
         load_model(tmp_path / "m", OPS)
 
@@ -137,14 +137,14 @@ def test_experts_are_refused_until_mixtures_load(tmp_path: Path) -> None:
     blocks = {"model.layers.0.mlp.experts.gate_up_proj_blocks": np.zeros((4, 8, 2, 16), np.uint8)}
     write_case(tmp_path / "m", CASES["gpt-oss"], **blocks)
     with pytest.raises(UnsupportedModel, match="experts of a mixture"):
-        checked_spec(open_checkpoint(tmp_path / "m"))
+        checked_plan(open_checkpoint(tmp_path / "m"))
 
 
 def test_groups_of_unequal_sizes_are_refused(tmp_path: Path) -> None:
     g_idx = np.repeat([0, 1], [30, 34]).astype(np.int32)
     write_case(tmp_path / "m", CASES["gptq-4"], **{f"{MODULE}.g_idx": g_idx})
     with pytest.raises(UnsupportedModel, match="unequal sizes"):
-        checked_spec(open_checkpoint(tmp_path / "m"))
+        checked_plan(open_checkpoint(tmp_path / "m"))
 
 
 def test_a_module_is_plain_or_quantized_not_both(tmp_path: Path) -> None:

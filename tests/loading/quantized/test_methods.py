@@ -36,7 +36,8 @@ def test_values_are_exact(name: str, tmp_path: Path) -> None:
     plain = write_case(tmp_path / "m", case)
     loaded = load_model(tmp_path / "m", OPS)
     quantized = 0
-    for canonical, tensor in loaded.checkpoint.parameters.items():
+    for canonical, binding in loaded.bindings.items():
+        tensor = binding.tensor
         parameter: Any = loaded.decoder.parameters[canonical]
         values = parameter.dequantize() if plain[tensor].ndim == 2 else parameter
         np.testing.assert_array_equal(values, plain[tensor], err_msg=tensor)

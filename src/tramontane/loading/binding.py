@@ -1,0 +1,170 @@
+"""Bindings: which rows of which tensors of a checkpoint make up each parameter of a decoder.
+
+Owns the way from a NameMap to pieces of tensors. Must not know: files, values, families.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tramontane.errors import UnsupportedModel
+from tramontane.loading.tensors import TensorEntry
+from tramontane.models.names import NameMap, Target
+from tramontane.models.parameters import Wanted, wanted_parameters
+from tramontane.models.spec import ModelSpec
+
+Rows = slice | NDArray[np.int64] | None
+"""Of the matrix's rows, with those of all experts one after the other; of a vector's last axis. None: all."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of one tensor."""
+
+    tensor: str
+    rows: Rows = None
+    transposed: bool = False
+    """The tensor is stored [..., inputs, outputs]; rows are those of its transpose."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A parameter's pieces, one after the other."""
+
+    pieces: tuple[Piece, ...]
+    shape: tuple[int, ...]
+    """What the pieces make; what the spec wants may be another, and is then refused."""
+    kind: str
+    """As of `Wanted`."""
+    nbytes: int
+    """Of the pieces as they are stored."""
+    shifted: bool = False
+    """What is stored is the value less one."""
+
+    @property
+    def tensor(self) -> str:
+        """The first tensor, for messages and formats."""
+        return self.pieces[0].tensor
+
+
+def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, source: str) -> dict[str, Binding]:
+    """Canonical name -> what makes up the parameter. Raises UnsupportedModel for tensors that nobody knows; names that
+    the spec does not want are bound too, for `check_parameters` to tell."""
+    wanted = wanted_parameters(spec)
+    found: dict[str, list[tuple[int, str, Target, int]]] = {}
+    ignored, shifted = re.compile(names.ignored), re.compile(names.shifted)
+    unknown = []
+    for name in tensors:
+        if ignored.fullmatch(name):
+            continue
+        target = names.target(name)
+        if target is None:
+            unknown.append(name)
+            continue
+        for index, part in enumerate(target.parts):
+            found.setdefault(part, []).append((target.number or 0, name, target, index))
+    if unknown:
+        more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+        raise UnsupportedModel(
+            f"{source} has tensors that this build does not know: {', '.join(unknown[:4])}{more}.",
+            "Use another model, or this model in its plain form (adapters merged, no extra heads).",
+        )
+    bindings = {}
+    for part, pieces in found.items():
+        pieces.sort(key=lambda piece: piece[0])
+        parameter = wanted.get(part)
+        if parameter is None:  # not the model's: told by what there is of it
+            entry = tensors[pieces[0][1]]
+            bindings[part] = Binding((Piece(pieces[0][1]),), entry.shape, "vector", entry.nbytes)
+            continue
+        numbers = [number for number, _, target, _ in pieces if target.number is not None]
+        if numbers != list(range(len(numbers))) or (len(pieces) > 1 and len(numbers) < len(pieces)):
+            raise UnsupportedModel(
+                f"{source} has several tensors for {part}: {', '.join(name for _, name, _, _ in pieces[:4])}.",
+                "Remove all but one of them, or fetch the model again.",
+            )
+        bound = [
+            _piece(tensors[name], name, target, index, wanted, spec, names.skipped.get(part, 0))
+            for _, name, target, index in pieces
+        ]
+        shapes = [shape for _, shape, _ in bound]
+        bindings[part] = Binding(
+            tuple(piece for piece, _, _ in bound),
+            _joined(shapes, parameter, numbered=bool(numbers)),
+            parameter.kind,
+            sum(nbytes for _, _, nbytes in bound),
+            shifted=shifted.fullmatch(part) is not None,
+        )
+    return bindings
+
+
+def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tuple[int, ...]:
+    """The shape that pieces make. Vectors may lie in any shape of the same size."""
+    shape = shapes[0]
+    if any(other != shape for other in shapes):
+        return (len(shapes), 0)  # of no parameter
+    if numbered:
+        shape = (len(shapes), *shape)
+    if wanted.kind == "vector" and math.prod(shape) == math.prod(wanted.shape):
+        return wanted.shape
+    return shape
+
+
+def _piece(
+    entry: TensorEntry,
+    name: str,
+    target: Target,
+    index: int,
+    wanted: Mapping[str, Wanted],
+    spec: ModelSpec,
+    skipped: int,
+) -> tuple[Piece, tuple[int, ...], int]:
+    """The piece, its shape and its bytes."""
+    shape = entry.shape
+    if target.transposed and len(shape) >= 2:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    axis = -1 if ".bias" in target.parts[index] or len(shape) < 2 else -2
+    if skipped and shape[axis] > skipped:
+        rest = (shape[axis] - skipped, *shape[1:])
+        return Piece(name, slice(skipped, None), target.transposed), rest, entry.nbytes * rest[0] // shape[axis]
+    if len(target.parts) == 1:
+        return Piece(name, None, target.transposed), shape, entry.nbytes
+    sizes = [_outputs(wanted.get(part)) for part in target.parts]
+    if sum(sizes) != shape[axis] or not sizes[index]:
+        return Piece(name, None, target.transposed), shape, entry.nbytes  # does not fit: told by its shape
+    rows = _rows(target.layout, sizes, index, _groups(target, spec))
+    if axis == -2 and len(shape) == 3:
+        every = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+        rows = every[:, rows].reshape(-1)
+    cut = (*shape[:axis], sizes[index], *shape[axis:][1:])
+    return Piece(name, rows, target.transposed), cut, entry.nbytes * sizes[index] // shape[axis]
+
+
+def _outputs(wanted: Wanted | None) -> int:
+    if wanted is None:
+        return 0
+    return wanted.shape[-2] if wanted.kind != "vector" else wanted.shape[-1]
+
+
+def _groups(target: Target, spec: ModelSpec) -> int:
+    """Groups of key-value heads of the layer that a target lies in."""
+    if target.layout != "grouped":
+        return 1
+    return spec.layers[int(target.parts[0].split(".")[1])].attention.num_kv_heads
+
+
+def _rows(layout: str, sizes: list[int], index: int, groups: int) -> slice | NDArray[np.int64]:
+    """Which of sum(sizes) rows are those of part `index`."""
+    if layout == "alternating":
+        return slice(index, None, len(sizes))
+    start, stop = sum(sizes[:index]), sum(sizes[: index + 1])
+    if layout == "stacked":
+        return slice(start, stop)
+    every = np.arange(sum(sizes)).reshape(groups, -1)
+    return every[:, start // groups : stop // groups].reshape(-1)

@@ -1,0 +1,84 @@
+"""Families: what a checkpoint says of itself, as a ModelSpec; one small function a family and source.
+
+Owns `FAMILIES`, the table of all of them, each in a file with its kin. Must not know: arrays, files, how a spec is
+computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tramontane.errors import UnsupportedModel
+from tramontane.models.families import llama
+from tramontane.models.families.base import Family, GGUFTensors
+from tramontane.models.families.gguf import KEYS
+from tramontane.models.fields import Fields
+from tramontane.models.names import NameMap
+from tramontane.models.spec import ModelSpec
+
+__all__ = ["FAMILIES", "Family", "GGUFTensors", "gguf_names", "hf_names", "spec_from_gguf", "spec_from_hf"]
+
+FAMILIES: Mapping[str, Family] = {**llama.FAMILIES}
+"""By `model_type` of config.json and `general.architecture` of GGUF."""
+
+
+def spec_from_hf(config: Mapping[str, Any], architecture: str = "auto", source: str = "config.json") -> ModelSpec:
+    """The spec that a `config.json` describes, read as `architecture` ("auto": its `model_type`).
+
+    Raises CorruptCheckpoint for missing or impossible values and UnsupportedModel for what this build lacks, both
+    naming the key.
+    """
+    fields = Fields(config, source)
+    family, name = _hf_family(fields, architecture)
+    classes = config.get("architectures") or []
+    causal = isinstance(classes, list) and all(str(kind).endswith("ForCausalLM") for kind in classes)
+    if architecture == "auto" and not causal:
+        raise fields.unsupported("architectures", f"Pass architecture={name!r} to load it as a causal language model.")
+    if family.from_hf is None:
+        raise _unknown(name, source, "safetensors")
+    return family.from_hf(fields)
+
+
+def hf_names(config: Mapping[str, Any], architecture: str = "auto", source: str = "config.json") -> NameMap:
+    """What the checkpoint calls its tensors; raises as `spec_from_hf`."""
+    return _hf_family(Fields(config, source), architecture)[0].names
+
+
+def spec_from_gguf(
+    metadata: Mapping[str, Any], tensors: GGUFTensors, architecture: str = "auto", source: str = "GGUF metadata"
+) -> ModelSpec:
+    """The spec that a GGUF file's metadata and tensors describe; raises as `spec_from_hf`."""
+    stored = Fields(metadata, source).text("general.architecture")
+    name = stored if architecture == "auto" else architecture
+    family = _family(name, source)
+    if family.from_gguf is None:
+        raise _unknown(name, source, "GGUF")
+    fields = Fields(metadata, source, f"{stored}.")
+    fields.known(KEYS)
+    return family.from_gguf(fields, tensors)
+
+
+def gguf_names(metadata: Mapping[str, Any], architecture: str = "auto", source: str = "GGUF metadata") -> NameMap:
+    """What the file calls its tensors; raises as `spec_from_gguf`."""
+    stored = Fields(metadata, source).text("general.architecture")
+    return _family(stored if architecture == "auto" else architecture, source).gguf_names
+
+
+def _hf_family(fields: Fields, architecture: str) -> tuple[Family, str]:
+    name = fields.text("model_type") if architecture == "auto" else architecture
+    return _family(name, fields.source), name
+
+
+def _family(name: str, source: str) -> Family:
+    if name not in FAMILIES:
+        raise _unknown(name, source)
+    return FAMILIES[name]
+
+
+def _unknown(name: str, source: str, form: str = "") -> UnsupportedModel:
+    where = f" in {form} form" if form else ""
+    return UnsupportedModel(
+        f"{source} is of architecture {name[:60]!r}, which this build does not have{where}.",
+        f"It has {', '.join(FAMILIES)}; architecture= reads a checkpoint as one of them.",
+    )

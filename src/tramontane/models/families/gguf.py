@@ -1,0 +1,116 @@
+"""What GGUF files of all families have in common: llama.cpp's metadata keys and their defaults.
+
+Owns these keys. What a file says is honoured or refused by its key. Must not know: arrays, files, how a spec is
+computed, any one family.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tramontane.layers.rope import yarn_magnitude
+from tramontane.models.families.base import MAX_LAYERS, GGUFTensors, check_heads
+from tramontane.models.fields import POSITIONS, Fields
+from tramontane.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, NormSpec, RopeScaling, RopeSpec
+
+KEYS = frozenset({
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "attention.causal", "expert_count", "expert_used_count",
+    "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
+    "rope.scaling.yarn_attn_factor", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier",
+})  # fmt: skip
+
+
+def gguf_decoder(fields: Fields, tensors: GGUFTensors, family: str, *, interleaved: bool = False) -> ModelSpec:
+    """What files of the llama lineage have in common. Biases and tying are what the tensors say: the metadata has no
+    keys for them. `interleaved`: llama.cpp stores q and k of this family with the pairs of rotary positions side by
+    side."""
+    fields.only(**{"expert_count": 0, "expert_used_count": 0, "attention.causal": True})
+    if fields.get("tensor_data_layout") not in (None, "Meta AI original pth"):
+        raise fields.unsupported("tensor_data_layout")
+    hidden_size = fields.integer("embedding_length")
+    norm = NormSpec(eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0))
+    embedding = tensors.shapes.get("token_embd.weight", (0,))
+    return ModelSpec(
+        family=family,
+        hidden_size=hidden_size,
+        vocab_size=fields.integer("vocab_size", embedding[0]),
+        context_length=fields.integer("context_length", high=POSITIONS),
+        layers=tuple(
+            _layer(fields, tensors, index, hidden_size, norm, interleaved)
+            for index in range(fields.integer("block_count", high=MAX_LAYERS))
+        ),
+        norm=norm,
+        tied_embeddings="output.weight" not in tensors.shapes,
+    )
+
+
+def _layer(
+    fields: Fields, tensors: GGUFTensors, index: int, hidden_size: int, norm: NormSpec, interleaved: bool
+) -> LayerSpec:
+    num_heads = per_layer(fields, "attention.head_count", index)
+    num_kv_heads = per_layer(fields, "attention.head_count_kv", index, num_heads)
+    check_heads(fields, "attention.head_count_kv", num_heads, num_kv_heads)
+    head_dim = fields.integer("attention.key_length", hidden_size // num_heads)
+    if fields.integer("attention.value_length", head_dim) != head_dim:
+        raise fields.unsupported("attention.value_length", f"Keys and values must have one length, {head_dim}.")
+    shapes = tensors.shapes
+    return LayerSpec(
+        attention=AttentionSpec(
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            gguf_rope(fields, head_dim, tensors.rope_factors, interleaved),
+            qkv_bias=f"blk.{index}.attn_q.bias" in shapes,
+            output_bias=f"blk.{index}.attn_output.bias" in shapes,
+        ),
+        mlp=MLPSpec(per_layer(fields, "feed_forward_length", index), bias=f"blk.{index}.ffn_gate.bias" in shapes),
+        norm=norm,
+    )
+
+
+def per_layer(fields: Fields, key: str, index: int, default: int | None = None) -> int:
+    """An integer, or a list of one a layer."""
+    value = fields.get(key)
+    if not isinstance(value, list):
+        return fields.integer(key, default)
+    if len(value) <= index:
+        raise fields.corrupt(key, f"has {len(value)} values, fewer than layers")
+    return Fields({key: value[index]}, fields.source).integer(key)
+
+
+def gguf_rope(fields: Fields, head_dim: int, factors: tuple[float, ...] | None, interleaved: bool) -> RopeSpec:
+    dim = fields.integer("rope.dimension_count", head_dim, high=head_dim)
+    if dim % 2:
+        raise fields.corrupt("rope.dimension_count", f"is {dim}, not even")
+    if factors is not None and (len(factors) != dim // 2 or not all(math.isfinite(f) and f > 0 for f in factors)):
+        problem = f"is {dim}, but rope_freqs.weight is not {dim // 2} positive numbers"
+        raise fields.corrupt("rope.dimension_count", problem)
+    theta = fields.number("rope.freq_base", 10000.0, low=1.0)
+    return RopeSpec(theta, dim, interleaved, _gguf_scaling(fields), factors)
+
+
+def _gguf_scaling(fields: Fields) -> RopeScaling | None:
+    kind = fields.text("rope.scaling.type", "linear" if fields.get("rope.scale_linear") else "none")
+    magnitude = fields.number("rope.scaling.attn_factor", fields.number("rope.scaling.yarn_attn_factor", 1.0))
+    fields.only(**{"rope.scaling.yarn_log_multiplier": 0.0, "rope.scaling.yarn_ext_factor": 1.0})
+    if kind != "yarn" and magnitude != 1.0:
+        raise fields.unsupported("rope.scaling.attn_factor")
+    if kind == "none":
+        return None
+    factor = fields.number("rope.scaling.factor", fields.number("rope.scale_linear", 1.0))
+    if kind == "linear":
+        return RopeScaling("linear", factor)
+    if kind != "yarn":
+        raise fields.unsupported("rope.scaling.type", "This build has none, linear, yarn.")
+    return RopeScaling(
+        "yarn",
+        factor,
+        fields.integer("rope.scaling.original_context_length", fields.integer("context_length"), high=POSITIONS),
+        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+        attention_factor=magnitude * yarn_magnitude(factor),
+    )

@@ -1,0 +1,173 @@
+"""NameMap: what a source calls a decoder's parameters, and what we call them, as data.
+
+Owns the names that families share: those of Hugging Face checkpoints of the llama lineage, of GGUF files and of
+Mistral's own layout. Must not know: shapes, values, files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A tensor whose rows are several parameters'."""
+
+    parts: tuple[str, ...]
+    layout: Literal["stacked", "grouped", "alternating"] = "stacked"
+    """One after the other; the same within each group of key-value heads; row by row in turn."""
+
+
+QKV = ("attention.q", "attention.k", "attention.v")
+GATE_UP = ("mlp.gate", "mlp.up")
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """Names of one kind of source, without `.weight`; a `.bias` is that of the same parameter.
+
+    A name that ends otherwise stands in full, and so does what it maps to. `*` stands for a number: that of an expert
+    or of a head, whose tensors make up one parameter. What is not here is not understood, and refused.
+    """
+
+    fixed: Mapping[str, str]
+    """Name -> canonical name."""
+    layer_prefix: str
+    layer: Mapping[str, str | Fused]
+    """The same below `layer_prefix`, a number and a dot."""
+    ignored: str = r"(?!)"
+    """A pattern of tensors that are no parameters: buffers that follow from the configuration, or that the spec has."""
+    optional_prefixes: tuple[str, ...] = ()
+    """What may stand before every name, or not: files of a model without its head lack it."""
+    transposed: frozenset[str] = frozenset()
+    """Names of matrices (as in `layer`) that are stored [..., inputs, outputs]."""
+    shifted: str = r"(?!)"
+    """A pattern of canonical vectors that are stored less one."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Canonical matrix -> rows at its beginning that the model does not use."""
+
+    def with_layer(self, layer: Mapping[str, str | Fused | None], **changes: object) -> NameMap:
+        """A copy with other names below a layer (None: without the name), and other fields."""
+        merged = {name: target for name, target in {**self.layer, **layer}.items() if target is not None}
+        return replace(self, layer=merged, **changes)  # type: ignore[arg-type]
+
+    def target(self, name: str) -> Target | None:
+        """Where a tensor belongs; None for one that is not understood."""
+        for prefix in self.optional_prefixes:
+            name = name.removeprefix(prefix)
+        inner, layer = name, ""
+        names: Mapping[str, str | Fused] = self.fixed
+        # A number has one spelling, so that two tensors never claim one parameter.
+        numbered = re.fullmatch(re.escape(self.layer_prefix) + r"(0|[1-9][0-9]{0,5})\.(.+)", name)
+        if numbered is not None:
+            inner, layer, names = numbered[2], f"layers.{numbered[1]}.", self.layer
+        number: int | None = None
+        place = re.search(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.)", inner)
+        if place is not None:
+            inner, number = f"{inner[: place.start()]}*{inner[place.end() :]}", int(place[0])
+        ending, key = "", inner
+        if inner not in names:
+            key, _, kind = inner.rpartition(".")
+            ending = {"weight": "", "bias": ".bias"}.get(kind, "?")
+        if key not in names or ending == "?":
+            return None
+        found = names[key]
+        fused = found if isinstance(found, Fused) else Fused((found,))
+        parts = tuple(f"{layer}{part}{ending}" for part in fused.parts)
+        return Target(parts, fused.layout, number, transposed=key in self.transposed and not ending)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The parameters that a tensor holds, by their canonical names."""
+
+    parts: tuple[str, ...]
+    layout: str
+    number: int | None
+    """Which piece of them it is, where pieces are tensors of their own."""
+    transposed: bool
+
+
+HF_NAMES = NameMap(
+    fixed={"embed_tokens": "embedding", "norm": "norm", "lm_head": "head"},
+    layer_prefix="layers.",
+    layer={
+        "input_layernorm": "attention_norm",
+        "self_attn.q_proj": "attention.q",
+        "self_attn.k_proj": "attention.k",
+        "self_attn.v_proj": "attention.v",
+        "self_attn.o_proj": "attention.o",
+        "post_attention_layernorm": "mlp_norm",
+        "mlp.gate_proj": "mlp.gate",
+        "mlp.up_proj": "mlp.up",
+        "mlp.down_proj": "mlp.down",
+    },
+    ignored=r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+    optional_prefixes=("model.",),
+)
+
+GGUF_NAMES = NameMap(
+    fixed={
+        "token_embd": "embedding",
+        "token_embd_norm": "embedding_norm",
+        "position_embd": "positions",
+        "token_types": "token_types",
+        "output_norm": "norm",
+        "output": "head",
+    },
+    layer_prefix="blk.",
+    layer={
+        "attn_norm": "attention_norm",
+        "attn_q": "attention.q",
+        "attn_k": "attention.k",
+        "attn_v": "attention.v",
+        "attn_qkv": Fused(QKV),
+        "attn_output": "attention.o",
+        "attn_q_norm": "attention.q_norm",
+        "attn_k_norm": "attention.k_norm",
+        "attn_sinks": "attention.sinks",
+        "attn_q_a": "attention.q_down",
+        "attn_q_a_norm": "attention.q_down_norm",
+        "attn_q_b": "attention.q",
+        "attn_kv_a_mqa": "attention.kv_down",
+        "attn_kv_a_norm": "attention.kv_norm",
+        "attn_kv_b": "attention.kv",
+        "post_attention_norm": "attention_post_norm",
+        "ffn_norm": "mlp_norm",
+        "post_ffw_norm": "mlp_post_norm",
+        "ffn_gate": "mlp.gate",
+        "ffn_up": "mlp.up",
+        "ffn_down": "mlp.down",
+        "ffn_gate_inp": "moe.router",
+        "exp_probs_b": "moe.router.correction",
+        "exp_probs_b.bias": "moe.router.correction",
+        "ffn_gate_exps": "moe.experts.gate",
+        "ffn_up_exps": "moe.experts.up",
+        "ffn_down_exps": "moe.experts.down",
+        "ffn_gate_shexp": "moe.shared.gate",
+        "ffn_up_shexp": "moe.shared.up",
+        "ffn_down_shexp": "moe.shared.down",
+        "ffn_gate_inp_shexp": "moe.shared_gate",
+    },
+    ignored=r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd(\.weight)?",
+)
+
+MISTRAL_NAMES = NameMap(
+    fixed={"tok_embeddings": "embedding", "norm": "norm", "output": "head"},
+    layer_prefix="layers.",
+    layer={
+        "attention_norm": "attention_norm",
+        "attention.wq": "attention.q",
+        "attention.wk": "attention.k",
+        "attention.wv": "attention.v",
+        "attention.wo": "attention.o",
+        "ffn_norm": "mlp_norm",
+        "feed_forward.w1": "mlp.gate",
+        "feed_forward.w3": "mlp.up",
+        "feed_forward.w2": "mlp.down",
+    },
+    ignored=r"rope\.freqs",
+)

@@ -1,0 +1,37 @@
+"""Experts: equal matrices of which each row of a batch meets one.
+
+Owns the product of rows that are grouped by expert. Must not know: how rows were assigned, how a matrix is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tramontane.kernels import Array, Ops
+from tramontane.weights.base import Weight
+
+
+class Experts:
+    """Matrices [N, K], one an expert, each a Weight of any format. One that gets no rows is not touched."""
+
+    def __init__(self, ops: Ops, weights: Sequence[Weight]) -> None:
+        self.ops = ops
+        self.weights = tuple(weights)
+        self.shape = (len(self.weights), *self.weights[0].shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.nbytes for weight in self.weights)
+
+    def matmul(self, out: Array, x: Array, offsets: Array, bias: Array | None = None) -> None:
+        """out[P,N] = x[P,K] @ W_e.T (+ bias[e]) for the rows from offsets[e] to offsets[e + 1].
+
+        offsets int32 [E + 1], read on the host; bias float32 [E, N].
+        """
+        ops = self.ops
+        bounds = ops.to_host(offsets).tolist()
+        for e, weight in enumerate(self.weights):
+            start, stop = bounds[e], bounds[e + 1]
+            if start < stop:
+                own = None if bias is None else ops.view(ops.part(bias, e, e + 1), (weight.shape[0],))
+                weight.matmul(ops.part(out, start, stop), ops.part(x, start, stop), own)
