@@ -1,4 +1,4 @@
-"""Our decoder beside transformers' on tiny random checkpoints, on every kernel module."""
+"""Our decoder beside transformers' on tiny random checkpoints: all of them on the CPU's module, some on every other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from tests.models.harness import KERNELS, Rig, make
 from tests.models.tiny import CASES, Tiny, TinyModels, tokens
-from tramontane.kernels import Ops
 from tramontane.loading.build import load_model
 
 TOLERANCE = 2e-4
@@ -29,15 +28,21 @@ class Pair:
         assert np.abs(logits - expected).max() < TOLERANCE
 
 
-@pytest.fixture(params=KERNELS)
-def ops(request: pytest.FixtureRequest) -> Ops:
-    return make(request.param)
+MAIN = KERNELS[1]
+"""The compiled module in its best instruction set. The kernels' own tests hold the others to the same values."""
+EVERYWHERE = ("llama-biases-tied", "llama-llama3", "qwen2-windows", "qwen2-yarn")
+PAIRS = [
+    pytest.param((name, kind.values[0]), id=f"{name}-{kind.values[0]}", marks=kind.marks)
+    for kind in KERNELS
+    for name in (CASES if kind is MAIN else EVERYWHERE)
+]
 
 
-@pytest.fixture(params=CASES)
-def pair(request: pytest.FixtureRequest, ops: Ops, tiny_models: TinyModels) -> Pair:
-    tiny = tiny_models.get(request.param)
-    return Pair(tiny, Rig(load_model(tiny.path, ops).decoder))
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Pair:
+    name, kernels = request.param
+    tiny = tiny_models.get(name)
+    return Pair(tiny, Rig(load_model(tiny.path, make(kernels)).decoder))
 
 
 def test_full_prefill(pair: Pair) -> None:

@@ -33,8 +33,8 @@ from tramontane.models.spec import (
     cache_groups,
 )
 
-OWNERS = (ModelSpec, NormSpec, LayerSpec, AttentionSpec, LatentSpec, HeadNormSpec, MLPSpec, MoESpec, RouterSpec)
-OWNERS += (RopeSpec, RopeScaling)
+OWNERS: tuple[type, ...] = (ModelSpec, NormSpec, LayerSpec, AttentionSpec, LatentSpec, HeadNormSpec, MLPSpec, MoESpec)
+OWNERS += (RouterSpec, RopeSpec, RopeScaling)
 Change = Callable[[ModelSpec], ModelSpec]
 LENGTH = 60
 

@@ -1,0 +1,40 @@
+"""What a tiny checkpoint is made of, and the settings that most share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VOCAB = 97
+LLAMA: Mapping[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 0.05,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of transformers. Every feature that the settings name should move the logits: lengths in the tests
+    lie on both sides of windows of 9, and of 32, the original length of rope scalings."""
+
+    model_type: str
+    """Of transformers' configuration."""
+    settings: Mapping[str, Any]
+    save: Callable[[Any, Path], None] | None = None
+    """Writes the checkpoint, where it is to be in another layout than `save_pretrained`'s."""
+    forward: Callable[[Any, Any], Any] | None = None
+    """(model, ids [1, T]) -> logits [1, T, V], where the model's own call is not the reference."""
+
+
+def rope(kind: str, **values: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 500.0, **values}}

@@ -1,0 +1,74 @@
+"""Llama and Qwen2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.models.cases.base import LLAMA, Case, rope
+
+_QWEN2: dict[str, Any] = {**LLAMA, "num_key_value_heads": 3}
+
+CASES: Mapping[str, Case] = {
+    "llama": Case("llama", LLAMA),
+    "llama-biases-tied": Case(
+        "llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+    ),
+    "llama-linear": Case("llama", {**LLAMA, **rope("linear", factor=3.0)}),
+    "llama-llama3": Case(
+        "llama",
+        {
+            **LLAMA,
+            **rope(
+                "llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        },
+    ),
+    "llama-yarn": Case("llama", {**LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=32)}),
+    # Rows of whole blocks of 32, so that they can be quantized.
+    "llama-wide": Case("llama", {**LLAMA, "hidden_size": 96, "intermediate_size": 160, "head_dim": 16}),
+    "qwen2": Case("qwen2", {**_QWEN2, "tie_word_embeddings": True}),
+    "qwen2-windows": Case(
+        "qwen2",
+        {
+            **_QWEN2,
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 1,
+            "hidden_act": "relu",
+        },
+    ),
+    "qwen2-layer-types": Case(
+        "qwen2",
+        {
+            **_QWEN2,
+            "num_hidden_layers": 5,
+            "hidden_act": "gelu_pytorch_tanh",
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "full", "sliding")],
+        },
+    ),
+    "qwen2-yarn": Case(
+        "qwen2",
+        {
+            **_QWEN2,
+            "hidden_act": "gelu",
+            **rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=32,
+                beta_fast=2.0,
+                beta_slow=0.3,
+                mscale=1.5,
+                mscale_all_dim=0.7,
+                truncate=False,
+            ),
+        },
+    ),
+}
