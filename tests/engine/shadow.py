@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 from tramontane.engine import sequence
-from tramontane.engine.sequence import EngineRequest, choice_seed
+from tramontane.engine.sequence import EngineRequest, Stretch, choice_seed
 from tramontane.engine.step import Draw, SequenceResult, Step, StepResult, TokenInfo
 
 VOCAB = 16
@@ -25,13 +25,26 @@ def digests(salt: str, tokens: Iterable[int]) -> list[int]:
     return [state := hash((state, token)) for token in tokens]
 
 
+def truth_of(request: EngineRequest, tokens: Sequence[int], stretch: Stretch | None) -> list[int]:
+    """What the cache must hold of each token: its digest, and the length that its position is stretched for."""
+    plain, prompt = digests(request.cache_salt, tokens), len(request.prompt_ids)
+    if stretch is None:
+        return plain
+    lengths = [len(tokens) if stretch.whole else max(prompt, position + 1) for position in range(len(tokens))]
+    beyond = [length > stretch.length for length in lengths]
+    kinds = [int(far) if stretch.whole else far * length for far, length in zip(beyond, lengths, strict=True)]
+    return [hash(pair) for pair in zip(plain, kinds, strict=True)]
+
+
 def next_token(digest: int, seed: int, num_output: int, banned: Sequence[int] = ()) -> int:
     first = hash((digest, seed, num_output)) % VOCAB
     order: list[int] = [*range(first, VOCAB), *range(first)]
     return next(token for token in order if token not in banned)
 
 
-def expected(request: EngineRequest, index: int, context_length: int) -> tuple[list[int], str, int | None]:
+def expected(
+    request: EngineRequest, index: int, context_length: int, stretch: Stretch | None = None
+) -> tuple[list[int], str, int | None]:
     """The output, finish reason and stop reason of a choice, computed alone, by rules written a second time."""
     params, output = request.params, list[int]()
     while True:
@@ -39,7 +52,7 @@ def expected(request: EngineRequest, index: int, context_length: int) -> tuple[l
         stops = set(params.stop_token_ids or ())
         ends = stops if params.ignore_eos else stops | request.eos_ids
         banned = sorted(ends) if len(output) < (params.min_tokens or 0) else []
-        digest = digests(request.cache_salt, tokens)[-1]
+        digest = truth_of(request, tokens, stretch)[-1]
         token = next_token(digest, choice_seed(request.seed, index), len(output), banned)
         output.append(token)
         if token in ends:
@@ -87,8 +100,9 @@ class Memory:
 
 
 class ShadowExecutor:
-    def __init__(self, windows: Sequence[int | None], block_size: int) -> None:
+    def __init__(self, windows: Sequence[int | None], block_size: int, stretch: Stretch | None = None) -> None:
         self.memory = Memory(windows, block_size)
+        self.stretch = stretch
         self.sequences: dict[int, sequence.Sequence] = {}
 
     def learn(self, sequences: Iterable[sequence.Sequence]) -> None:
@@ -101,9 +115,12 @@ class ShadowExecutor:
         truths = []
         for scheduled in step.sequences:
             owner = self.sequences[scheduled.sequence_id]
-            truth = digests(owner.request.cache_salt, owner.token_ids)
+            truth = truth_of(owner.request, owner.token_ids, self.stretch)
             truths.append(truth)
             end = scheduled.start + len(scheduled.tokens)
+            if self.stretch is not None:
+                whole, prompt = self.stretch.whole, len(owner.request.prompt_ids)
+                assert scheduled.rope_length == (len(owner.token_ids) if whole else prompt)
             assert list(scheduled.tokens) == owner.token_ids[scheduled.start : end]
             assert {len(t) for t in scheduled.block_tables} == {-(-end // self.memory.block_size)}
             own = self.memory.write(scheduled.block_tables, scheduled.start, end, truth)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.engine.shadow import EOS, ShadowExecutor, digests, expected
+from tests.engine.shadow import EOS, ShadowExecutor, expected, truth_of
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.engine.blocks import make_pool
 from tramontane.engine.scheduler import Scheduler
-from tramontane.engine.sequence import EngineRequest, Event, choice_seed
+from tramontane.engine.sequence import EngineRequest, Event, Stretch, choice_seed
 from tramontane.engine.step import SequenceResult, Step, StepResult, TokenInfo
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory
 from tramontane.types import SAMPLING_DEFAULTS, SamplingParams
@@ -29,6 +29,7 @@ class Setup:
     max_num_batched_tokens: int = 16
     prefix_caching: bool = True
     paged_attention: bool = True
+    stretch: Stretch | None = None
 
     def build(self) -> tuple[Scheduler, ShadowExecutor]:
         cache = CacheConfig(
@@ -36,7 +37,8 @@ class Setup:
         )
         pool = make_pool(cache, self.num_blocks, self.windows, self.context_length)
         config = SchedulerConfig(self.max_num_seqs, self.max_num_batched_tokens)
-        return Scheduler(config, pool, self.context_length), ShadowExecutor(self.windows, self.block_size)
+        scheduler = Scheduler(config, pool, self.context_length, self.stretch)
+        return scheduler, ShadowExecutor(self.windows, self.block_size, self.stretch)
 
 
 def request(id: str, prompt: list[int], seed: int = 0, salt: str = "", **params: Any) -> EngineRequest:
@@ -138,7 +140,7 @@ class Walk:
         if asked.params.prompt_logprobs is None or event.index or not event.tokens or not first:
             assert event.prompt_logprobs is None
             return
-        truth = digests(asked.cache_salt, asked.prompt_ids)
+        truth = truth_of(asked, asked.prompt_ids, self.setup.stretch)
         want = [None, *map(TokenInfo, asked.prompt_ids[1:], map(float, truth))]
         assert list(event.prompt_logprobs or ()) == want
 
@@ -181,6 +183,7 @@ class Walk:
             self.step()
         # The oldest sequence computes at least a token a step, so this bounds what is left.
         bound = sum(len(s.choices) * self.setup.context_length for s in self.scheduler.sequences())
+        bound *= 2 if self.setup.stretch else 1  # a sequence that outgrows its stretch starts over once
         for _ in range(bound):
             self.step()
         assert not self.scheduler.has_work, "a request starves"
@@ -192,7 +195,7 @@ class Walk:
         for asked in self.requests.values():
             for index in range(asked.num_choices):
                 event = self.final[asked.id, index]
-                tokens, reason, stop = expected(asked, index, self.setup.context_length)
+                tokens, reason, stop = expected(asked, index, self.setup.context_length, self.setup.stretch)
                 got = self.got[asked.id, index]
                 if event.finish_reason in ("cancelled", "error"):
                     assert got == tokens[: len(got)]
@@ -214,6 +217,10 @@ SETUPS: dict[str, Setup] = {
     "windows, full": Setup((5, None, 5), block_size=3, num_blocks=40),
     "windows only": Setup((3, 9), block_size=2, num_blocks=24, max_num_batched_tokens=40),
     "few tokens a step": Setup((None, 8), num_blocks=30, max_num_seqs=8, max_num_batched_tokens=5),
+    "stretched whole": Setup(stretch=Stretch(14, whole=True)),
+    "stretched whole, window, few blocks": Setup((None, 8), num_blocks=22, stretch=Stretch(11, whole=True)),
+    "stretched token by token": Setup(stretch=Stretch(14, whole=False)),
+    "contiguous, stretched whole": Setup(paged_attention=False, num_blocks=40, stretch=Stretch(14, whole=True)),
     "contiguous": Setup(paged_attention=False, num_blocks=40),
     "contiguous, windows": Setup((5, None, 5), paged_attention=False, num_blocks=100, max_num_seqs=8),
 }
@@ -229,7 +236,8 @@ def test_random_walks(name: str) -> None:
         cached += walk.scheduler.counters.cached_tokens
         assert len(walk.requests) > 3 * walk.refused
     setup = SETUPS[name]
-    assert (preemptions > 0) == setup.paged_attention, "the walk must meet preemption"
+    gives_back = setup.paged_attention or setup.stretch is not None  # what starts over has lost its room
+    assert (preemptions > 0) == gives_back, "the walk must meet preemption"
     assert (cached > 0) == (setup.paged_attention and setup.prefix_caching), "the walk must meet prefix hits"
 
 

@@ -27,12 +27,13 @@ from tramontane.engine.engine import Engine
 from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.runner import Runner
 from tramontane.engine.scheduler import Scheduler
+from tramontane.engine.sequence import Stretch
 from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory
 from tramontane.kernels.device import resolve_device
 from tramontane.loading.build import LoadedModel
 from tramontane.loading.memory import fitting_context, resolve_num_blocks, shown, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
-from tramontane.models.spec import cache_groups
+from tramontane.models.spec import cache_groups, length_dependent
 from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
 
 _LONG_PROMPT = 20_000
@@ -236,4 +237,8 @@ def _engine(
     )
     pool = make_pool(config.cache, blocks, [group.window for group in groups], context_length)
     executor = LocalExecutor(runner, shared.turn)
-    return Engine(Scheduler(config.scheduler, pool, context_length), executor), executor, cache.nbytes
+    scaling = length_dependent(spec)
+    stretch = None
+    if scaling is not None:
+        stretch = Stretch(scaling.original_context_length, whole=scaling.kind == "longrope")
+    return Engine(Scheduler(config.scheduler, pool, context_length, stretch), executor), executor, cache.nbytes

@@ -62,6 +62,7 @@ class BatchBuilder:
             query_start=device(query_start),
             context_lens=device(context_lens),
             groups=tuple(self._group(group, step, owners, positions) for group in range(len(self._tables))),
+            rope_lengths=_rope_lengths(step, owners, positions),
         )
 
     def _group(self, group: int, step: Step, owners: NDArray[Any], positions: IntArray) -> GroupContext:
@@ -76,6 +77,12 @@ class BatchBuilder:
         slots = self._slots[group][: len(positions)]
         np.add(held * np.int32(self._block_size), offsets, out=slots)
         return GroupContext(slots=self._ops.from_host(slots), block_tables=self._ops.from_host(tables))
+
+
+def _rope_lengths(step: Step, owners: NDArray[Any], positions: IntArray) -> IntArray | None:
+    """int32 [T]; None where the length of sequences has no part in their positions."""
+    stated = np.fromiter((s.rope_length for s in step.sequences), np.int32, len(step.sequences))
+    return np.maximum(stated[owners], positions + np.int32(1)) if stated.any() else None
 
 
 class _Tables:

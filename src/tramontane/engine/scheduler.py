@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from tramontane.config import SchedulerConfig
 from tramontane.engine.blocks import Pool
-from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence
+from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence, Stretch
 from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory
 from tramontane.types import AllocationListener, FinishReason
@@ -71,8 +71,11 @@ class Scheduler:
     and the oldest sequence can always be served by preempting the others: so all requests end.
     """
 
-    def __init__(self, config: SchedulerConfig, pool: Pool, context_length: int) -> None:
+    def __init__(
+        self, config: SchedulerConfig, pool: Pool, context_length: int, stretch: Stretch | None = None
+    ) -> None:
         self._pool = pool
+        self._stretch = stretch
         self._budget = config.max_num_batched_tokens
         # no more sequences than tokens a step: each running one can draw in every step
         self._seats = min(config.max_num_seqs, config.max_num_batched_tokens)
@@ -148,10 +151,25 @@ class Scheduler:
 
     def _new_sequence(self, request: EngineRequest, arrival: int, choices: list[int]) -> Sequence:
         self._sequence_ids += 1
-        tables = self._pool.new_tables(request.cache_salt)
+        prompt = len(request.prompt_ids)
+        state = self._stretch.state(prompt, prompt) if self._stretch else 0
+        tables = self._pool.new_tables(self._salt(request, state))
         sequence = Sequence(self._sequence_ids, request, arrival, choices, tables, list(request.prompt_ids))
-        sequence.told = (choices[0], 0)
+        sequence.told, sequence.stretched = (choices[0], 0), state
         return sequence
+
+    def _salt(self, request: EngineRequest, state: int) -> str:
+        return f"{state}\0{request.cache_salt}" if self._stretch else request.cache_salt
+
+    def _append(self, sequence: Sequence, token_id: int) -> None:
+        """One more token; where that stretches all of the sequence's positions, its keys are computed anew."""
+        sequence.append(token_id)
+        if self._stretch is None:
+            return
+        state = self._stretch.state(len(sequence.request.prompt_ids), len(sequence.token_ids))
+        if state != sequence.stretched:
+            self._pool.release(sequence.tables)
+            sequence.tables, sequence.stretched = self._pool.new_tables(self._salt(sequence.request, state)), state
 
     # ---- before a step
 
@@ -246,9 +264,15 @@ class Scheduler:
             block_tables=sequence.tables.covering(end, self._pool.block_size),
             draws=draws,
             prompt_logprobs=sequence.request.params.prompt_logprobs if logprobs else None,
+            rope_length=self._rope_length(sequence),
             targets=sequence.targets(count) if logprobs else (),
         )
         return _Flight(sequence, tuple(sequence.choices) if caught_up else (), scheduled)
+
+    def _rope_length(self, sequence: Sequence) -> int:
+        if self._stretch is None:
+            return 0
+        return self._stretch.rope_length(len(sequence.request.prompt_ids), len(sequence.token_ids))
 
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = "waiting"
@@ -319,7 +343,7 @@ class Scheduler:
         for index, token_id in survivors[1:]:
             self._fork(sequence, index, token_id)
         if survivors:
-            sequence.append(survivors[0][1])
+            self._append(sequence, survivors[0][1])
             self._assign(sequence, [survivors[0][0]])
         elif events:
             self._assign(sequence, [])
@@ -363,12 +387,13 @@ class Scheduler:
         child.cached_tokens = parent.cached_tokens
         child.prompt_infos = parent.prompt_infos
         tables = self._pool.fork(parent.tables)
-        child.append(token_id)
         self._open[parent.request.id].sequences.append(child)
+        if tables is not None:
+            child.tables = tables
+        self._append(child, token_id)
         if tables is None:
             self._wait(child)
         else:
-            child.tables = tables
             self._run(child)
             self._tell(child)
 

@@ -19,6 +19,26 @@ Status = Literal["waiting", "running", "finished"]
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Rotary positions that depend on how long a sequence is, from `length` tokens on."""
+
+    length: int
+    whole: bool
+    """All of a sequence's tokens are rotated alike, by its length now; one that outgrows `length` is computed anew.
+    Otherwise a prompt's tokens are rotated by the prompt's length, and each later one by the length that it makes."""
+
+    def state(self, prompt: int, total: int) -> int:
+        """Sequences share keys only where this is the same; 0 while nothing is stretched."""
+        if self.whole:
+            return int(total > self.length)
+        return prompt if prompt > self.length else 0
+
+    def rope_length(self, prompt: int, total: int) -> int:
+        """As in `ScheduledSequence`."""
+        return total if self.whole else prompt
+
+
+@dataclass(frozen=True)
 class EngineRequest:
     """One prompt and its `params.n` choices."""
 
@@ -104,6 +124,8 @@ class Sequence:
     """None until first admitted."""
     prompt_infos: list[TokenInfo] = field(default_factory=list)
     """Log probabilities of prompt tokens 1, 2, ... as far as they are computed."""
+    stretched: int = 0
+    """The `Stretch.state` that its tables are for."""
     told: tuple[int, int] = (0, 0)
     """The index and the number of blocks that the allocation listeners know of."""
 

@@ -39,6 +39,9 @@ class ScheduledSequence:
     """Empty until the sequence has caught up; several when choices fork here."""
     prompt_logprobs: int | None = None
     """Report each of these rows' log probability of the next prompt token (targets), with so many alternatives."""
+    rope_length: int = 0
+    """Where rotary positions depend on the length of a sequence: each token is rotated as in one of so many tokens, or
+    of those up to itself if they are more."""
     targets: tuple[int, ...] = ()
     """With prompt_logprobs: the token that follows each of `tokens` within the prompt (one fewer at its end)."""
 

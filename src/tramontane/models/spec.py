@@ -226,6 +226,13 @@ class ModelSpec:
         }
 
 
+def length_dependent(spec: ModelSpec) -> RopeScaling | None:
+    """The stretch of rotary positions that depends on the length of a sequence, where the model has one."""
+    ropes = [layer.attention.rope for layer in spec.layers]
+    stretches = [rope.scaling for rope in ropes if rope is not None and rope.scaling is not None]
+    return next((scaling for scaling in stretches if scaling.kind in ("dynamic", "longrope")), None)
+
+
 @dataclass(frozen=True)
 class CacheGroup:
     """Layers whose keys and values live and die together: one block table a sequence and group."""
