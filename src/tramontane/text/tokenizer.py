@@ -11,6 +11,7 @@ import json
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ _FILES = (
 )
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A text, or two that are read together, with all that belongs at their ends."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    """Of each token: which of the two texts it belongs to, for models that are told so."""
+    truncated: bool
+
+
 class Tokenizer:
     """A model's tokenizer. Immutable and safe to use from several threads.
 
@@ -47,13 +58,17 @@ class Tokenizer:
         prefix: Sequence[int] = (),
         suffix: Sequence[int] = (),
         charsmap: Charsmap | None = None,
+        between: Sequence[int] | None = None,
+        second_type: int = 0,
     ) -> None:
         """`prefix` and `suffix` are the ids that a text gets at its ends when special tokens are added; `charsmap`
-        rewrites what stands between symbols before `inner` encodes it."""
+        rewrites what stands between symbols before `inner` encodes it; for pairs of texts see `Vocab`."""
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self._prefix, self._suffix = list(prefix), list(suffix)
+        self._between = self._suffix * 2 if between is None else list(between)
+        self._second_type = second_type
         self._charsmap = charsmap
         self._symbols: dict[bool, tuple[tokenizers.Tokenizer, Mapping[int, int]]] = {}
         self._pieces: dict[int, tuple[bytes, bool]] = {}
@@ -101,6 +116,8 @@ class Tokenizer:
             prefix=vocab.prefix,
             suffix=vocab.suffix,
             charsmap=vocab.charsmap,
+            between=vocab.between,
+            second_type=vocab.second_type,
         )
 
     def with_eos_ids(self, ids: Iterable[int]) -> Tokenizer:
@@ -113,6 +130,8 @@ class Tokenizer:
             prefix=self._prefix,
             suffix=self._suffix,
             charsmap=self._charsmap,
+            between=self._between,
+            second_type=self._second_type,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
@@ -177,6 +196,30 @@ class Tokenizer:
         has_suffix = parsed and bool(suffix) and ids[-len(suffix) :] == suffix
         return ([] if has_prefix else prefix) + ids + ([] if has_suffix else suffix)
 
+    def encode_within(self, texts: Sequence[str], max_length: int) -> list[Fitted]:
+        """Texts with what the model wants at their ends, cut at their own end to at most `max_length` tokens in all."""
+        encoded = self.encode_batch(texts, add_special_tokens=False)
+        room = max(max_length - len(self._prefix) - len(self._suffix), 0)
+        return [self._fitted(ids, None, min(len(ids), room), 0) for ids in encoded]
+
+    def encode_pairs(self, first: str, seconds: Sequence[str], max_length: int) -> list[Fitted]:
+        """A text read together with each of others, the longer one cut first, as transformers' `longest_first` does."""
+        one, *others = self.encode_batch([first, *seconds], add_special_tokens=False)
+        room = max(max_length - len(self._prefix) - len(self._between) - len(self._suffix), 0)
+        return [self._fitted(one, other, *_shares(len(one), len(other), room)) for other in others]
+
+    def _fitted(self, one: list[int], other: list[int] | None, keep: int, keep_other: int) -> Fitted:
+        ids, types = [*self._prefix, *one[:keep]], 0
+        first = len(ids)
+        if other is not None:
+            ids += self._between
+            first = len(ids)
+            ids += other[:keep_other]
+            types = self._second_type
+        ids += self._suffix
+        cut = keep < len(one) or keep_other < len(other or ())
+        return Fitted(tuple(ids), (0,) * first + (types,) * (len(ids) - first), cut)
+
     def _literal_inner(self) -> tokenizers.Tokenizer:
         """A copy that does not see special tokens: the setting is a tokenizer's state, not a call's."""
         with self._lock:
@@ -236,7 +279,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text gets: equal fingerprints tokenize equally."""
-        ends = json.dumps([self._prefix, self._suffix])
+        ends = json.dumps([self._prefix, self._suffix, self._between, self._second_type])
         rules = b"" if self._charsmap is None else self._charsmap.data
         return hashlib.sha256(f"{ends}\n{self._inner.to_str()}".encode() + rules).hexdigest()
 
@@ -268,7 +311,21 @@ def _read(path: Path, config: Mapping[str, Any], source: str) -> Vocab:
     with soundness(source, "tokenizer.json"):
         inner = tokenizers.Tokenizer.from_buffer(data)
         prefix, suffix = _ends(inner)
-    return Vocab(inner, prefix=prefix, suffix=suffix)
+        between, second_type = _between(inner, len(prefix), len(suffix))
+    return Vocab(inner, prefix=prefix, suffix=suffix, between=between, second_type=second_type)
+
+
+def _shares(one: int, other: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept: the shorter one whole where that leaves the other as many, else half each
+    (the odd one goes to the longer)."""
+    if one + other <= room:
+        return one, other
+    shorter, longer = sorted((one, other))
+    if shorter > room // 2:
+        shorter, longer = room // 2, room - room // 2
+    else:
+        longer = room - shorter
+    return (longer, shorter) if one > other else (shorter, longer)
 
 
 def _literal(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -301,3 +358,11 @@ def _ends(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]
         if full[start : start + len(plain)] == plain:
             return tuple(full[:start]), tuple(full[start + len(plain) :])
     return (), ()
+
+
+def _between(inner: tokenizers.Tokenizer, prefix: int, suffix: int) -> tuple[tuple[int, ...], int]:
+    """What the file's post-processor puts between two texts, and the type of the second."""
+    plain = inner.encode("a", add_special_tokens=False).ids
+    full = inner.encode("a", "a")
+    start, end = prefix + len(plain), len(full.ids) - suffix - len(plain)
+    return tuple(full.ids[start:end]), full.type_ids[end] if 0 <= end < len(full.type_ids) else 0

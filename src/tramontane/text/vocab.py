@@ -27,6 +27,8 @@ class Vocab:
     """`inner` encodes without the ends; `prefix` and `suffix` are what a text gets at its ends when asked for.
 
     `charsmap`: what the text between symbols becomes before `inner` sees it.
+    `between` stands between two texts that are read together (None: the suffix twice, as RoBERTa has it); the second
+    and what follows it are of type `second_type`.
     """
 
     inner: tokenizers.Tokenizer
@@ -35,6 +37,8 @@ class Vocab:
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     charsmap: Charsmap | None = None
+    between: tuple[int, ...] | None = None
+    second_type: int = 0
 
 
 def read_file(path: Path) -> bytes:

@@ -46,7 +46,8 @@ def build(
         inner.decoder = decoders.WordPiece(prefix=CONTINUING)
         known = [name for name in dict.fromkeys(special) if name in ids]
         inner.add_tokens([tokenizers.AddedToken(name, normalized=False, special=True) for name in known])
-    return Vocab(inner, ids[first], frozenset({ids[last]}), (ids[first],), (ids[last],))
+    ends = (ids[first],), (ids[last],)
+    return Vocab(inner, ids[first], frozenset({ids[last]}), *ends, between=ends[1], second_type=1)
 
 
 def read_vocab_txt(data: bytes, config: Mapping[str, Any], source: str) -> Vocab:
