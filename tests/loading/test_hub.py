@@ -170,6 +170,25 @@ def test_refresh_follows_a_branch(hub: FakeHub) -> None:
     assert len(hub.transfers("model.safetensors")) == 1
 
 
+def test_embedders_come_with_their_modules(hub: FakeHub) -> None:
+    wanted = {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "tokenizer.json": b"{ }",
+        "modules.json": b"[]",
+        "config_sentence_transformers.json": b"{  }",
+        "sentence_bert_config.json": b"{   }",
+        "1_Pooling/config.json": b"{    }",
+        "2_Dense/config.json": b"{     }",
+        "2_Dense/model.safetensors": b"more weights",
+    }
+    others = {"2_Dense/pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "onnx/config.json": b"x"}
+    hub.revisions["main"] = {**wanted, **others}
+    folder = resolve(REPO)
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == wanted
+
+
 def test_shards(hub: FakeHub) -> None:
     parts = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = json.dumps({"weight_map": {"a": parts[0], "b": parts[1]}}).encode()

@@ -38,6 +38,9 @@ SIDECARS = TOKENIZERS | {
     "quantize_config.json",
     "hf_quant_config.json",
     "params.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
     "README.md",
     "LICENSE",
 }
@@ -48,6 +51,8 @@ RESIDUAL = "residual.safetensors"
 """What UQFF files leave unquantized."""
 UQFF_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>0|[1-9]\d{0,4})\.uqff")
 
+_MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)")
+"""Files of one of sentence-transformers' modules, such as 1_Pooling and 2_Dense."""
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
@@ -104,7 +109,7 @@ def choose(names: Collection[str], tag: str, file: str, shards: Callable[[], Col
 
 
 def _sidecars(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name in SIDECARS)
+    return sorted(name for name in names if name in SIDECARS or _MODULE.fullmatch(name))
 
 
 def _safetensors(names: Collection[str], shards: Callable[[], Collection[str]], where: str) -> tuple[str, ...]:
