@@ -63,7 +63,7 @@ def test_layers_are_torchs() -> None:
         "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
         "relu": torch.relu,
     }
-    assert functions.keys() == ACTIVATIONS.keys()
+    assert functions.keys() <= ACTIVATIONS.keys()
     x = 3 * states(1, 6)[0]
     linear = torch.nn.Linear(6, 4)
     weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()

@@ -13,18 +13,21 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from tramontane.backends.answer import Answer
 from tramontane.backends.mailbox import Mailbox, Reader, wake
 from tramontane.backends.prepare import Prepared
+from tramontane.engine.encoder import Encoder, Task, Text
 from tramontane.engine.engine import Engine
 from tramontane.engine.executor import Executor
 from tramontane.engine.sampler import FloatArray, apply_processor
 from tramontane.engine.sequence import Event
 from tramontane.errors import EngineClosed, OutOfMemory, TramontaneError
+from tramontane.models.heads import Floats
 from tramontane.text.tokenizer import Tokenizer
-from tramontane.types import AllocationListener, Chunk, FinishReason, LogitsProcessor, Stats
+from tramontane.types import AllocationListener, Chunk, FinishReason, LogitsProcessor, Pooling, Stats
 
 log = logging.getLogger("tramontane")
 
@@ -59,9 +62,11 @@ class _Open:
 class EngineLoop:
     """Runs an engine on a daemon thread from construction on. Every method may be called from any thread."""
 
-    def __init__(self, engine: Engine, executor: Executor, tokenizer: Tokenizer, name: str = "engine") -> None:
-        """Takes over `engine` and `executor`: closes the executor when it stops."""
-        self._engine, self._executor, self._tokenizer = engine, executor, tokenizer
+    def __init__(
+        self, engine: Engine, executor: Executor, encoder: Encoder, tokenizer: Tokenizer, name: str = "engine"
+    ) -> None:
+        """Takes over `engine`, `executor` and `encoder`: closes the latter two when it stops."""
+        self._engine, self._executor, self._encoder, self._tokenizer = engine, executor, encoder, tokenizer
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._open: dict[str, _Open] = {}
         self._waiting: list[tuple[str, Mailbox, Reader]] = []  # for what has been put since the last `_wake`
@@ -81,6 +86,15 @@ class EngineLoop:
         mailbox = Mailbox()
         self.call(lambda: self._add(prepared, mailbox))
         return mailbox
+
+    def encode(self, texts: Sequence[Text], modes: Sequence[Pooling]) -> Future[list[Floats]]:
+        """Have texts read, a batch of them between any two steps, and their states pooled: see `Task`.
+
+        Raises EngineClosed, which the future also has where the engine is closed meanwhile.
+        """
+        task = Task(texts, modes)
+        self.call(lambda: self._encoder.add(task))
+        return task.future
 
     def cancel(self, request_id: str, mailbox: Mailbox) -> None:
         """End the request whose mailbox this is; nothing happens where it has ended."""
@@ -119,6 +133,7 @@ class EngineLoop:
         try:
             while self._take_commands():
                 self._step()
+                self._encoder.step()
             for request_id, open_ in list(self._open.items()):
                 self._cancel(request_id, open_.mailbox)
             self._report()
@@ -133,7 +148,7 @@ class EngineLoop:
         """Run what is queued, waiting for it while there is nothing else to do; False when told to stop."""
         try:
             while True:
-                command = self._commands.get(block=not self._open)
+                command = self._commands.get(block=not (self._open or self._encoder.has_work))
                 if command is None:
                     return False
                 command()
@@ -149,6 +164,7 @@ class EngineLoop:
         for open_ in self._open.values():
             self._end(open_, "error", closed)
         self._open.clear()
+        self._encoder.close(closed)
         while not self._commands.empty():
             command = self._commands.get()
             if command is not None:
@@ -169,7 +185,7 @@ class EngineLoop:
             }
             self._engine.add(request)
         except Exception as error:
-            self._refuse(mailbox, _public(error, "The request was not accepted"))
+            self._refuse(mailbox, public(error, "The request was not accepted"))
             return
         self._open[request.id] = _Open(mailbox, answers, guards)
 
@@ -191,7 +207,7 @@ class EngineLoop:
             if error is None:
                 self._deliver(event, open_)
             else:
-                self._fail(event.request_id, open_, _public(error, "A logits processor failed"))
+                self._fail(event.request_id, open_, public(error, "A logits processor failed"))
         self._report()
 
     def _fail(self, request_id: str, open_: _Open, error: TramontaneError) -> None:
@@ -246,18 +262,16 @@ class EngineLoop:
 
 def _chunk(answer: Answer, event: Event) -> Chunk:
     if event.finish_reason in ("cancelled", "error"):
-        error = None if event.error is None else _public(event.error, "A step failed")
+        error = None if event.error is None else public(event.error, "A step failed")
         return answer.end(event.finish_reason, error, event.cached_tokens)
     stop_token = event.stop_reason if isinstance(event.stop_reason, int) else None
     return answer.push(event.tokens, event.finish_reason, stop_token, event.cached_tokens, event.prompt_logprobs)
 
 
-def _public(error: BaseException, what: str) -> TramontaneError:
-    """The error as one of the family."""
+def public(error: BaseException, what: str) -> TramontaneError:
+    """The error as one of the family; `what` says what did not work."""
     if isinstance(error, TramontaneError):
         return error
-    public = (
-        OutOfMemory(f"{what}: {error}") if isinstance(error, MemoryError) else TramontaneError(f"{what}: {error!r}.")
-    )
-    public.__cause__ = error
-    return public
+    ours = OutOfMemory(f"{what}: {error}") if isinstance(error, MemoryError) else TramontaneError(f"{what}: {error!r}.")
+    ours.__cause__ = error
+    return ours

@@ -18,23 +18,39 @@ from typing import Any
 from tramontane import platform
 from tramontane.backends.base import Capabilities
 from tramontane.backends.language import template_of
-from tramontane.backends.loop import EngineLoop
+from tramontane.backends.loop import EngineLoop, public
 from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
+from tramontane.backends.reading import Read, TextReader
 from tramontane.backends.shared import SharedModel, shared_model
 from tramontane.config import EngineConfig
 from tramontane.engine.blocks import make_pool
+from tramontane.engine.encoder import Encoder
 from tramontane.engine.engine import Engine
 from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.runner import Runner
 from tramontane.engine.scheduler import Scheduler
 from tramontane.engine.sequence import Stretch
-from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory
+from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory, TramontaneError
 from tramontane.kernels.device import resolve_device
+from tramontane.kernels.workspace import Workspace
 from tramontane.loading.build import LoadedModel
+from tramontane.loading.heads import embedding_settings, scoring_head
 from tramontane.loading.memory import fitting_context, resolve_num_blocks, shown, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
+from tramontane.models.heads import Floats
 from tramontane.models.spec import cache_groups, length_dependent
-from tramontane.types import AllocationListener, Chunk, Message, Request, SamplingParams, Stats
+from tramontane.types import (
+    AllocationListener,
+    Chunk,
+    Embedding,
+    EmbedRequest,
+    Message,
+    Request,
+    RerankRequest,
+    RerankResult,
+    SamplingParams,
+    Stats,
+)
 
 _LONG_PROMPT = 20_000
 """Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
@@ -48,8 +64,8 @@ class NativeBackend:
     """A model loaded here, with a KV cache and an engine thread of its own; weights are shared between backends of one
     process that load the same source with the same settings.
 
-    Implements `Backend`, `Tokenizing`, `HasStats` and `Listening`; every method may be called from any thread. It
-    does not survive a fork: load models after forking, or start processes with "spawn".
+    Implements `Backend`, `Embedder`, `Reranker`, `Tokenizing`, `HasStats` and `Listening`; every method may be called
+    from any thread. It does not survive a fork: load models after forking, or start processes with "spawn".
     """
 
     def __init__(
@@ -74,10 +90,11 @@ class NativeBackend:
         self._context_length = _context_length(config, shared.loaded, free)
         self._defaults, ends = _defaults(shared, sampling or SamplingParams())
         self._preparer = _preparer(shared, self._defaults, ends, chat_template, self._context_length)
-        engine, self._executor, self._cache_bytes = _engine(shared, config, self._context_length, free)
+        self._reader = _reader(shared, self._context_length)
+        engine, self._executor, encoder, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
         self._pid = os.getpid()
-        self._loop = EngineLoop(engine, self._executor, shared.tokenizer, name=Path(self._source).name)
+        self._loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=Path(self._source).name)
         self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid)
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
@@ -97,6 +114,33 @@ class NativeBackend:
         finally:
             if open_choices:
                 self._loop.cancel(prepared.request.id, mailbox)
+
+    async def embed(self, request: EmbedRequest) -> list[Embedding]:
+        """See `Embedder.embed`. What takes long runs on threads of its own, not on the event loop."""
+        reader = self._require_reader()
+        read = await asyncio.to_thread(reader.embeds, request)
+        return await asyncio.to_thread(reader.embeddings, request, read, await self._pooled(read))
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """See `Reranker.rerank`."""
+        reader = self._require_reader()
+        read = await asyncio.to_thread(reader.ranks, request)
+        return await asyncio.to_thread(reader.ranked, request, read, await self._pooled(read))
+
+    async def _pooled(self, read: Read) -> list[Floats]:
+        self._require_open()
+        try:
+            return await asyncio.wrap_future(self._loop.encode(read.texts, read.pooling))
+        except TramontaneError:
+            raise
+        except Exception as error:
+            raise public(error, "A text was not read") from error
+
+    def _require_reader(self) -> TextReader:
+        self._require_open()
+        if isinstance(self._reader, TramontaneError):
+            raise self._reader
+        return self._reader
 
     async def _prepare(self, request: Request) -> Prepared:
         self._require_open()
@@ -119,6 +163,8 @@ class NativeBackend:
             sampling_fields=frozenset(field.name for field in fields(SamplingParams)),
             chat=self._preparer.template is not None,
             defaults=self._defaults,
+            embeds=isinstance(self._reader, TextReader),
+            reranks=isinstance(self._reader, TextReader) and self._reader.reranks,
         )
 
     def close(self) -> None:
@@ -215,30 +261,49 @@ def _preparer(
     )
 
 
+def _reader(shared: SharedModel, context_length: int) -> TextReader | TramontaneError:
+    """What reads texts; or, of a model that does other things besides, why it cannot."""
+    loaded = shared.loaded
+    checkpoint, width = loaded.checkpoint, loaded.spec.hidden_size
+    try:
+        embedding = embedding_settings(checkpoint, width, causal=True)
+        scoring = scoring_head(checkpoint, width)
+    except TramontaneError as error:
+        return error
+    return TextReader(shared.tokenizer, loaded.spec, embedding, scoring, context_length)
+
+
 def _engine(
     shared: SharedModel, config: EngineConfig, context_length: int, free: int
-) -> tuple[Engine, LocalExecutor, int]:
-    """The engine, its executor, and the bytes of its cache."""
+) -> tuple[Engine, LocalExecutor, Encoder, int]:
+    """The engine, its executor, what reads texts in turn with it, and the bytes of the cache."""
     loaded = shared.loaded
     spec, ops = loaded.spec, loaded.ops
     cache_dtype = loaded.cache_dtype(config.cache.dtype)
     blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
     cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype)
     groups = cache_groups(spec)
+    sizes = {
+        "block_size": config.cache.block_size,
+        "context_length": context_length,
+        "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
+        "max_num_seqs": config.scheduler.max_num_seqs,
+    }
+    workspace = Workspace(ops, config.scheduler.max_num_batched_tokens)
     runner = Runner(
         loaded.decoder,
         ops,
         cache,
-        block_size=config.cache.block_size,
         num_groups=len(groups),
-        context_length=context_length,
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        max_num_seqs=config.scheduler.max_num_seqs,
+        workspace=workspace,
+        **sizes,
     )
+    encoder = Encoder(loaded.decoder, workspace, cache_dtype=cache_dtype, turn=shared.turn, **sizes)
     pool = make_pool(config.cache, blocks, [group.window for group in groups], context_length)
     executor = LocalExecutor(runner, shared.turn)
     scaling = length_dependent(spec)
     stretch = None
     if scaling is not None:
         stretch = Stretch(scaling.original_context_length, whole=scaling.kind == "longrope")
-    return Engine(Scheduler(config.scheduler, pool, context_length, stretch), executor), executor, cache.nbytes
+    scheduler = Scheduler(config.scheduler, pool, context_length, stretch)
+    return Engine(scheduler, executor), executor, encoder, cache.nbytes

@@ -49,7 +49,9 @@ class Runner:
         context_length: int,
         max_num_batched_tokens: int,
         max_num_seqs: int,
+        workspace: Workspace | None = None,
     ) -> None:
+        """`workspace`: of at least `max_num_batched_tokens` rows, shared with what runs in turn; None: its own."""
         self._model, self._ops, self._cache = model, ops, cache
         self._batches = BatchBuilder(
             ops,
@@ -59,7 +61,7 @@ class Runner:
             max_seqs=max_num_seqs,
             max_blocks=-(-context_length // block_size),
         )
-        self._workspace = Workspace(ops, max_num_batched_tokens)
+        self._workspace = workspace or Workspace(ops, max_num_batched_tokens)
         self._row_space = Workspace(ops, LOGITS_ROWS)
         self._sampler = Sampler(ops, self._row_space, max_histories=2 * max_num_seqs)
 

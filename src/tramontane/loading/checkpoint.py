@@ -190,14 +190,14 @@ class SafetensorsCheckpoint(Checkpoint):
             self._gather(stored)
         except UnsupportedModel as error:  # what the files hold can be told all the same
             self._refusal, self.tensors = error, stored
-        self.tokenizer_config = _optional_json(folder / "tokenizer_config.json")
+        self.tokenizer_config = optional_json(folder / "tokenizer_config.json")
         if (folder / "chat_template.jinja").is_file():
             self.chat_template = _read_text(folder / "chat_template.jinja")
         additional = sorted(folder.glob("additional_chat_templates/*.jinja"))
         self.additional_templates = {path.stem: _read_text(path) for path in additional}
         # Without the file the model's own configuration says how texts begin and end, as in transformers.
         own = {key: self.config[key] for key in _ENDS if self.config.get(key) is not None}
-        self.generation_config = _optional_json(folder / "generation_config.json") or own
+        self.generation_config = optional_json(folder / "generation_config.json") or own
 
     def _open_tensors(self, path: Path) -> SafetensorsFolder:
         return SafetensorsFolder.open(path)
@@ -205,7 +205,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def _method(self) -> Method | None:
         config = self.config
         if "quantization_config" not in config:  # GPTQ's settings had a file of their own once
-            own = _optional_json(self.folder / "quantize_config.json") if self.folder is not None else {}
+            own = optional_json(self.folder / "quantize_config.json") if self.folder is not None else {}
             config = {**config, "quantization_config": {"quant_method": "gptq", **own}} if own else config
         return method_of(config, str(self.path))
 
@@ -330,17 +330,30 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CorruptCheckpoint."""
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpoint(str(path), f"it is not JSON ({str(error)[:200]})") from error
+    value = _json(path)
     if not isinstance(value, dict):
         raise CorruptCheckpoint(str(path), f"it holds a {type(value).__name__}, not an object")
     return value
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
+def optional_json(path: Path) -> dict[str, Any]:
+    """The same, empty where there is no such file."""
     return read_json(path) if path.is_file() else {}
+
+
+def read_list(path: Path) -> list[Any]:
+    """A JSON list from a file. Raises CorruptCheckpoint."""
+    value = _json(path)
+    if not isinstance(value, list):
+        raise CorruptCheckpoint(str(path), f"it holds a {type(value).__name__}, not a list")
+    return value
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(str(path), f"it is not JSON ({str(error)[:200]})") from error
 
 
 def _read_text(path: Path) -> str:

@@ -231,6 +231,14 @@ class Decoder:
         in_order = [slots[index] for index in range(len(self.spec.layers))]
         return KVCache(self.ops, in_order, self._slot_shapes, num_blocks=num_blocks, block_size=block_size, dtype=dtype)
 
+    def new_scratch(self, num_blocks: int, block_size: int) -> KVCache:
+        """Memory for the keys and values of whole sequences that one step computes, float32: as no step needs those of
+        another, all layers of one shape share it."""
+        shapes = list(dict.fromkeys(self._slot_shapes))
+        own = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
+        slots = [shapes.index(self._slot_shapes[own[index]]) for index in range(len(self.spec.layers))]
+        return KVCache(self.ops, slots, shapes, num_blocks=num_blocks, block_size=block_size, dtype="float32")
+
     def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
         """Hidden states after the final norm, float32 [T,H] in the workspace; keys and values go to the cache."""
         rows, width = batch.num_tokens, self.spec.hidden_size

@@ -38,7 +38,12 @@ class Fitted:
     ids: tuple[int, ...]
     types: tuple[int, ...]
     """Of each token: which of the two texts it belongs to, for models that are told so."""
-    truncated: bool
+    length: int
+    """What the length of `ids` would be if nothing were cut."""
+
+    @property
+    def truncated(self) -> bool:
+        return len(self.ids) < self.length
 
 
 class Tokenizer:
@@ -217,8 +222,8 @@ class Tokenizer:
             ids += other[:keep_other]
             types = self._second_type
         ids += self._suffix
-        cut = keep < len(one) or keep_other < len(other or ())
-        return Fitted(tuple(ids), (0,) * first + (types,) * (len(ids) - first), cut)
+        length = len(ids) + len(one) - keep + len(other or ()) - keep_other
+        return Fitted(tuple(ids), (0,) * first + (types,) * (len(ids) - first), length)
 
     def _literal_inner(self) -> tokenizers.Tokenizer:
         """A copy that does not see special tokens: the setting is a tokenizer's state, not a call's."""
