@@ -141,19 +141,21 @@ class GGUFCheckpoint(Checkpoint):
                 "Pass the GGUF file of the language model itself.",
             )
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
-        factors = None
-        if "rope_freqs.weight" in shapes:
-            factors = tuple(float(value) for value in self._factors())
-        return spec_from_gguf(self.metadata, GGUFTensors(shapes, factors), architecture, str(self.path))
+        long, short = self._factors("rope_factors_long.weight"), self._factors("rope_factors_short.weight")
+        tensors = GGUFTensors(shapes, self._factors("rope_freqs.weight"), long or (), short or ())
+        return spec_from_gguf(self.metadata, tensors, architecture, str(self.path))
 
     def names(self, architecture: str = "auto") -> NameMap:
         return gguf_names(self.metadata, architecture, str(self.path))
 
-    def _factors(self) -> NDArray[Any]:
-        tensor = self.tensors["rope_freqs.weight"]
+    def _factors(self, name: str) -> tuple[float, ...] | None:
+        """The values of a tensor of rotary divisors, where the file has it."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
         if tensor.format != "F32" or len(tensor.shape) != 1:
-            raise CorruptCheckpoint(str(self.path), "rope_freqs.weight is not a vector of F32")
-        return self.array("rope_freqs.weight")
+            raise CorruptCheckpoint(str(self.path), f"{name} is not a vector of F32")
+        return tuple(float(value) for value in self.array(name))
 
     def array(self, name: str) -> NDArray[Any]:
         return self._file.data(name)

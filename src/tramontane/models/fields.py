@@ -23,25 +23,51 @@ class Fields:
     A key that is absent, or null, takes its default; without one it is missing, and the checkpoint corrupt.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        source: str,
+        prefix: str = "",
+        names: Mapping[str, str] = {},
+        defaults: Mapping[str, Any] = {},
+    ) -> None:
+        """`names`: key -> what the mapping calls it (or calls it too); `defaults`: of keys, before those of a read."""
         self.values = values
         self.source = source
         self.prefix = prefix
+        self.names = names
+        self.defaults = defaults
+
+    def told(self, names: Mapping[str, str] = {}, **defaults: Any) -> Fields:
+        """The same mapping, read with these names and defaults as well."""
+        merged = {**self.names, **names}, {**self.defaults, **defaults}
+        return Fields(self.values, self.source, self.prefix, *merged)
 
     def corrupt(self, key: str, problem: str) -> CorruptCheckpoint:
         """The error for this key, to be raised by the caller."""
-        return CorruptCheckpoint(self.source, f"{self.prefix}{key} {problem}", "Correct the value or fetch it again.")
+        return CorruptCheckpoint(self.source, f"{self._name(key)} {problem}", "Correct the value or fetch it again.")
 
     def unsupported(self, key: str, remedy: str = "") -> UnsupportedModel:
         """The error for a sound value that this build does not honour."""
-        shown = _shown(self.values.get(self.prefix + key))
+        name = self._name(key)
         return UnsupportedModel(
-            f"{self.source} sets {self.prefix}{key} to {shown}, which this build does not have.",
+            f"{self.source} sets {name} to {_shown(self.values.get(name))}, which this build does not have.",
             remedy or "Use another model.",
         )
 
+    def stated(self, key: str) -> bool:
+        """Whether the mapping has the key, null or not."""
+        return self._name(key) in self.values
+
     def get(self, key: str) -> Any:
-        return self.values.get(self.prefix + key)
+        value = self.values.get(self._name(key))
+        return self.defaults.get(key) if value is None else value
+
+    def _name(self, key: str) -> str:
+        """What the mapping calls the key."""
+        other = self.names.get(key)
+        plain = self.prefix + key
+        return plain if other is None or (plain in self.values and other not in self.values) else other
 
     def integer(self, key: str, default: int | None = None, low: int = 1, high: int = SIZE) -> int:
         value = self._or_default(key, default)

@@ -55,7 +55,7 @@ def spec_from_gguf(
     if family.from_gguf is None:
         raise _unknown(name, source, "GGUF")
     fields = Fields(metadata, source, f"{stored}.")
-    fields.known(KEYS)
+    fields.known(KEYS | family.gguf_keys)
     return family.from_gguf(fields, tensors)
 
 

@@ -59,6 +59,8 @@ class Family:
     names: NameMap = HF_NAMES
     from_gguf: Callable[[Fields, GGUFTensors], ModelSpec] | None = None
     gguf_names: NameMap = GGUF_NAMES
+    gguf_keys: frozenset[str] = frozenset()
+    """Metadata that it honours beyond what all do."""
 
 
 # ---- changing specs -------------------------------------------------------------------------------------------
@@ -95,12 +97,13 @@ def hf_decoder(
     windows: Sequence[int | None] | None = None,
     partial_rotary: float = 1.0,
     interleaved: bool = False,
+    rotary: bool = True,
     tied: bool = False,
 ) -> ModelSpec:
     """What configs of the llama lineage have in common: pre-norm attention and a gated MLP, no biases.
 
     `norm`: None reads rms_norm_eps; `windows`: one a layer; `partial_rotary`: the default of partial_rotary_factor;
-    `tied`: of tie_word_embeddings.
+    `rotary` False: no layer has rotary positions; `tied`: the default of tie_word_embeddings.
     """
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
@@ -108,7 +111,7 @@ def hf_decoder(
     num_kv_heads = fields.integer("num_key_value_heads", num_heads)
     check_heads(fields, "num_key_value_heads", num_heads, num_kv_heads)
     norm = norm or NormSpec(eps=fields.number("rms_norm_eps", 1e-6, high=1.0))
-    rope = hf_rope(fields, head_dim, partial_rotary, interleaved)
+    rope = hf_rope(fields, head_dim, partial_rotary, interleaved) if rotary else None
     mlp = MLPSpec(fields.integer("intermediate_size"), hf_activation(fields))
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     attention = AttentionSpec(num_heads, num_kv_heads, head_dim, rope)
@@ -247,9 +250,9 @@ _HF_SCALINGS: Mapping[str, tuple[tuple[str, ...], Callable[[Fields, int, int], R
 }
 
 
-def hf_context_length(fields: Fields, rope: RopeSpec) -> int:
+def hf_context_length(fields: Fields, rope: RopeSpec | None) -> int:
     """`max_position_embeddings`; checkpoints that ship without a stretch and ask to switch it on leave it as it was."""
     limit = fields.integer("max_position_embeddings", high=POSITIONS)
-    if rope.scaling is None or rope.scaling.kind not in ("yarn", "dynamic"):
+    if rope is None or rope.scaling is None or rope.scaling.kind not in ("yarn", "dynamic"):
         return limit
     return min(max(limit, int(rope.scaling.original_context_length * rope.scaling.factor)), POSITIONS)

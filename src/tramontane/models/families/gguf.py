@@ -7,16 +7,29 @@ computed, any one family.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from tramontane.layers.rope import yarn_magnitude
 from tramontane.models.families.base import MAX_LAYERS, GGUFTensors, check_heads
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, NormSpec, RopeScaling, RopeSpec
+from tramontane.models.spec import (
+    Activation,
+    AttentionSpec,
+    HeadNormSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    NormSpec,
+    RopeScaling,
+    RopeSpec,
+)
 
 KEYS = frozenset({
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
-    "attention.layer_norm_rms_epsilon", "attention.causal", "expert_count", "expert_used_count",
+    "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.causal",
+    "expert_count", "expert_used_count",
     "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
     "rope.scaling.yarn_attn_factor", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor",
@@ -24,52 +37,94 @@ KEYS = frozenset({
 })  # fmt: skip
 
 
-def gguf_decoder(fields: Fields, tensors: GGUFTensors, family: str, *, interleaved: bool = False) -> ModelSpec:
-    """What files of the llama lineage have in common. Biases and tying are what the tensors say: the metadata has no
-    keys for them. `interleaved`: llama.cpp stores q and k of this family with the pairs of rotary positions side by
-    side."""
+def gguf_decoder(
+    fields: Fields,
+    tensors: GGUFTensors,
+    family: str,
+    *,
+    interleaved: bool = False,
+    rotary: bool = True,
+    activation: Activation = "silu",
+    gated: bool = True,
+    windows: Sequence[int | None] | None = None,
+) -> ModelSpec:
+    """What files of the llama lineage have in common. Biases, norms of heads and of embeddings, learned positions and
+    tying are what the tensors say: the metadata has no keys for them.
+
+    `interleaved`: llama.cpp stores q and k of this family with the pairs of rotary positions side by side; `rotary`
+    False: it has none; `windows`: one a layer.
+    """
     fields.only(**{"expert_count": 0, "expert_used_count": 0, "attention.causal": True})
-    if fields.get("tensor_data_layout") not in (None, "Meta AI original pth"):
+    if fields.get("tensor_data_layout") not in (None, "Meta AI original pth", "jploski"):
         raise fields.unsupported("tensor_data_layout")
-    hidden_size = fields.integer("embedding_length")
-    norm = NormSpec(eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0))
-    embedding = tensors.shapes.get("token_embd.weight", (0,))
+    shapes = tensors.shapes
+    norm = gguf_norm(fields, tensors)
+    embedding = shapes.get("token_embd.weight", (0,))
+    count = fields.integer("block_count", high=MAX_LAYERS)
+    attention = [_attention(fields, tensors, index, norm, interleaved, rotary) for index in range(count)]
+    mlp = [
+        MLPSpec(per_layer(fields, "feed_forward_length", index), activation, gated, bias=_has_bias(tensors, index))
+        for index in range(count)
+    ]
     return ModelSpec(
         family=family,
-        hidden_size=hidden_size,
+        hidden_size=fields.integer("embedding_length"),
         vocab_size=fields.integer("vocab_size", embedding[0]),
         context_length=fields.integer("context_length", high=POSITIONS),
         layers=tuple(
-            _layer(fields, tensors, index, hidden_size, norm, interleaved)
-            for index in range(fields.integer("block_count", high=MAX_LAYERS))
+            LayerSpec(replace(attention[index], window=windows[index] if windows else None), mlp[index], norm)
+            for index in range(count)
         ),
         norm=norm,
-        tied_embeddings="output.weight" not in tensors.shapes,
+        tied_embeddings="output.weight" not in shapes,
+        head_bias="output.bias" in shapes,
+        embedding_norm=norm if "token_embd_norm.weight" in shapes else None,
+        positions=shapes.get("position_embd.weight", (0,))[0],
     )
 
 
-def _layer(
-    fields: Fields, tensors: GGUFTensors, index: int, hidden_size: int, norm: NormSpec, interleaved: bool
-) -> LayerSpec:
+def gguf_norm(fields: Fields, tensors: GGUFTensors) -> NormSpec:
+    """The norm whose epsilon the file states."""
+    if fields.get("attention.layer_norm_epsilon") is None:
+        return NormSpec(eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0))
+    eps = fields.number("attention.layer_norm_epsilon", high=1.0)
+    return NormSpec("layer", eps, bias="output_norm.bias" in tensors.shapes)
+
+
+def _attention(
+    fields: Fields, tensors: GGUFTensors, index: int, norm: NormSpec, interleaved: bool, rotary: bool
+) -> AttentionSpec:
     num_heads = per_layer(fields, "attention.head_count", index)
     num_kv_heads = per_layer(fields, "attention.head_count_kv", index, num_heads)
     check_heads(fields, "attention.head_count_kv", num_heads, num_kv_heads)
-    head_dim = fields.integer("attention.key_length", hidden_size // num_heads)
+    head_dim = fields.integer("attention.key_length", fields.integer("embedding_length") // num_heads)
     if fields.integer("attention.value_length", head_dim) != head_dim:
         raise fields.unsupported("attention.value_length", f"Keys and values must have one length, {head_dim}.")
-    shapes = tensors.shapes
-    return LayerSpec(
-        attention=AttentionSpec(
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            gguf_rope(fields, head_dim, tensors.rope_factors, interleaved),
-            qkv_bias=f"blk.{index}.attn_q.bias" in shapes,
-            output_bias=f"blk.{index}.attn_output.bias" in shapes,
-        ),
-        mlp=MLPSpec(per_layer(fields, "feed_forward_length", index), bias=f"blk.{index}.ffn_gate.bias" in shapes),
-        norm=norm,
+    shapes, block = tensors.shapes, f"blk.{index}"
+    return AttentionSpec(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        gguf_rope(fields, head_dim, tensors, interleaved) if rotary else None,
+        head_norm=_head_norm(tensors, block, norm, head_dim),
+        qkv_bias=f"{block}.attn_q.bias" in shapes or f"{block}.attn_qkv.bias" in shapes,
+        output_bias=f"{block}.attn_output.bias" in shapes,
     )
+
+
+def _head_norm(tensors: GGUFTensors, block: str, norm: NormSpec, head_dim: int) -> HeadNormSpec | None:
+    """Norms of queries and keys, of the model's kind; whether heads share one is in the shape."""
+    shape = tensors.shapes.get(f"{block}.attn_q_norm.weight")
+    if shape is None:
+        return None
+    norm = replace(norm, bias=f"{block}.attn_q_norm.bias" in tensors.shapes)
+    if len(shape) > 1:
+        return HeadNormSpec(norm, "heads")
+    return HeadNormSpec(norm, "head" if shape == (head_dim,) else "all")
+
+
+def _has_bias(tensors: GGUFTensors, index: int) -> bool:
+    return any(f"blk.{index}.ffn_{part}.bias" in tensors.shapes for part in ("gate", "up"))
 
 
 def per_layer(fields: Fields, key: str, index: int, default: int | None = None) -> int:
@@ -82,7 +137,8 @@ def per_layer(fields: Fields, key: str, index: int, default: int | None = None) 
     return Fields({key: value[index]}, fields.source).integer(key)
 
 
-def gguf_rope(fields: Fields, head_dim: int, factors: tuple[float, ...] | None, interleaved: bool) -> RopeSpec:
+def gguf_rope(fields: Fields, head_dim: int, tensors: GGUFTensors, interleaved: bool) -> RopeSpec:
+    factors = tensors.rope_factors
     dim = fields.integer("rope.dimension_count", head_dim, high=head_dim)
     if dim % 2:
         raise fields.corrupt("rope.dimension_count", f"is {dim}, not even")
@@ -90,13 +146,28 @@ def gguf_rope(fields: Fields, head_dim: int, factors: tuple[float, ...] | None, 
         problem = f"is {dim}, but rope_freqs.weight is not {dim // 2} positive numbers"
         raise fields.corrupt("rope.dimension_count", problem)
     theta = fields.number("rope.freq_base", 10000.0, low=1.0)
-    return RopeSpec(theta, dim, interleaved, _gguf_scaling(fields), factors)
+    return RopeSpec(theta, dim, interleaved, _gguf_scaling(fields, tensors), factors)
 
 
-def _gguf_scaling(fields: Fields) -> RopeScaling | None:
+def _gguf_scaling(fields: Fields, tensors: GGUFTensors) -> RopeScaling | None:
     kind = fields.text("rope.scaling.type", "linear" if fields.get("rope.scale_linear") else "none")
     magnitude = fields.number("rope.scaling.attn_factor", fields.number("rope.scaling.yarn_attn_factor", 1.0))
     fields.only(**{"rope.scaling.yarn_log_multiplier": 0.0, "rope.scaling.yarn_ext_factor": 1.0})
+    original = fields.integer(
+        "rope.scaling.original_context_length", fields.integer("context_length", high=POSITIONS), high=POSITIONS
+    )
+    if tensors.long_factors or tensors.short_factors:  # files do not name this kind
+        if not all(math.isfinite(f) and f > 0 for f in (*tensors.long_factors, *tensors.short_factors)):
+            raise fields.corrupt("rope.scaling.original_context_length", "has factors that are not positive numbers")
+        factor = fields.integer("context_length", high=POSITIONS) / original
+        return RopeScaling(
+            "longrope",
+            factor,
+            original,
+            attention_factor=magnitude,
+            short_factors=tensors.short_factors,
+            long_factors=tensors.long_factors,
+        )
     if kind != "yarn" and magnitude != 1.0:
         raise fields.unsupported("rope.scaling.attn_factor")
     if kind == "none":
@@ -109,7 +180,7 @@ def _gguf_scaling(fields: Fields) -> RopeScaling | None:
     return RopeScaling(
         "yarn",
         factor,
-        fields.integer("rope.scaling.original_context_length", fields.integer("context_length"), high=POSITIONS),
+        original,
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
         attention_factor=magnitude * yarn_magnitude(factor),
