@@ -32,7 +32,7 @@ RANK = {part: len(ORDER) - i for i, row in enumerate(ORDER) for part in row}
 
 HOST_ONLY = {"engine.blocks", "engine.scheduler", "engine.sequence", "engine.step"}
 ARRAY_LIBRARIES = {"numpy", "ml_dtypes", "torch", "jax", "cupy", "safetensors"}
-TORCH_ALLOWED = {"kernels.torch_ops", "models.fallback", "backends.transformers"}
+TORCH_ALLOWED = {"kernels.torch_ops", "kernels.torch_attention", "models.fallback", "backends.transformers"}
 DEPENDENCIES = {
     "numpy",
     "ml_dtypes",

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ def _compiled() -> list[str]:
 
 
 _KINDS = ["reference", *_compiled(), "torch", "cuda"]
+FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 DETERMINISTIC = [
     pytest.param(f"{kind}/deterministic", marks=[pytest.mark.cuda] if kind == "cuda" else []) for kind in _KINDS
 ]
@@ -74,3 +76,11 @@ def call(ops: Ops, op: str, *arguments: Any, written: int = 1) -> Any:
 def unset(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
     """A destination full of NaN (or of -1): an op that adds to it, or leaves a part of it, shows."""
     return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else -1, dtype)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def ints(*values: int) -> NDArray[np.int32]:
+    return np.array(values, np.int32)

@@ -84,17 +84,34 @@ def rope(x: Floats, positions: NDArray[Any], inv_freq: Floats, interleaved: bool
     return wide
 
 
-def attention(q: Floats, k: Floats, v: Floats, scale: float, window: int = 0) -> Floats:
-    """One sequence: the last len(q) of len(k) positions ask; q [n,Hq,D], k and v [L,Hkv,D]."""
+def attention(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    scale: float,
+    window: int = 0,
+    causal: bool = True,
+    softcap: float = 0.0,
+    sinks: Floats | None = None,
+    slopes: Floats | None = None,
+) -> Floats:
+    """One sequence: the last len(q) of len(k) positions ask; q [n,Hq,D], k [L,Hkv,D], v [L,Hkv,Dv]."""
     n, length = len(q), len(k)
     shared = q.shape[1] // k.shape[1]
     k, v = (np.repeat(a.astype(np.float64), shared, axis=1) for a in (k, v))
     scores = np.einsum("nhd,lhd->hnl", q.astype(np.float64), k) * scale
     ahead = np.arange(length - n, length)[:, None] - np.arange(length)[None, :]
-    seen = (ahead >= 0) & ((ahead < window) if window else True)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    if slopes is not None:
+        scores = scores - slopes[:, None, None] * ahead
+    seen = ((ahead >= 0) | (not causal)) & ((np.abs(ahead) < window) if window else True)
     scores = np.where(seen, scores, -np.inf)
+    if sinks is not None:
+        scores = np.concatenate((scores, np.tile(sinks[:, None, None], (1, n, 1))), axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.einsum("hnl,lhd->nhd", weights / weights.sum(axis=-1, keepdims=True), v)
+    weights = (weights / weights.sum(axis=-1, keepdims=True))[..., :length]
+    return np.einsum("hnl,lhd->nhd", weights, v)
 
 
 def activation(x: Floats, kind: str) -> Floats:

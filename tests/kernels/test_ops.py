@@ -1,13 +1,14 @@
-"""Every op of every kernel module that can be built here, against oracles, and the promises of deterministic mode."""
+"""The ops of every kernel module that can be built here, against oracles, and the promises of deterministic mode.
+
+Attention has test_attention.py, mixtures of experts have test_experts.py.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels import oracles
-from tests.kernels.modules import DETERMINISTIC, MODULES, call, make, unset
+from tests.kernels.modules import DETERMINISTIC, FLOATS, call, ints, make, normal, unset
 from tramontane import kernels
 from tramontane.errors import DeviceNotAvailable, InvalidRequest, MissingExtra
 from tramontane.kernels import BLOCKS, Ops
@@ -23,33 +24,9 @@ from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.reference import ReferenceOps
 from tramontane.weights import FORMATS as WEIGHT_FORMATS
 
-FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 each_dtype = pytest.mark.parametrize("dtype", FLOATS)
 each_format = pytest.mark.parametrize("format", BLOCKS)
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(params=MODULES, scope="module")
-def ops(request: pytest.FixtureRequest) -> Ops:
-    return make(request.param)
-
-
-@pytest.fixture(params=DETERMINISTIC, scope="module")
-def fixed(request: pytest.FixtureRequest) -> Ops:
-    return make(request.param)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(20)
-
-
-def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
-    return rng.standard_normal(shape, dtype=np.float32)
-
-
-def ints(*values: int) -> NDArray[np.int32]:
-    return np.array(values, np.int32)
 
 
 def assert_product(actual: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: Any) -> None:
@@ -236,7 +213,7 @@ def test_log_softmax(ops: Ops, rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(ops.to_host(here), actual)
 
 
-# ---- The cache and attention
+# ---- The cache
 
 
 @each_dtype
@@ -265,98 +242,6 @@ def test_copy_blocks(ops: Ops, dtype: str, rng: np.random.Generator) -> None:
         (call(ops, "copy_blocks", cache, ints(), ints()), cache),
     ):
         np.testing.assert_array_equal(actual.astype(np.float32), right.astype(np.float32))
-
-
-class Paged:
-    """Sequences with their keys and values laid out in a paged cache, whose unwritten slots are NaN."""
-
-    def __init__(
-        self,
-        rng: np.random.Generator,
-        lengths: Sequence[int],
-        query_heads: int,
-        heads: int,
-        width: int,
-        size: int,
-        dtype: str = "float32",
-        spare: int = 0,
-    ) -> None:
-        self.size = size
-        self.k, self.v = ([normal(rng, n, heads, width) for n in lengths] for _ in range(2))
-        self.q = [normal(rng, n, query_heads, width) for n in lengths]
-        counts = [-(-n // size) for n in lengths]
-        blocks = rng.permutation(sum(counts) + 2)
-        self.tables = np.full((len(lengths), max(counts, default=0) + spare), -1, np.int32)
-        self.k_cache, self.v_cache = (
-            np.full((len(blocks), heads, size, width), np.nan, np.float32).astype(FLOATS[dtype]) for _ in range(2)
-        )
-        for s, n in enumerate(lengths):
-            self.tables[s, : counts[s]] = blocks[sum(counts[:s]) : sum(counts[: s + 1])]
-            for cache, values in ((self.k_cache, self.k), (self.v_cache, self.v)):
-                at = np.arange(n)
-                cache[self.tables[s][at // size], :, at % size] = values[s].astype(cache.dtype)
-                values[s] = values[s].astype(cache.dtype).astype(np.float32)
-
-    def attend(self, ops: Ops, rows: Sequence[tuple[int, int, int]], scale: float, window: int) -> list[NDArray[Any]]:
-        """The rows [start, stop) of sequences, as one step: (sequence, start, stop) each."""
-        q = np.concatenate([self.q[s][a:b] for s, a, b in rows]) if rows else np.empty((0, *self.q[0].shape[1:]))
-        starts = np.cumsum([0] + [b - a for _, a, b in rows]).astype(np.int32)
-        tables = self.tables[np.array([s for s, _, _ in rows], int)]
-        for i, (_, a, _) in enumerate(rows):
-            if window:  # blocks that every row's window has left may be gone
-                tables[i, : max(0, a - window + 1) // self.size] = -1
-        contexts = ints(*(b for _, _, b in rows))
-        args = (q.astype(np.float32), self.k_cache, self.v_cache, tables, starts, contexts, scale, window)
-        out = call(ops, "attention", unset(*q.shape), *args)
-        return [out[a:b] for a, b in pairwise(starts)]
-
-    def expected(self, s: int, start: int, stop: int, scale: float, window: int) -> NDArray[Any]:
-        return oracles.attention(self.q[s][start:stop], self.k[s][:stop], self.v[s][:stop], scale, window)
-
-
-@each_dtype
-@pytest.mark.parametrize("window", [0, 5, 40])
-@pytest.mark.parametrize(("query_heads", "heads", "width", "size"), [(9, 3, 64, 16), (4, 4, 8, 4), (7, 1, 20, 16)])
-def test_attention(
-    ops: Ops, dtype: str, window: int, query_heads: int, heads: int, width: int, size: int, rng: np.random.Generator
-) -> None:
-    paged = Paged(rng, [1, 50, 16, 33, 70, 7], query_heads, heads, width, size, dtype, spare=2)
-    # A whole prompt, a chunk of one, single tokens (decode), a sequence without rows, the second half of one.
-    rows = [(0, 0, 1), (1, 0, 50), (2, 15, 16), (3, 32, 33), (5, 3, 3), (4, 20, 61), (5, 3, 7)]
-    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.3, window), strict=True):
-        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.3, window), atol=3e-6, rtol=3e-6)
-
-
-def test_long_prompts_go_in_pieces(ops: Ops, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    if hasattr(ops, "_gather"):  # torch's bound on what it holds at a time, made small enough to matter
-        monkeypatch.setattr(ops, "_gather", 20_000)
-    paged = Paged(rng, [300, 280, 280, 9], 4, 2, 16, 16)
-    rows = [(0, 0, 300), (1, 10, 270), (2, 20, 280), (3, 8, 9)]
-    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.25, 100), strict=True):
-        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.25, 100), atol=3e-6, rtol=3e-6)
-
-
-def test_attention_of_nothing(ops: Ops, rng: np.random.Generator) -> None:
-    paged = Paged(rng, [5], 2, 1, 8, 4)
-    assert paged.attend(ops, [], 1.0, 0) == []
-    assert [len(r) for r in paged.attend(ops, [(0, 5, 5)], 1.0, 0)] == [0]
-
-
-@quick
-@given(data=st.data())
-def test_attention_of_any_geometry(ops: Ops, data: st.DataObject) -> None:
-    draw = data.draw
-    heads, shared = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
-    rng = np.random.default_rng(draw(st.integers(0, 9)))
-    paged = Paged(rng, lengths, heads * shared, heads, draw(st.integers(1, 33)), draw(st.sampled_from([1, 2, 5, 16])))
-    window = draw(st.integers(0, 45))
-    rows = []
-    for s, n in enumerate(lengths):
-        stop = draw(st.integers(1, n))
-        rows.append((s, draw(st.integers(0, stop)), stop))
-    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.2, window), strict=True):
-        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.2, window), atol=3e-6, rtol=3e-6)
 
 
 # ---- Sampling
@@ -555,23 +440,6 @@ def test_rows_do_not_depend_on_other_rows_nor_on_threads(module: str, rng: np.ra
     for name, operation in operations.items():
         for rows in (slice(0, 1), slice(1, 2), slice(5, 7), slice(60, 67), slice(3, 67), slice(130, 131)):
             np.testing.assert_array_equal(operation(ops, rows), whole[name][rows], err_msg=f"{name} {rows}")
-
-
-@each_dtype
-@pytest.mark.parametrize("window", [0, 7, 40])
-def test_attention_does_not_depend_on_chunks_nor_on_neighbours(
-    fixed: Ops, dtype: str, window: int, rng: np.random.Generator
-) -> None:
-    lengths = [100, 67, 16, 130]
-    paged = Paged(rng, lengths, 9, 3, 32, 16, dtype)
-    whole = [paged.attend(fixed, [(s, 0, n)], 0.125, window)[0] for s, n in enumerate(lengths)]
-    together = paged.attend(fixed, [(s, 0, n) for s, n in enumerate(lengths)], 0.125, window)
-    for alone, among in zip(whole, together, strict=True):
-        np.testing.assert_array_equal(alone, among)
-    for cuts in ([0, 1, 38, 40, 100], [0, 16, 32, 64, 100], [0, 99, 100]):
-        for a, b in pairwise(cuts):
-            rows = [(3, 128, 130), (0, a, b), (2, 15, 16)]
-            np.testing.assert_array_equal(paged.attend(fixed, rows, 0.125, window)[1], whole[0][a:b])
 
 
 # ---- Arrays, checks and the choice of a module

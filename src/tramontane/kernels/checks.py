@@ -45,6 +45,16 @@ def check(op: str, *specs: Spec) -> dict[str, int]:
     return sizes
 
 
+def check_same(op: str, **arrays: Array) -> None:
+    """Hold arrays to float32 of one shape, of any rank."""
+    (first, one), *_ = arrays.items()
+    for name, array in arrays.items():
+        if array.shape != one.shape:
+            raise ValueError(f"{op}: {first} has shape {list(one.shape)}, {name} {list(array.shape)}")
+        dimensions = " ".join(f"d{axis}" for axis in range(len(array.shape)))
+        check(op, (name, array, dimensions, FLOAT32))
+
+
 def check_blocks(op: str, blocks: Array, format: str, columns: int) -> None:
     """Hold the bytes of a row of blocks to its number of elements."""
     if format not in BLOCKS:
@@ -95,7 +105,7 @@ def check_norm(op: str, out: Array, x: Array, *weights: Array | None) -> None:
             continue
         per_row = len(weight.shape) == 2
         check(op, ("x", x, "T K", FLOAT32), ("weight", weight, "W K" if per_row else "K", FLOAT32))
-        if per_row and sizes["T"] % max(1, weight.shape[0]):
+        if per_row and (not weight.shape[0] or sizes["T"] % weight.shape[0]):
             raise ValueError(f"{op}: {sizes['T']} rows do not repeat {weight.shape[0]} weights")
 
 
@@ -130,8 +140,9 @@ def check_route(
         raise ValueError(f"route: score {score!r} or group_score {group_score!r} is unknown")
     if score == "sparsemixer" and (sizes["k"] != 2 or groups != 1):
         raise ValueError("route: sparsemixer chooses 2 experts, without groups")
-    each, left = divmod(sizes["E"], groups)
-    if left or not 0 < top_groups <= groups or sizes["k"] > each * top_groups or (group_score == "top2" and each < 2):
+    each, left = divmod(sizes["E"], max(1, groups))
+    short = sizes["k"] > each * top_groups or (group_score == "top2" and each < 2)
+    if left or short or not 0 < top_groups <= groups:
         raise ValueError(f"route: {sizes['k']} of {sizes['E']} experts in {top_groups} of {groups} groups")
 
 
@@ -144,7 +155,7 @@ def check_groups(rows: Array, slots: Array, offsets: Array, experts: Array) -> N
         ("offsets", offsets, "E+1", INT32),
         ("experts", experts, "T k", INT32),
     )
-    if sizes["places"] != sizes["T"] * sizes["k"]:
+    if sizes["places"] != sizes["T"] * sizes["k"] or not sizes["E+1"]:
         raise ValueError(f"group_rows: {sizes['places']} places for {sizes['T']} x {sizes['k']} pairs")
 
 

@@ -29,6 +29,7 @@ from tramontane.kernels.checks import (
     check_norm,
     check_place,
     check_route,
+    check_same,
     check_sample,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode_host
@@ -201,7 +202,8 @@ def _sparsemixer(logits: Floats, jitter: float) -> tuple[Floats, NDArray[np.int6
     weights, places, left = [], [], logits
     for _ in range(2):
         top = left.max(axis=-1, keepdims=True)
-        far = (top - left) / np.maximum(np.abs(left), top) > 2 * jitter
+        with np.errstate(invalid="ignore"):  # what has been chosen is infinitely far; zeros are not far from zero
+            far = (top - left) / np.maximum(np.abs(left), top) > 2 * jitter
         scores = np.where(far, np.float32(-np.inf), left)
         place = _best(left, 1)
         exps = np.exp(scores - top)
@@ -361,8 +363,7 @@ class ReferenceOps:
             _by_row(out, bias)[...] += bias
 
     def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
-        if out.shape != x.shape:
-            raise ValueError(f"add: out has shape {list(out.shape)}, x {list(x.shape)}")
+        check_same("add", out=out, x=x)
         out += x if factor == 1.0 else np.float32(factor) * x
 
     def add_gated(self, out: Array, x: Array, gate: Array) -> None:
@@ -370,12 +371,15 @@ class ReferenceOps:
         out += _sigmoid(gate) * x
 
     def scale(self, x: Array, factor: float) -> None:
+        check_same("scale", x=x)
         x *= np.float32(factor)
 
     def clip(self, x: Array, limit: float) -> None:
+        check_same("clip", x=x)
         np.clip(x, -np.float32(limit), np.float32(limit), out=x)
 
     def softcap(self, x: Array, cap: float) -> None:
+        check_same("softcap", x=x)
         x /= np.float32(cap)
         np.tanh(x, out=x)
         x *= np.float32(cap)
@@ -385,8 +389,7 @@ class ReferenceOps:
         out[:, :, to : to + width] = x[:, :, start : start + width]
 
     def copy(self, out: Array, x: Array) -> None:
-        if out.shape != x.shape:
-            raise ValueError(f"copy: out has shape {list(out.shape)}, x {list(x.shape)}")
+        check_same("copy", out=out, x=x)
         out[...] = x
 
     def part(self, array: Array, start: int, stop: int) -> Array:
@@ -585,7 +588,7 @@ def _activation(op: str, kind: str) -> Callable[[Floats], Floats]:
 
 def _by_row(x: Floats, weight: Floats) -> Floats:
     """x [T,K] so that a weight [K], or [W,K] for rows t % W, lies over it."""
-    return x if weight.ndim == 1 else x.reshape(-1, *weight.shape)
+    return x if weight.ndim == 1 else x.reshape(len(x) // len(weight), *weight.shape)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -27,12 +27,16 @@ from tramontane.kernels.checks import (
     check,
     check_attention,
     check_blocks,
+    check_groups,
     check_norm,
     check_place,
+    check_route,
+    check_same,
     check_sample,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
 from tramontane.kernels.tables import table
+from tramontane.kernels.torch_attention import Scoring, Step, attend, attend_rows, row_groups
 
 try:
     import torch
@@ -40,9 +44,6 @@ except ImportError as error:
     raise MissingExtra("torch", "Running on torch") from error
 
 __all__ = ["TorchOps"]
-
-_GROUP = 64
-"""Rows reduced together in deterministic mode. A reduction's order depends on its shape, so the shape is fixed."""
 
 
 @cache
@@ -102,11 +103,17 @@ class _CodedLibrary:
 _TORCH = _CodedLibrary()
 
 
+def _gelu_quick(x: Array) -> Array:
+    return x * torch.sigmoid(1.702 * x)
+
+
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_quick": _gelu_quick,
     "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x).square(),
 }
 
 
@@ -300,15 +307,8 @@ class TorchOps:
             _by_row(out, bias).add_(bias)
 
     def _groups(self, x: Array) -> Iterator[tuple[slice, Array]]:
-        """All rows at once; deterministic, `_GROUP` at a time, the last group filled up with zeros."""
-        if not self.deterministic:
-            yield slice(0, len(x)), x
-            return
-        for start in range(0, len(x), _GROUP):
-            part = x[start : start + _GROUP]
-            if len(part) < _GROUP:
-                part = torch.cat((part, part.new_zeros(_GROUP - len(part), *part.shape[1:])))
-            yield slice(start, start + _GROUP), part
+        """All rows at once; deterministic, in groups of one size."""
+        return row_groups(x) if self.deterministic else iter([(slice(0, len(x)), x)])
 
     def _rows(self, count: int) -> Iterator[slice]:
         """All rows at once; deterministic, one at a time: torch rounds what fills its vectors and what is left over
@@ -317,8 +317,7 @@ class TorchOps:
         return (slice(start, start + step) for start in range(0, count, step))
 
     def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
-        if out.shape != x.shape:
-            raise ValueError(f"add: out has shape {list(out.shape)}, x {list(x.shape)}")
+        check_same("add", out=out, x=x)
         out += x if factor == 1.0 else x * factor
 
     def add_gated(self, out: Array, x: Array, gate: Array) -> None:
@@ -327,12 +326,15 @@ class TorchOps:
             out[rows] += torch.sigmoid(gate[rows]) * x[rows]
 
     def scale(self, x: Array, factor: float) -> None:
+        check_same("scale", x=x)
         x.mul_(factor)
 
     def clip(self, x: Array, limit: float) -> None:
+        check_same("clip", x=x)
         x.clamp_(-limit, limit)
 
     def softcap(self, x: Array, cap: float) -> None:
+        check_same("softcap", x=x)
         for rows in self._rows(len(x)):
             x[rows] = (x[rows] / cap).tanh() * cap
 
@@ -341,8 +343,7 @@ class TorchOps:
         out[:, :, to : to + width] = x[:, :, start : start + width]
 
     def copy(self, out: Array, x: Array) -> None:
-        if out.shape != x.shape:
-            raise ValueError(f"copy: out has shape {list(out.shape)}, x {list(x.shape)}")
+        check_same("copy", out=out, x=x)
         out.copy_(x)
 
     def part(self, array: Array, start: int, stop: int) -> Array:
@@ -416,103 +417,18 @@ class TorchOps:
         slopes: Array | None = None,
     ) -> None:
         check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
-        if not causal or softcap or sinks is not None or slopes is not None or out.shape != q.shape:
-            raise NotImplementedError("attention with more than windows on torch")
-        starts, contexts = _integers(query_start), _integers(context_lens)
+        scoring = Scoring(scale, window, causal, softcap, sinks, slopes)
+        step = Step(k_cache, v_cache, block_tables, _integers(query_start), _integers(context_lens), context_lens)
         if self.deterministic:
-            self._attend_rows(out, q, k_cache, v_cache, block_tables, starts, contexts, scale, window)
-            return
-        page = k_cache[0].numel() if len(k_cache) else 0
-        for a, b in _runs(starts, contexts, self._gather // max(1, page), k_cache.shape[2]):
-            rows = slice(starts[a], starts[b])
-            n = (starts[b] - starts[a]) // (b - a)
-            self._attend(
-                out[rows].view(b - a, n, *q.shape[1:]),
-                q[rows].view(b - a, n, *q.shape[1:]),
-                k_cache,
-                v_cache,
-                block_tables[a:b],
-                contexts[a:b],
-                context_lens[a:b],
-                scale,
-                window,
-            )
+            attend_rows(out, q, step, scoring)
+        else:
+            attend(out, q, step, scoring, self._gather)
 
-    def _attend(
-        self,
-        out: Array,
-        q: Array,
-        k_cache: Array,
-        v_cache: Array,
-        tables: Array,
-        contexts: list[int],
-        lens: Array,
-        scale: float,
-        window: int,
-    ) -> None:
-        """Sequences of n query rows each, together: out, q [G, n, Hq, D], tables [G, B], lens [G]."""
-        count, n, query_heads, width = q.shape
-        _, heads, size, _ = k_cache.shape
-        first = max(0, min(contexts) - n - window + 1) // size if window > 0 else 0
-        last = -(-max(contexts) // size)
-        pages = tables[:, first:last].clamp(min=0).long()
-        k, v = (c[pages].transpose(1, 2).reshape(count, heads, -1, width).float() for c in (k_cache, v_cache))
-        keys = torch.arange(first * size, last * size, device=self._device)
-        lens = lens[:, None]
-        unseen = keys >= lens
-        if window > 0:
-            unseen |= keys <= lens - n - window
-        v = v.masked_fill(unseen[:, None, :, None], 0)  # no row sees these, and they may be anything, NaN included
-        positions = lens - n + torch.arange(n, device=self._device)
-        step = max(1, self._gather // (count * query_heads * len(keys)))
-        for a in range(0, n, step):
-            part = (q[:, a : a + step] * scale).unflatten(2, (heads, -1)).transpose(1, 2)
-            scores = (part.flatten(2, 3) @ k.transpose(2, 3)).view(*part.shape[:4], -1)
-            hidden = ~_visible(positions[:, a : a + step, None], keys, window)
-            weights = scores.masked_fill_(hidden[:, None, :, None, :], -math.inf).softmax(dim=-1)
-            mixed = (weights.flatten(2, 3) @ v).view(part.shape)
-            out[:, a : a + step] = mixed.transpose(1, 2).flatten(2, 3)
-
-    def _attend_rows(
-        self,
-        out: Array,
-        q: Array,
-        k_cache: Array,
-        v_cache: Array,
-        tables: Array,
-        starts: list[int],
-        contexts: list[int],
-        scale: float,
-        window: int,
-    ) -> None:
-        """Each row by itself, `_GROUP` at a time, with an online softmax over its cache blocks in absolute order."""
-        _, heads, size, width = k_cache.shape
-        owners = [s for s in range(len(contexts)) for _ in range(starts[s], starts[s + 1])]
-        places = [contexts[s] - starts[s + 1] + row for row, s in enumerate(owners)]
-        for rows, part in self._groups(q):
-            fill = [0] * (_GROUP - len(owners[rows]))
-            places_here = places[rows]
-            owner = torch.tensor(owners[rows] + fill, device=self._device)
-            place = torch.tensor(places_here + fill, device=self._device)[:, None]
-            queries = (part * scale).view(_GROUP, heads, -1, 1, width)
-            best = queries.new_full(queries.shape[:3], -math.inf)
-            total = torch.zeros_like(best)
-            mixed = torch.zeros_like(queries[:, :, :, 0])
-            first = max(0, min(places_here) - window + 1) // size if window > 0 else 0
-            for page in range(first, max(places_here) // size + 1):
-                keys = torch.arange(page * size, (page + 1) * size, device=self._device)
-                seen = _visible(place, keys, window)[:, None, :]
-                block = tables[owner, page].clamp(min=0).long()
-                k, v = k_cache[block].float(), v_cache[block].float().masked_fill(~seen[..., None], 0)
-                scores = (queries * k[:, :, None]).sum(dim=-1).masked_fill(~seen[:, :, None], -math.inf)
-                new = torch.maximum(best, scores.amax(dim=-1))
-                finite = new.masked_fill(new == -math.inf, 0)
-                keep = (best - finite).exp()
-                weights = (scores - finite[..., None]).exp()
-                total = total * keep + weights.sum(dim=-1)
-                mixed = mixed * keep[..., None] + (weights[..., None] * v[:, :, None]).sum(dim=-2)
-                best = new
-            out[rows] = (mixed / total[..., None]).flatten(1, 2)[: len(places_here)]
+    def activation(self, out: Array, x: Array, kind: str) -> None:
+        check("activation", ("out", out, "T N", FLOAT32), ("x", x, "T N", FLOAT32))
+        act = _activation("activation", kind)
+        for rows in self._rows(len(out)):
+            out[rows] = act(x[rows])
 
     def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:
         check(
@@ -521,10 +437,66 @@ class TorchOps:
             ("gate", gate, "T N", FLOAT32),
             ("up", up, "T N", FLOAT32),
         )
-        if kind not in _ACTIVATIONS:
-            raise ValueError(f"gated_activation: kind {kind!r} is none of {', '.join(_ACTIVATIONS)}")
+        if kind == "swiglu_clamped":
+            for rows in self._rows(len(out)):
+                capped = gate[rows].clamp(max=limit)
+                torch.mul(_gelu_quick(capped), up[rows].clamp(-limit, limit) + 1, out=out[rows])
+            return
+        act = _activation("gated_activation", kind)
         for rows in self._rows(len(out)):
-            torch.mul(_ACTIVATIONS[kind](gate[rows]), up[rows], out=out[rows])
+            torch.mul(act(gate[rows]), up[rows], out=out[rows])
+
+    def route(
+        self,
+        weights: Array,
+        experts: Array,
+        logits: Array,
+        correction: Array | None,
+        score: str,
+        normalize: bool,
+        scale: float,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_score: str = "max",
+        jitter: float = 0.0,
+    ) -> None:
+        check_route(weights, experts, logits, correction, score, groups, top_groups, group_score)
+        count = experts.shape[1]
+        for rows, part in self._groups(logits):
+            if score == "sparsemixer":
+                chosen, places = _sparsemixer(part, jitter)
+            else:
+                scores = part.softmax(dim=-1) if score == "softmax" else part.sigmoid()
+                choice = scores if correction is None else scores + correction
+                if groups > 1:
+                    choice = _within_groups(choice, groups, top_groups, group_score)
+                places = _best(choice, count)
+                chosen = scores.gather(1, places)
+            if normalize:
+                chosen = chosen / (chosen.sum(dim=-1, keepdim=True) + 1e-20)
+            real = len(logits[rows])
+            weights[rows] = (chosen * scale)[:real]
+            experts[rows] = places[:real].to(torch.int32)
+
+    def group_rows(self, rows: Array, slots: Array, offsets: Array, experts: Array) -> None:
+        check_groups(rows, slots, offsets, experts)
+        ordered, order = experts.view(-1).sort(stable=True)
+        rows.copy_(order // max(1, experts.shape[1]))
+        slots.view(-1)[order] = torch.arange(len(order), dtype=torch.int32, device=self._device)
+        every = torch.arange(len(offsets), dtype=torch.int32, device=self._device)
+        offsets.copy_(torch.searchsorted(ordered, every))
+
+    def combine(self, out: Array, x: Array, slots: Array, weights: Array) -> None:
+        check(
+            "combine",
+            ("out", out, "T K", FLOAT32),
+            ("x", x, "places K", FLOAT32),
+            ("slots", slots, "T k", INT32),
+            ("weights", weights, "T k", FLOAT32),
+        )
+        out.zero_()
+        for j in range(slots.shape[1]):
+            out += weights[:, j : j + 1] * x.index_select(0, slots[:, j])
 
     def take_rows(self, out: Array, x: Array, rows: Array) -> None:
         check("take_rows", ("out", out, "R K", FLOAT32), ("x", x, "T K", FLOAT32), ("rows", rows, "R", INT32))
@@ -576,25 +548,36 @@ class TorchOps:
 
 def _by_row(x: Array, weight: Array) -> Array:
     """x [T,K] so that a weight [K], or [W,K] for rows t % W, lies over it."""
-    return x if weight.ndim == 1 else x.view(-1, *weight.shape)
+    return x if weight.ndim == 1 else x.view(len(x) // len(weight), *weight.shape)
 
 
-def _visible(positions: Array, keys: Array, window: int) -> Array:
-    """Which key positions each query position sees."""
-    ahead = positions - keys
-    return (ahead >= 0) & (ahead < window) if window > 0 else ahead >= 0
+def _activation(op: str, kind: str) -> Callable[[Array], Array]:
+    if kind not in _ACTIVATIONS:
+        raise ValueError(f"{op}: kind {kind!r} is none of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[kind]
 
 
-def _runs(starts: list[int], contexts: list[int], pages: int, size: int) -> Iterator[tuple[int, int]]:
-    """Runs [a, b) of neighbouring sequences with equally many query rows and `pages` padded cache pages at most."""
-    a, end = 0, len(contexts)
-    while a < end:
-        n, longest, b = starts[a + 1] - starts[a], contexts[a], a + 1
-        while b < end and starts[b + 1] - starts[b] == n:
-            longest = max(longest, contexts[b])
-            if (b + 1 - a) * -(-longest // size) > pages:
-                break
-            b += 1
-        if n:
-            yield a, b
-        a = b
+def _best(values: Array, count: int) -> Array:
+    """Places of the `count` highest of each row, the highest first, the lower place on ties."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def _within_groups(choice: Array, groups: int, top_groups: int, group_score: str) -> Array:
+    """choice [T,E], -inf in all but the best groups."""
+    each = choice.unflatten(1, (groups, -1))
+    worth = each.amax(dim=-1) if group_score == "max" else each.topk(2, dim=-1).values.sum(dim=-1)
+    kept = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, _best(worth, top_groups), True)
+    return each.masked_fill(~kept[:, :, None], -math.inf).flatten(1)
+
+
+def _sparsemixer(logits: Array, jitter: float) -> tuple[Array, Array]:
+    """Weights and places [T,2]; see `Ops.route`."""
+    weights, places, left = [], [], logits
+    for _ in range(2):
+        top = left.amax(dim=-1, keepdim=True)
+        far = (top - left) / torch.maximum(left.abs(), top) > 2 * jitter
+        place = _best(left, 1)
+        weights.append(left.masked_fill(far, -math.inf).softmax(dim=-1).gather(1, place))
+        places.append(place)
+        left = left.scatter(1, place, -math.inf)
+    return torch.cat(weights, dim=1), torch.cat(places, dim=1)

@@ -1,0 +1,254 @@
+"""Attention of every kernel module over paged caches: all that scores can be, any geometry, and determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.kernels import oracles
+from tests.kernels.modules import DETERMINISTIC, FLOATS, call, ints, make, normal, unset
+from tramontane.kernels import Ops
+
+each_dtype = pytest.mark.parametrize("dtype", FLOATS)
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+PLAIN: dict[str, Any] = {}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": PLAIN,
+    "bidirectional": {"causal": False},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"sinks": True},
+    "slopes": {"slopes": True},
+    "all": {"softcap": 2.5, "sinks": True, "slopes": True},
+    "bidirectional with all": {"causal": False, "softcap": 0.7, "sinks": True},
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Paged:
+    """Sequences with their keys and values laid out in a paged cache, whose unwritten slots are NaN."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        lengths: Sequence[int],
+        query_heads: int,
+        heads: int,
+        width: int,
+        size: int,
+        dtype: str = "float32",
+        spare: int = 0,
+        value_width: int | None = None,
+    ) -> None:
+        self.size = size
+        self.sinks, self.slopes = normal(rng, query_heads) * 2, rng.random(query_heads, np.float32)
+        widths = (width, value_width or width)
+        self.k, self.v = ([normal(rng, n, heads, w) for n in lengths] for w in widths)
+        self.q = [normal(rng, n, query_heads, width) for n in lengths]
+        counts = [-(-n // size) for n in lengths]
+        blocks = rng.permutation(sum(counts) + 2)
+        self.tables = np.full((len(lengths), max(counts, default=0) + spare), -1, np.int32)
+        self.k_cache, self.v_cache = (
+            np.full((len(blocks), heads, size, w), np.nan, np.float32).astype(FLOATS[dtype]) for w in widths
+        )
+        for s, n in enumerate(lengths):
+            self.tables[s, : counts[s]] = blocks[sum(counts[:s]) : sum(counts[: s + 1])]
+            for cache, values in ((self.k_cache, self.k), (self.v_cache, self.v)):
+                at = np.arange(n)
+                cache[self.tables[s][at // size], :, at % size] = values[s].astype(cache.dtype)
+                values[s] = values[s].astype(cache.dtype).astype(np.float32)
+
+    def attend(
+        self,
+        ops: Ops,
+        rows: Sequence[tuple[int, int, int]],
+        scale: float,
+        window: int = 0,
+        kind: dict[str, Any] = PLAIN,
+    ) -> list[NDArray[Any]]:
+        """The rows [start, stop) of sequences, as one step: (sequence, start, stop) each; `kind`: of `KINDS`."""
+        q = np.concatenate([self.q[s][a:b] for s, a, b in rows]) if rows else np.empty((0, *self.q[0].shape[1:]))
+        starts = np.cumsum([0] + [b - a for _, a, b in rows]).astype(np.int32)
+        tables = self.tables[np.array([s for s, _, _ in rows], int)]
+        for i, (_, a, _) in enumerate(rows):
+            if window:  # blocks that every row's window has left may be gone
+                tables[i, : max(0, a - window + 1) // self.size] = -1
+        contexts = ints(*(b for _, _, b in rows))
+        scores = self._scores(kind)
+        args = (q.astype(np.float32), self.k_cache, self.v_cache, tables, starts, contexts, scale, window)
+        out = call(ops, "attention", unset(*q.shape[:2], self.v_cache.shape[3]), *args, *scores.values())
+        return [out[a:b] for a, b in pairwise(starts)]
+
+    def expected(
+        self, s: int, start: int, stop: int, scale: float, window: int = 0, kind: dict[str, Any] = PLAIN
+    ) -> NDArray[Any]:
+        scores = self._scores(kind)
+        return oracles.attention(self.q[s][start:stop], self.k[s][:stop], self.v[s][:stop], scale, window, **scores)
+
+    def _scores(self, kind: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `Ops.attention` behind the window, in order."""
+        return {
+            "causal": kind.get("causal", True),
+            "softcap": kind.get("softcap", 0.0),
+            "sinks": self.sinks if kind.get("sinks") else None,
+            "slopes": self.slopes if kind.get("slopes") else None,
+        }
+
+
+# A whole prompt, a chunk of one, single tokens (decode), a sequence without rows, the second half of one.
+MIXED = [(0, 0, 1), (1, 0, 50), (2, 15, 16), (3, 32, 33), (5, 3, 3), (4, 20, 61), (5, 3, 7)]
+
+
+@each_dtype
+@pytest.mark.parametrize("window", [0, 5, 40])
+@pytest.mark.parametrize(("query_heads", "heads", "width", "size"), [(9, 3, 64, 16), (4, 4, 8, 4), (7, 1, 20, 16)])
+def test_attention(
+    ops: Ops, dtype: str, window: int, query_heads: int, heads: int, width: int, size: int, rng: np.random.Generator
+) -> None:
+    paged = Paged(rng, [1, 50, 16, 33, 70, 7], query_heads, heads, width, size, dtype, spare=2)
+    for (s, a, b), actual in zip(MIXED, paged.attend(ops, MIXED, 0.3, window), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.3, window), atol=3e-6, rtol=3e-6)
+
+
+@each_kind
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize(
+    ("heads", "widths", "size"), [((9, 3), (64, 64), 16), ((4, 4), (24, 16), 4), ((6, 2), (8, 40), 16)]
+)
+def test_every_kind_of_score(
+    ops: Ops,
+    kind: str,
+    window: int,
+    heads: tuple[int, int],
+    widths: tuple[int, int],
+    size: int,
+    rng: np.random.Generator,
+) -> None:
+    dtype = "float32" if size == 4 else "float16"
+    paged = Paged(rng, [1, 50, 16, 33, 70, 7], *heads, widths[0], size, dtype, spare=2, value_width=widths[1])
+    for (s, a, b), actual in zip(MIXED, paged.attend(ops, MIXED, 0.3, window, KINDS[kind]), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.3, window, KINDS[kind]), atol=4e-6, rtol=4e-6)
+
+
+@pytest.mark.parametrize(
+    "widths", [(80, 80), (96, 96), (112, 112), (128, 128), (192, 128), (256, 256), (576, 512), (512, 576)]
+)
+def test_every_head_size_that_models_have(ops: Ops, widths: tuple[int, int], rng: np.random.Generator) -> None:
+    paged = Paged(rng, [35, 20], 4, 2, widths[0], 16, "bfloat16", value_width=widths[1])
+    rows = [(0, 30, 35), (1, 0, 20)]
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, widths[0] ** -0.5), strict=True):
+        expected = paged.expected(s, a, b, widths[0] ** -0.5)
+        np.testing.assert_allclose(actual, expected, atol=4e-6, rtol=4e-6)
+
+
+def test_scores_may_be_large(ops: Ops, rng: np.random.Generator) -> None:
+    """Sinks far above and below all scores, steep slopes, and scores far beyond the cap."""
+    paged = Paged(rng, [90, 40], 4, 2, 16, 16)
+    paged.sinks[:] = [500, -500, 0, 60]
+    paged.slopes[:] = [3, 0, 0.25, 50]
+    rows = [(0, 60, 90), (1, 39, 40)]
+    for kind in KINDS.values():
+        for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 20.0, 0, kind), strict=True):
+            np.testing.assert_allclose(actual, paged.expected(s, a, b, 20.0, 0, kind), atol=5e-5, rtol=5e-5)
+
+
+def test_long_prompts_go_in_pieces(ops: Ops, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    if hasattr(ops, "_gather"):  # torch's bound on what it holds at a time, made small enough to matter
+        monkeypatch.setattr(ops, "_gather", 20_000)
+    paged = Paged(rng, [300, 280, 280, 9], 4, 2, 16, 16)
+    rows = [(0, 0, 300), (1, 10, 270), (2, 20, 280), (3, 8, 9)]
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.25, 100), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.25, 100), atol=3e-6, rtol=3e-6)
+
+
+def test_attention_of_nothing(ops: Ops, rng: np.random.Generator) -> None:
+    paged = Paged(rng, [5], 2, 1, 8, 4)
+    assert paged.attend(ops, [], 1.0, 0) == []
+    assert [len(r) for r in paged.attend(ops, [(0, 5, 5)], 1.0, 0)] == [0]
+
+
+@quick
+@given(data=st.data())
+def test_attention_of_any_geometry(ops: Ops, data: st.DataObject) -> None:
+    draw = data.draw
+    heads, shared = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    size, widths = draw(st.sampled_from([1, 2, 5, 16])), (draw(st.integers(1, 33)), draw(st.integers(1, 33)))
+    paged = Paged(rng, lengths, heads * shared, heads, widths[0], size, value_width=widths[1])
+    window = draw(st.integers(0, 45))
+    kind = KINDS[draw(st.sampled_from(list(KINDS)))]
+    rows = []
+    for s, n in enumerate(lengths):
+        stop = draw(st.integers(1, n))
+        rows.append((s, draw(st.integers(0, stop)), stop))
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.2, window, kind), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.2, window, kind), atol=4e-6, rtol=4e-6)
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.get("causal", True)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("window", [0, 7, 40])
+def test_attention_does_not_depend_on_chunks_nor_on_neighbours(
+    fixed: Ops, dtype: str, window: int, kind: str, rng: np.random.Generator
+) -> None:
+    lengths = [100, 67, 16, 130]
+    paged = Paged(rng, lengths, 9, 3, 32, 16, dtype, value_width=24)
+    whole = [paged.attend(fixed, [(s, 0, n)], 0.125, window, KINDS[kind])[0] for s, n in enumerate(lengths)]
+    together = paged.attend(fixed, [(s, 0, n) for s, n in enumerate(lengths)], 0.125, window, KINDS[kind])
+    for alone, among in zip(whole, together, strict=True):
+        np.testing.assert_array_equal(alone, among)
+    for cuts in ([0, 1, 38, 40, 100], [0, 16, 32, 64, 100], [0, 99, 100]):
+        for a, b in pairwise(cuts):
+            rows = [(3, 128, 130), (0, a, b), (2, 15, 16)]
+            np.testing.assert_array_equal(paged.attend(fixed, rows, 0.125, window, KINDS[kind])[1], whole[0][a:b])
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "bidirectional with all"])
+def test_whole_sequences_do_not_depend_on_neighbours(fixed: Ops, kind: str, rng: np.random.Generator) -> None:
+    lengths = [100, 67, 16, 130]
+    paged = Paged(rng, lengths, 9, 3, 32, 16)
+    together = paged.attend(fixed, [(s, 0, n) for s, n in enumerate(lengths)], 0.125, 0, KINDS[kind])
+    for s, n in enumerate(lengths):
+        np.testing.assert_array_equal(paged.attend(fixed, [(s, 0, n)], 0.125, 0, KINDS[kind])[0], together[s])
+
+
+@pytest.mark.parametrize("module", DETERMINISTIC)
+@each_kind
+def test_attention_does_not_depend_on_threads(module: str, kind: str, rng: np.random.Generator) -> None:
+    paged = Paged(rng, [150, 97, 8], 6, 2, 48, 16, value_width=32)
+    rows = [(0, 80, 150), (1, 96, 97), (2, 0, 8)]
+    three = np.concatenate(paged.attend(make(module, threads=3), rows, 0.1, 60, KINDS[kind]))
+    one = np.concatenate(paged.attend(make(module, threads=1), rows, 0.1, 60, KINDS[kind]))
+    np.testing.assert_array_equal(one, three)
+
+
+def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> None:
+    paged = Paged(rng, [9, 5], 4, 2, 8, 4, value_width=6)
+    q, out = normal(rng, 3, 4, 8), unset(3, 4, 6)
+    caches, lists = (paged.k_cache, paged.v_cache), (paged.tables, ints(0, 2, 3), ints(9, 5))
+    good = (out, q, *caches, *lists, 1.0, 0, True, 0.0, paged.sinks, paged.slopes)
+    call(ops, "attention", *good)
+    wrong: list[dict[int, Any]] = [
+        {0: unset(3, 4, 8)},
+        {1: normal(rng, 3, 3, 8), 0: unset(3, 3, 6)},
+        {1: q.astype(np.float64)},
+        {2: paged.k_cache[:, :1].copy()},
+        {3: paged.v_cache[:, :, :2].copy()},
+        {4: paged.tables.astype(np.int64)},
+        {5: ints(0, 3)},
+        {11: paged.sinks[:3].copy()},
+        {12: paged.slopes.astype(np.float64)},
+        {9: False},
+    ]
+    for change in wrong:
+        arguments = [change.get(i, argument) for i, argument in enumerate(good)]
+        with pytest.raises(ValueError, match="attention"):
+            call(ops, "attention", *arguments)
