@@ -134,15 +134,15 @@ def test_windows_follow_max_window_layers_or_layer_types() -> None:
 
 
 def test_another_architecture_can_be_named() -> None:
-    mistral = {**HF, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
-    with pytest.raises(UnsupportedModel, match=r"mistral.*llama, .*qwen2"):
-        spec_from_hf(mistral)
-    assert spec_from_hf(mistral, "llama") == spec_from_hf(HF)
+    other = {**HF, "model_type": "polyglot", "architectures": ["PolyglotForCausalLM"]}
+    with pytest.raises(UnsupportedModel, match=r"polyglot.*llama, .*qwen2"):
+        spec_from_hf(other)
+    assert spec_from_hf(other, "llama") == spec_from_hf(HF)
     with pytest.raises(UnsupportedModel, match=r"'gpt9'.*llama, .*qwen2"):
         spec_from_hf(HF, "gpt9")
-    other = {key.replace("llama.", "mistral3."): value for key, value in GGUF.items()}
-    other["general.architecture"] = "mistral3"
-    assert spec_from_gguf(other, TENSORS, "llama") == spec_from_gguf(GGUF, TENSORS)
+    stored = {key.replace("llama.", "polyglot."): value for key, value in GGUF.items()}
+    stored["general.architecture"] = "polyglot"
+    assert spec_from_gguf(stored, TENSORS, "llama") == spec_from_gguf(GGUF, TENSORS)
 
 
 UNSUPPORTED_HF = {
@@ -250,7 +250,7 @@ def test_gguf_keys_are_honoured() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
-        ("expert_count", 8, UnsupportedModel),
+        ("expert_count", 8, CorruptCheckpoint),
         ("attention.sliding_window", 128, UnsupportedModel),
         ("logit_scale", 2.0, UnsupportedModel),
         ("attention.causal", False, UnsupportedModel),

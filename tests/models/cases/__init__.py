@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.models.cases import llama
+from tests.models.cases import llama, mistral, qwen
 from tests.models.cases.base import Case
 
-CASES: Mapping[str, Case] = {**llama.CASES}
+CASES: Mapping[str, Case] = {**llama.CASES, **mistral.CASES, **qwen.CASES}

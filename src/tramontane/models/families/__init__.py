@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tramontane.errors import UnsupportedModel
-from tramontane.models.families import llama
+from tramontane.models.families import llama, mistral, qwen
 from tramontane.models.families.base import Family, GGUFTensors
 from tramontane.models.families.gguf import KEYS
 from tramontane.models.fields import Fields
@@ -19,7 +19,7 @@ from tramontane.models.spec import ModelSpec
 
 __all__ = ["FAMILIES", "Family", "GGUFTensors", "gguf_names", "hf_names", "spec_from_gguf", "spec_from_hf"]
 
-FAMILIES: Mapping[str, Family] = {**llama.FAMILIES}
+FAMILIES: Mapping[str, Family] = {**llama.FAMILIES, **mistral.FAMILIES, **qwen.FAMILIES}
 """By `model_type` of config.json and `general.architecture` of GGUF."""
 
 

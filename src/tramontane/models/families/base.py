@@ -6,7 +6,7 @@ by its key. Must not know: arrays, files, how a spec is computed, any one family
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from tramontane.models.spec import (
     LayerSpec,
     MLPSpec,
     ModelSpec,
+    MoESpec,
     NormSpec,
     RopeScaling,
     RopeSpec,
@@ -49,6 +50,10 @@ class GGUFTensors:
     """Those of `rope_factors_long.weight`."""
     short_factors: tuple[float, ...] = ()
     """Those of `rope_factors_short.weight`."""
+
+    def shape(self, index: int, name: str) -> tuple[int, ...] | None:
+        """Of one layer's tensor; None where it has none of this name."""
+        return self.shapes.get(f"blk.{index}.{name}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,12 @@ def change_mlp(spec: ModelSpec, **changes: Any) -> ModelSpec:
 def change_attention(spec: ModelSpec, **changes: Any) -> ModelSpec:
     """The spec with these fields in every layer's attention."""
     layers = tuple(replace(layer, attention=replace(layer.attention, **changes)) for layer in spec.layers)
+    return replace(spec, layers=layers)
+
+
+def with_experts(spec: ModelSpec, moe: MoESpec, dense: Container[int] = ()) -> ModelSpec:
+    """The spec with a mixture of experts in place of each layer's MLP, but those of the layers `dense`."""
+    layers = tuple(layer if index in dense else replace(layer, mlp=moe) for index, layer in enumerate(spec.layers))
     return replace(spec, layers=layers)
 
 
@@ -147,9 +158,27 @@ def hf_layer_types(fields: Fields, count: int, window: int | None) -> list[int |
     return [known[kind] for kind in kinds]
 
 
+def hf_window(fields: Fields, default: int | None = None) -> int | None:
+    """`sliding_window`: null is none, absent is `default`."""
+    if fields.get("sliding_window") is None:
+        return None if fields.stated("sliding_window") else default
+    return fields.integer("sliding_window", high=POSITIONS)
+
+
 def check_heads(fields: Fields, key: str, num_heads: int, num_kv_heads: int) -> None:
     if num_heads % num_kv_heads:
         raise fields.corrupt(key, f"is {num_kv_heads}, which does not divide {num_heads} heads")
+
+
+def check_experts(fields: Fields, key: str, moe: MoESpec) -> None:
+    """Hold a mixture's numbers against each other; `key` is that of experts a token."""
+    router = moe.router
+    per_group = moe.num_experts // router.groups
+    if moe.num_experts % router.groups or router.top_groups > router.groups:
+        stated = f"gives {router.top_groups} of {router.groups} groups"
+        raise fields.corrupt(key, f"is {moe.top_k}, but the configuration {stated} of {moe.num_experts} experts")
+    if moe.top_k > per_group * router.top_groups or (router.groups > 1 and per_group < 2):
+        raise fields.corrupt(key, f"is {moe.top_k} of {moe.num_experts} experts in {router.groups} groups")
 
 
 # ---- rotary positions -----------------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ computed, any one family.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from tramontane.layers.rope import yarn_magnitude
-from tramontane.models.families.base import MAX_LAYERS, GGUFTensors, check_heads
+from tramontane.models.families.base import MAX_LAYERS, GGUFTensors, check_experts, check_heads
 from tramontane.models.fields import POSITIONS, Fields
 from tramontane.models.spec import (
     Activation,
@@ -20,9 +21,11 @@ from tramontane.models.spec import (
     LayerSpec,
     MLPSpec,
     ModelSpec,
+    MoESpec,
     NormSpec,
     RopeScaling,
     RopeSpec,
+    RouterSpec,
 )
 
 KEYS = frozenset({
@@ -35,6 +38,12 @@ KEYS = frozenset({
     "rope.scaling.yarn_attn_factor", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier",
 })  # fmt: skip
+EXPERT_KEYS = frozenset({
+    "expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count", "expert_weights_scale",
+    "expert_weights_norm", "expert_gating_func", "expert_group_count", "expert_group_used_count",
+    "leading_dense_block_count",
+})  # fmt: skip
+"""Those of mixtures. Sizes, and which layers have experts, are also what the tensors say, and are read off them."""
 
 
 def gguf_decoder(
@@ -47,14 +56,18 @@ def gguf_decoder(
     activation: Activation = "silu",
     gated: bool = True,
     windows: Sequence[int | None] | None = None,
+    router: RouterSpec | None = None,
 ) -> ModelSpec:
-    """What files of the llama lineage have in common. Biases, norms of heads and of embeddings, learned positions and
-    tying are what the tensors say: the metadata has no keys for them.
+    """What files of the llama lineage have in common. Biases, norms of heads and of embeddings, learned positions,
+    sinks, tying and which layers have experts are what the tensors say: the metadata has no keys for them.
 
     `interleaved`: llama.cpp stores q and k of this family with the pairs of rotary positions side by side; `rotary`
-    False: it has none; `windows`: one a layer.
+    False: it has none; `windows`: one a layer; `router`: what routers have besides biases and corrections, None where
+    the family has no experts.
     """
-    fields.only(**{"expert_count": 0, "expert_used_count": 0, "attention.causal": True})
+    fields.only(**{"attention.causal": True})
+    if router is None:
+        fields.only(expert_count=0, expert_used_count=0)
     if fields.get("tensor_data_layout") not in (None, "Meta AI original pth", "jploski"):
         raise fields.unsupported("tensor_data_layout")
     shapes = tensors.shapes
@@ -62,10 +75,10 @@ def gguf_decoder(
     embedding = shapes.get("token_embd.weight", (0,))
     count = fields.integer("block_count", high=MAX_LAYERS)
     attention = [_attention(fields, tensors, index, norm, interleaved, rotary) for index in range(count)]
-    mlp = [
-        MLPSpec(per_layer(fields, "feed_forward_length", index), activation, gated, bias=_has_bias(tensors, index))
-        for index in range(count)
-    ]
+    plain = MLPSpec(1, activation, gated)
+    mlp = [_feed_forward(fields, tensors, index, plain, router) for index in range(count)]
+    if fields.get("expert_count") and not any(isinstance(each, MoESpec) for each in mlp):
+        raise fields.corrupt("expert_count", f"is {fields.get('expert_count')}, but no tensor is an expert's")
     return ModelSpec(
         family=family,
         hidden_size=fields.integer("embedding_length"),
@@ -106,6 +119,7 @@ def _attention(
         num_kv_heads,
         head_dim,
         gguf_rope(fields, head_dim, tensors, interleaved) if rotary else None,
+        sinks=f"{block}.attn_sinks.weight" in shapes,
         head_norm=_head_norm(tensors, block, norm, head_dim),
         qkv_bias=f"{block}.attn_q.bias" in shapes or f"{block}.attn_qkv.bias" in shapes,
         output_bias=f"{block}.attn_output.bias" in shapes,
@@ -123,8 +137,51 @@ def _head_norm(tensors: GGUFTensors, block: str, norm: NormSpec, head_dim: int) 
     return HeadNormSpec(norm, "head" if shape == (head_dim,) else "all")
 
 
-def _has_bias(tensors: GGUFTensors, index: int) -> bool:
-    return any(f"blk.{index}.ffn_{part}.bias" in tensors.shapes for part in ("gate", "up"))
+def _feed_forward(
+    fields: Fields, tensors: GGUFTensors, index: int, mlp: MLPSpec, router: RouterSpec | None
+) -> MLPSpec | MoESpec:
+    """`mlp`: what the family's MLPs and experts have besides sizes and biases."""
+
+    def has(*names: str) -> bool:
+        return any(tensors.shape(index, name) is not None for name in names)
+
+    stored = tensors.shape(index, "ffn_up_exps.weight") or tensors.shape(index, "ffn_up.0.weight")
+    if router is None or not stored:
+        size = per_layer(fields, "feed_forward_length", index)
+        return replace(mlp, intermediate_size=size, bias=has("ffn_up.bias", "ffn_gate.bias"))
+    router = replace(
+        _router(fields, router), bias=has("ffn_gate_inp.bias"), correction=has("exp_probs_b.bias", "exp_probs_b")
+    )
+    shared = tensors.shape(index, "ffn_up_shexp.weight")
+    moe = MoESpec(
+        fields.integer("expert_count"),
+        fields.integer("expert_used_count"),
+        replace(mlp, intermediate_size=(0, *stored)[-2], bias=has("ffn_up_exps.bias")),
+        router,
+        shared=replace(mlp, intermediate_size=(0, *shared)[-2]) if shared else None,
+        shared_gate=has("ffn_gate_inp_shexp.weight"),
+    )
+    check_experts(fields, "expert_used_count", moe)
+    return moe
+
+
+def _router(fields: Fields, router: RouterSpec) -> RouterSpec:
+    """What the keys say of the family's router."""
+    scores: Mapping[int, Literal["softmax", "sigmoid"]] = {1: "softmax", 2: "sigmoid"}
+    score = router.score
+    if fields.get("expert_gating_func") is not None:
+        if fields.integer("expert_gating_func") not in scores:
+            raise fields.unsupported("expert_gating_func", "This build has 1 (softmax) and 2 (sigmoid).")
+        score = scores[fields.integer("expert_gating_func")]
+    scale = fields.number("expert_weights_scale") if fields.get("expert_weights_scale") else router.scale
+    return replace(
+        router,
+        score=score,
+        normalize=fields.boolean("expert_weights_norm", router.normalize),
+        scale=scale,
+        groups=fields.integer("expert_group_count", router.groups),
+        top_groups=fields.integer("expert_group_used_count", router.top_groups),
+    )
 
 
 def per_layer(fields: Fields, key: str, index: int, default: int | None = None) -> int:

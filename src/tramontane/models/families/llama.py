@@ -13,9 +13,10 @@ from tramontane.models.families.base import (
     hf_decoder,
     hf_layer_types,
 )
-from tramontane.models.families.gguf import gguf_decoder
+from tramontane.models.families.gguf import EXPERT_KEYS, gguf_decoder
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.spec import ModelSpec
+from tramontane.models.names import GGUF_NAMES
+from tramontane.models.spec import ModelSpec, RouterSpec
 
 
 def _llama(fields: Fields) -> ModelSpec:
@@ -26,7 +27,8 @@ def _llama(fields: Fields) -> ModelSpec:
 
 
 def _llama_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
-    return gguf_decoder(fields, tensors, "llama", interleaved=True)
+    """Mistral's and Mixtral's files are of this architecture too."""
+    return gguf_decoder(fields, tensors, "llama", interleaved=True, router=RouterSpec())
 
 
 def _qwen2(fields: Fields) -> ModelSpec:
@@ -53,7 +55,12 @@ def _qwen2_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     return gguf_decoder(fields, tensors, "qwen2")
 
 
+# Mixtral's first files have a tensor an expert.
+_OLD_EXPERTS = {f"ffn_{part}.*": f"moe.experts.{part}" for part in ("gate", "up", "down")}
+
 FAMILIES = {
-    "llama": Family(_llama, from_gguf=_llama_from_gguf),
+    "llama": Family(
+        _llama, from_gguf=_llama_from_gguf, gguf_names=GGUF_NAMES.with_layer(_OLD_EXPERTS), gguf_keys=EXPERT_KEYS
+    ),
     "qwen2": Family(_qwen2, from_gguf=_qwen2_from_gguf),
 }

@@ -1,0 +1,31 @@
+"""Qwen3, and the mixtures of experts of Qwen2 and Qwen3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.models.cases.base import LLAMA, Case
+
+_EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
+CASES: Mapping[str, Case] = {
+    "qwen3": Case("qwen3", {**LLAMA, "attention_bias": True}),
+    "qwen3-moe": Case(
+        "qwen3_moe", {**LLAMA, **_EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1], "num_hidden_layers": 4}
+    ),
+    "qwen2-moe": Case(
+        "qwen2_moe",
+        {
+            **LLAMA,
+            **_EXPERTS,
+            "norm_topk_prob": False,
+            "shared_expert_intermediate_size": 32,
+            "decoder_sparse_step": 2,
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 2,
+        },
+    ),
+}
