@@ -30,7 +30,9 @@ class Tiny:
         self.case = case = CASES[name]
         self.torch, self.path = torch, folder / name
         config = transformers.AutoConfig.for_model(case.model_type, **case.settings)
-        self.model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        self.model = (
+            transformers.AutoModelForCausalLM.from_config(config, attn_implementation=case.attention).float().eval()
+        )
         randomize(torch, self.model, seed=len(name))
         if case.save is None:
             self.model.save_pretrained(self.path)
@@ -60,7 +62,7 @@ def randomize(torch: Any, model: Any, seed: int) -> None:
         for key, value in model.state_dict().items():  # with the buffers
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in key and value.dim() == 1:
-                value.copy_(1 + 0.4 * noise)
+                value.add_(0.4 * noise)  # to 1, or to 0 where what is stored is less one
             elif value.dim() == 1:
                 value.copy_(0.5 * noise)
             else:

@@ -56,7 +56,7 @@ class Binding:
 def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, source: str) -> dict[str, Binding]:
     """Canonical name -> what makes up the parameter. Raises UnsupportedModel for tensors that nobody knows; names that
     the spec does not want are bound too, for `check_parameters` to tell."""
-    wanted = wanted_parameters(spec)
+    wanted, names = wanted_parameters(spec), names.of(tensors)
     found: dict[str, list[tuple[int, str, Target, int]]] = {}
     ignored, shifted = re.compile(names.ignored), re.compile(names.shifted)
     unknown = []

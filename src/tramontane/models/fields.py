@@ -38,10 +38,14 @@ class Fields:
         self.names = names
         self.defaults = defaults
 
-    def told(self, names: Mapping[str, str] = {}, **defaults: Any) -> Fields:
+    def told(self, names: Mapping[str, str] = {}, defaults: Mapping[str, Any] = {}, **more: Any) -> Fields:
         """The same mapping, read with these names and defaults as well."""
-        merged = {**self.names, **names}, {**self.defaults, **defaults}
+        merged = {**self.names, **names}, {**self.defaults, **defaults, **more}
         return Fields(self.values, self.source, self.prefix, *merged)
+
+    def changed(self, **values: Any) -> Fields:
+        """The same mapping with other values."""
+        return Fields({**self.values, **values}, self.source, self.prefix, self.names, self.defaults)
 
     def corrupt(self, key: str, problem: str) -> CorruptCheckpoint:
         """The error for this key, to be raised by the caller."""

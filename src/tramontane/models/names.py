@@ -7,7 +7,7 @@ Mistral's own layout. Must not know: shapes, values, files.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -48,11 +48,19 @@ class NameMap:
     """A pattern of canonical vectors that are stored less one."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Canonical matrix -> rows at its beginning that the model does not use."""
+    variant: tuple[str, Mapping[str, str]] | None = None
+    """A tensor, and what else is meant below a layer where there is that one."""
 
     def with_layer(self, layer: Mapping[str, str | Fused | None], **changes: object) -> NameMap:
         """A copy with other names below a layer (None: without the name), and other fields."""
         merged = {name: target for name, target in {**self.layer, **layer}.items() if target is not None}
         return replace(self, layer=merged, **changes)  # type: ignore[arg-type]
+
+    def of(self, tensors: Container[str]) -> NameMap:
+        """The names in a file that has these tensors."""
+        if self.variant is None or self.variant[0] not in tensors:
+            return self
+        return self.with_layer(self.variant[1])
 
     def target(self, name: str) -> Target | None:
         """Where a tensor belongs; None for one that is not understood."""

@@ -30,6 +30,8 @@ class Case:
     model_type: str
     """Of transformers' configuration."""
     settings: Mapping[str, Any]
+    attention: str = "eager"
+    """Which of transformers' implementations is the reference."""
     save: Callable[[Any, Path], None] | None = None
     """Writes the checkpoint, where it is to be in another layout than `save_pretrained`'s."""
     forward: Callable[[Any, Any], Any] | None = None

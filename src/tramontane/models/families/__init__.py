@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from tramontane.errors import UnsupportedModel
-from tramontane.models.families import llama, mistral, qwen
+from tramontane.models.families import (
+    alibi,
+    cohere,
+    gemma,
+    gpt,
+    layernorm,
+    llama,
+    mistral,
+    phi,
+    qwen,
+)
 from tramontane.models.families.base import Family, GGUFTensors
 from tramontane.models.families.gguf import KEYS
 from tramontane.models.fields import Fields
@@ -19,7 +29,17 @@ from tramontane.models.spec import ModelSpec
 
 __all__ = ["FAMILIES", "Family", "GGUFTensors", "gguf_names", "hf_names", "spec_from_gguf", "spec_from_hf"]
 
-FAMILIES: Mapping[str, Family] = {**llama.FAMILIES, **mistral.FAMILIES, **qwen.FAMILIES}
+FAMILIES: Mapping[str, Family] = {
+    **alibi.FAMILIES,
+    **cohere.FAMILIES,
+    **gemma.FAMILIES,
+    **gpt.FAMILIES,
+    **layernorm.FAMILIES,
+    **llama.FAMILIES,
+    **mistral.FAMILIES,
+    **phi.FAMILIES,
+    **qwen.FAMILIES,
+}
 """By `model_type` of config.json and `general.architecture` of GGUF."""
 
 
@@ -32,7 +52,7 @@ def spec_from_hf(config: Mapping[str, Any], architecture: str = "auto", source: 
     fields = Fields(config, source)
     family, name = _hf_family(fields, architecture)
     classes = config.get("architectures") or []
-    causal = isinstance(classes, list) and all(str(kind).endswith("ForCausalLM") for kind in classes)
+    causal = isinstance(classes, list) and all(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in classes)
     if architecture == "auto" and not causal:
         raise fields.unsupported("architectures", f"Pass architecture={name!r} to load it as a causal language model.")
     if family.from_hf is None:

@@ -1,0 +1,25 @@
+"""StarCoder2, StableLM and Nemotron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.models.cases.base import LLAMA, Case
+
+_BASE: Mapping[str, Any] = {key: value for key, value in LLAMA.items() if key not in ("rms_norm_eps", "head_dim")}
+_STARCODER2 = {**_BASE, "norm_epsilon": 0.05, "hidden_size": 72}
+_STABLELM = {**_BASE, "layer_norm_eps": 0.05, "hidden_size": 72, "partial_rotary_factor": 0.5}
+_NEMOTRON = {**_BASE, "norm_eps": 0.05, "hidden_size": 72}
+
+CASES: Mapping[str, Case] = {
+    "starcoder2": Case("starcoder2", _STARCODER2),
+    "starcoder2-window": Case("starcoder2", {**_STARCODER2, "sliding_window": 9}),
+    "starcoder2-plain": Case("starcoder2", {**_STARCODER2, "use_bias": False, "tie_word_embeddings": True}),
+    "stablelm": Case("stablelm", {**_STABLELM, "use_qkv_bias": True}),
+    "stablelm-parallel": Case("stablelm", {**_STABLELM, "use_parallel_residual": True, "qk_layernorm": True}),
+    "nemotron": Case("nemotron", {**_NEMOTRON, "head_dim": 16}),
+    "nemotron-biases": Case(
+        "nemotron", {**_NEMOTRON, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+    ),
+}
