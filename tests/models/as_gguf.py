@@ -65,10 +65,11 @@ def _stacked_qkv(tensors: Tensors, config: Any) -> Tensors:
         parts = (heads[:, :-2], heads[:, -2], heads[:, -1])
         return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
 
-    plain = {
-        name.removeprefix("transformer.") if "bloom" in config.model_type else name: v for name, v in tensors.items()
-    }
-    return {name: stacked(v) if "query_key_value" in name else v for name, v in plain.items()}
+    return {name: stacked(values) if "query_key_value" in name else values for name, values in tensors.items()}
+
+
+def _bloom(tensors: Tensors, config: Any) -> Tensors:
+    return {name.removeprefix("transformer."): v for name, v in _stacked_qkv(tensors, config).items()}
 
 
 def _stacked_norms(tensors: Tensors, config: Any) -> Tensors:

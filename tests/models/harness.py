@@ -21,10 +21,12 @@ from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.models.decoder import Decoder
 from tramontane.models.spec import cache_groups
 
-__all__ = ["KERNELS", "Rig", "make"]
+__all__ = ["KERNELS", "MAIN", "Rig", "make"]
 
 KERNELS = [kind for kind in MODULES if "deterministic" not in str(kind.values[0])]
 """The kernel modules of this machine, for `pytest.mark.parametrize` and fixtures; `make` builds their ops."""
+MAIN = KERNELS[1]
+"""The compiled module in its best instruction set. The kernels' own tests hold the others to the same values."""
 
 
 @dataclass

@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 
 from tests.models.as_gguf import write_gguf
-from tests.models.harness import KERNELS, Rig, make
-from tests.models.tiny import TinyModels, tokens
+from tests.models.harness import KERNELS, MAIN, Rig, make
+from tests.models.tiny import CASES, TinyModels, tokens
 from tramontane.loading.build import load_model
 
 LENGTH = 75
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", ["llama", "llama-biases-tied", "llama-linear", "llama-llama3", "llama-yarn", "qwen2"])
-def test_gguf_logits_are_those_of_transformers(
-    name: str, kernels: str, tiny_models: TinyModels, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.gguf])
+def test_gguf_logits_are_those_of_transformers(name: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     tiny, ids = tiny_models.get(name), tokens(LENGTH)
     write_gguf(tiny.model, tmp_path / "tiny.gguf")
-    loaded = load_model(tmp_path / "tiny.gguf", make(kernels))
+    loaded = load_model(tmp_path / "tiny.gguf", make(str(MAIN.values[0])))
     assert loaded.spec.tied_embeddings == tiny.model.config.tie_word_embeddings
     logits = Rig(loaded.decoder).run(ids, [20, 1, 30])
     assert np.abs(logits - tiny.logits(ids)).max() < 2e-4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.models.harness import KERNELS, Rig, make
+from tests.models.harness import KERNELS, MAIN, Rig, make
 from tests.models.tiny import CASES, Tiny, TinyModels, tokens
 from tramontane.loading.build import load_model
 
@@ -28,9 +28,8 @@ class Pair:
         assert np.abs(logits - expected).max() < TOLERANCE
 
 
-MAIN = KERNELS[1]
-"""The compiled module in its best instruction set. The kernels' own tests hold the others to the same values."""
 EVERYWHERE = ("llama-biases-tied", "llama-llama3", "qwen2-windows", "qwen2-yarn")
+EVERYWHERE += ("gemma2", "stablelm-parallel", "mpt-clipped", "opt-post-norm")
 PAIRS = [
     pytest.param((name, kind.values[0]), id=f"{name}-{kind.values[0]}", marks=kind.marks)
     for kind in KERNELS

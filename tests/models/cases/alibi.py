@@ -34,14 +34,17 @@ _FALCON: Mapping[str, Any] = {
 
 
 CASES: Mapping[str, Case] = {
-    "bloom": Case("bloom", _BLOOM),
-    "mpt": Case("mpt", _MPT),
+    "bloom": Case("bloom", _BLOOM, gguf=True),
+    "mpt": Case("mpt", _MPT, gguf=True),
     "mpt-clipped": Case("mpt", {**_MPT, "n_heads": 4, "attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.4}}),
-    "falcon": Case("falcon", {**_FALCON, "ffn_hidden_size": 80}),
-    "falcon-groups": Case("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon": Case("falcon", {**_FALCON, "ffn_hidden_size": 80}, gguf=True),
+    "falcon-groups": Case(
+        "falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, gguf=True
+    ),
     "falcon-groups-one-norm": Case(
         "falcon",
         {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        gguf=True,
     ),
     # Slopes of four heads are powers of two, which transformers' bfloat16 holds. Its eager attention adds them twice.
     "falcon-alibi": Case(

@@ -30,6 +30,8 @@ class Case:
     model_type: str
     """Of transformers' configuration."""
     settings: Mapping[str, Any]
+    gguf: bool = False
+    """Whether GGUF files can tell all of it, and `tests.models.as_gguf` writes it."""
     attention: str = "eager"
     """Which of transformers' implementations is the reference."""
     save: Callable[[Any, Path], None] | None = None

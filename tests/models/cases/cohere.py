@@ -17,7 +17,7 @@ _COHERE: Mapping[str, Any] = {
 }
 
 CASES: Mapping[str, Case] = {
-    "cohere": Case("cohere", _COHERE),
-    "cohere-head-norm": Case("cohere", {**_COHERE, "use_qk_norm": True, "attention_bias": True}),
-    "cohere2": Case("cohere2", {**_COHERE, "num_hidden_layers": 5, "sliding_window": 9}),
+    "cohere": Case("cohere", _COHERE, gguf=True),
+    "cohere-head-norm": Case("cohere", {**_COHERE, "use_qk_norm": True, "attention_bias": True}, gguf=True),
+    "cohere2": Case("cohere2", {**_COHERE, "num_hidden_layers": 5, "sliding_window": 9}, gguf=True),
 }

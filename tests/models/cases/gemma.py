@@ -28,11 +28,11 @@ _GEMMA3: Mapping[str, Any] = {
 }
 
 CASES: Mapping[str, Case] = {
-    "gemma": Case("gemma", _GEMMA),
+    "gemma": Case("gemma", _GEMMA, gguf=True),
     "gemma-biases": Case("gemma", {**_GEMMA, "attention_bias": True, "hidden_act": "relu"}),
-    "gemma2": Case("gemma2", _GEMMA2),
+    "gemma2": Case("gemma2", _GEMMA2, gguf=True),
     "gemma2-scaled": Case("gemma2", {**_GEMMA2, "query_pre_attn_scalar": 30, "attention_bias": True}),
-    "gemma3": Case("gemma3_text", _GEMMA3),
+    "gemma3": Case("gemma3_text", _GEMMA3, gguf=True),
     "gemma3-kinds": Case(
         "gemma3_text",
         {

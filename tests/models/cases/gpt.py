@@ -36,11 +36,11 @@ _OPT: Mapping[str, Any] = {
 }
 
 CASES: Mapping[str, Case] = {
-    "gpt2": Case("gpt2", _GPT2),
+    "gpt2": Case("gpt2", _GPT2, gguf=True),
     "gpt2-scaled": Case(
         "gpt2", {**_GPT2, "n_inner": None, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False}
     ),
-    "gpt_bigcode": Case("gpt_bigcode", _GPT2),
+    "gpt_bigcode": Case("gpt_bigcode", _GPT2, gguf=True),
     "gpt_bigcode-heads": Case("gpt_bigcode", {**_GPT2, "multi_query": False}),
     "gpt_neo": Case(
         "gpt_neo",
@@ -57,13 +57,12 @@ CASES: Mapping[str, Case] = {
         },
     ),
     "gptj": Case("gptj", {**_GPT2, "rotary_dim": 4}),
-    "gpt_neox": Case("gpt_neox", _NEOX),
+    "gpt_neox": Case("gpt_neox", _NEOX, gguf=True),
+    "gpt_neox-steps": Case("gpt_neox", {**_NEOX, "use_parallel_residual": False}, gguf=True),
     "gpt_neox-plain": Case(
-        "gpt_neox", {**_NEOX, "use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"}
+        "gpt_neox", {**_NEOX, "attention_bias": False, "hidden_act": "gelu_new", "tie_word_embeddings": True}
     ),
     "opt": Case("opt", _OPT),
-    "opt-post-norm": Case(
-        "opt", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20, "enable_bias": True}
-    ),
+    "opt-post-norm": Case("opt", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 20}),
     "opt-plain": Case("opt", {**_OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
 }

@@ -13,13 +13,15 @@ _STABLELM = {**_BASE, "layer_norm_eps": 0.05, "hidden_size": 72, "partial_rotary
 _NEMOTRON = {**_BASE, "norm_eps": 0.05, "hidden_size": 72}
 
 CASES: Mapping[str, Case] = {
-    "starcoder2": Case("starcoder2", _STARCODER2),
+    "starcoder2": Case("starcoder2", _STARCODER2, gguf=True),
     "starcoder2-window": Case("starcoder2", {**_STARCODER2, "sliding_window": 9}),
-    "starcoder2-plain": Case("starcoder2", {**_STARCODER2, "use_bias": False, "tie_word_embeddings": True}),
-    "stablelm": Case("stablelm", {**_STABLELM, "use_qkv_bias": True}),
-    "stablelm-parallel": Case("stablelm", {**_STABLELM, "use_parallel_residual": True, "qk_layernorm": True}),
-    "nemotron": Case("nemotron", {**_NEMOTRON, "head_dim": 16}),
+    "starcoder2-plain": Case("starcoder2", {**_STARCODER2, "use_bias": False, "tie_word_embeddings": True}, gguf=True),
+    "stablelm": Case("stablelm", {**_STABLELM, "use_qkv_bias": True}, gguf=True),
+    "stablelm-parallel": Case(
+        "stablelm", {**_STABLELM, "use_parallel_residual": True, "qk_layernorm": True}, gguf=True
+    ),
+    "nemotron": Case("nemotron", {**_NEMOTRON, "head_dim": 16}, gguf=True),
     "nemotron-biases": Case(
-        "nemotron", {**_NEMOTRON, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+        "nemotron", {**_NEMOTRON, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, gguf=True
     ),
 }

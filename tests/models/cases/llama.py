@@ -10,11 +10,11 @@ from tests.models.cases.base import LLAMA, Case, rope
 _QWEN2: dict[str, Any] = {**LLAMA, "num_key_value_heads": 3}
 
 CASES: Mapping[str, Case] = {
-    "llama": Case("llama", LLAMA),
+    "llama": Case("llama", LLAMA, gguf=True),
     "llama-biases-tied": Case(
-        "llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+        "llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, gguf=True
     ),
-    "llama-linear": Case("llama", {**LLAMA, **rope("linear", factor=3.0)}),
+    "llama-linear": Case("llama", {**LLAMA, **rope("linear", factor=3.0)}, gguf=True),
     "llama-llama3": Case(
         "llama",
         {
@@ -27,11 +27,12 @@ CASES: Mapping[str, Case] = {
                 original_max_position_embeddings=32,
             ),
         },
+        gguf=True,
     ),
-    "llama-yarn": Case("llama", {**LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=32)}),
+    "llama-yarn": Case("llama", {**LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=32)}, gguf=True),
     # Rows of whole blocks of 32, so that they can be quantized.
     "llama-wide": Case("llama", {**LLAMA, "hidden_size": 96, "intermediate_size": 160, "head_dim": 16}),
-    "qwen2": Case("qwen2", {**_QWEN2, "tie_word_embeddings": True}),
+    "qwen2": Case("qwen2", {**_QWEN2, "tie_word_embeddings": True}, gguf=True),
     "qwen2-windows": Case(
         "qwen2",
         {

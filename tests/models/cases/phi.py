@@ -15,9 +15,11 @@ _PHI: Mapping[str, Any] = {
 _PHI3: Mapping[str, Any] = {**LLAMA, "hidden_size": 72, "pad_token_id": 0}
 
 CASES: Mapping[str, Case] = {
-    "phi": Case("phi", {**_PHI, "num_key_value_heads": 6, "partial_rotary_factor": 0.5}),
+    "phi": Case("phi", {**_PHI, "num_key_value_heads": 6, "partial_rotary_factor": 0.5}, gguf=True),
     "phi-head-norm": Case("phi", {**_PHI, "qk_layernorm": True}),
     "phi3": Case(
-        "phi3", {**LLAMA, "hidden_size": 72, "sliding_window": 9, "partial_rotary_factor": 0.5, "pad_token_id": 0}
+        "phi3",
+        {**LLAMA, "hidden_size": 72, "sliding_window": 9, "partial_rotary_factor": 0.5, "pad_token_id": 0},
+        gguf=True,
     ),
 }
