@@ -174,13 +174,13 @@ class _Parameters:
         q, k = (self.norm(name, norm.norm, width) for name in ("q_norm", "k_norm"))
         return HeadNorm(q, k, norm.over == "all", norm.after_rope)
 
-    def branch(self, name: str, spec: LayerSpec, shared: bool = False) -> _Branch:
-        """The norms around the branch `name` of a layer; `shared`: the one before it is not its own."""
+    def branch(self, name: str, spec: LayerSpec, bare: bool) -> _Branch:
+        """The norms around the branch `name` of a layer; `bare`: it has none before it, or none of its own."""
 
         def norm(name: str) -> Norm:
             return self.norm(name, spec.norm)
 
-        before = spec.placement in ("pre", "sandwich") and not shared
+        before = spec.placement in ("pre", "sandwich") and not bare
         return _Branch(
             before=norm(f"{name}_norm") if before else None,
             behind=norm(f"{name}_post_norm") if spec.placement in ("post", "sandwich") else None,
@@ -218,8 +218,8 @@ class Decoder:
         return _Layer(
             attention=here.below("attention").attention(spec.attention, self._rotaries[rope] if rope else None),
             mlp=here.below("moe").moe(spec.mlp) if isinstance(spec.mlp, MoESpec) else here.below("mlp").mlp(spec.mlp),
-            attention_norms=here.branch("attention", spec),
-            mlp_norms=here.branch("mlp", spec, shared=spec.parallel and spec.shared_norm),
+            attention_norms=here.branch("attention", spec, bare=not spec.attention_norm),
+            mlp_norms=here.branch("mlp", spec, bare=spec.parallel and spec.shared_norm),
             parallel=spec.parallel,
             residual_scale=spec.residual_scale,
             group=self._groups[index],

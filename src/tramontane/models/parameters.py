@@ -78,8 +78,8 @@ def _model(spec: ModelSpec) -> Named:
 
 def _layer(layer: LayerSpec, hidden: int) -> Named:
     for branch in ("attention", "mlp"):
-        shared = branch == "mlp" and layer.parallel and layer.shared_norm
-        if layer.placement != "post" and not shared:
+        own = not (layer.parallel and layer.shared_norm) if branch == "mlp" else layer.attention_norm
+        if layer.placement != "post" and own:
             yield from _norm(f"{branch}_norm", layer.norm, hidden)
         if layer.placement in ("post", "sandwich"):
             yield from _norm(f"{branch}_post_norm", layer.norm, hidden)

@@ -167,6 +167,8 @@ class LayerSpec:
     norm: NormSpec = NormSpec()
     placement: Literal["pre", "post", "sandwich", "residual"] = "pre"
     """x + f(norm(x)); x + norm(f(x)); x + norm(f(norm(x))); norm(x + f(x))."""
+    attention_norm: bool = True
+    """False: with placement pre, attention reads the layer's input as it is."""
     parallel: bool = False
     """Both branches read the layer's input. With placement pre."""
     shared_norm: bool = False

@@ -7,12 +7,14 @@ computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tramontane.errors import UnsupportedModel
 from tramontane.models.families import (
     alibi,
     cohere,
+    encoders,
     gemma,
     gpt,
     layernorm,
@@ -32,6 +34,7 @@ __all__ = ["FAMILIES", "Family", "GGUFTensors", "gguf_names", "hf_names", "spec_
 FAMILIES: Mapping[str, Family] = {
     **alibi.FAMILIES,
     **cohere.FAMILIES,
+    **encoders.FAMILIES,
     **gemma.FAMILIES,
     **gpt.FAMILIES,
     **layernorm.FAMILIES,
@@ -51,18 +54,32 @@ def spec_from_hf(config: Mapping[str, Any], architecture: str = "auto", source: 
     """
     fields = Fields(config, source)
     family, name = _hf_family(fields, architecture)
-    classes = config.get("architectures") or []
-    causal = isinstance(classes, list) and all(str(kind).endswith(("ForCausalLM", "LMHeadModel")) for kind in classes)
-    if architecture == "auto" and not causal:
-        raise fields.unsupported("architectures", f"Pass architecture={name!r} to load it as a causal language model.")
     if family.from_hf is None:
         raise _unknown(name, source, "safetensors")
-    return family.from_hf(fields)
+    spec = family.from_hf(fields)
+    if architecture != "auto" or _of_class(config, "ForCausalLM", "LMHeadModel"):
+        return spec
+    if not _of_class(config, *_HEADLESS):
+        raise fields.unsupported("architectures", f"Pass architecture={name!r} to load it as a causal language model.")
+    return replace(spec, head=False)
+
+
+_HEADLESS = ("Model", "ForSequenceClassification", "ForMaskedLM")
+"""Endings of the classes of which the states of tokens are all that a decoder computes."""
+
+
+def _of_class(config: Mapping[str, Any], *endings: str) -> bool:
+    """Whether all the classes that the checkpoint says it is of end so."""
+    classes = config.get("architectures") or []
+    return isinstance(classes, list) and all(str(kind).endswith(endings) for kind in classes)
 
 
 def hf_names(config: Mapping[str, Any], architecture: str = "auto", source: str = "config.json") -> NameMap:
     """What the checkpoint calls its tensors; raises as `spec_from_hf`."""
-    return _hf_family(Fields(config, source), architecture)[0].names
+    names = _hf_family(Fields(config, source), architecture)[0].names
+    if _of_class(config, "ForSequenceClassification"):
+        return replace(names, ignored=rf"{names.ignored}|score\.weight")
+    return names
 
 
 def spec_from_gguf(

@@ -32,7 +32,7 @@ KEYS = frozenset({
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
     "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.causal",
-    "expert_count", "expert_used_count",
+    "expert_count", "expert_used_count", "pooling_type",
     "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
     "rope.scaling.yarn_attn_factor", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor",
