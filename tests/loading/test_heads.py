@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,16 @@ def dense(folder: Path, place: int, inputs: int, outputs: int, bias: bool = True
     return tensors
 
 
-def read(folder: Path, causal: bool = True) -> EmbeddingSettings:
+def read(folder: Path, head: bool = True) -> EmbeddingSettings:
     with open_checkpoint(folder) as checkpoint:
-        return embedding_settings(checkpoint, HIDDEN, causal)
+        return embedding_settings(checkpoint, replace(checkpoint.spec(), head=head))
 
 
 def test_without_a_word_the_last_token_or_the_mean(folder: Path) -> None:
     settings = read(folder)
     assert (settings.head.pooling, settings.head.normalize, settings.stated) == (("lasttoken",), False, False)
     assert (settings.prompts, settings.default_prompt, settings.max_length) == ({}, "", None)
-    assert read(folder, causal=False).head.pooling == ("mean",)
+    assert read(folder, head=False).head.pooling == ("mean",)
 
 
 def test_all_files(folder: Path) -> None:

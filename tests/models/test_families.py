@@ -146,7 +146,7 @@ def test_another_architecture_can_be_named() -> None:
 
 
 UNSUPPORTED_HF = {
-    "architectures": ["LlamaForSequenceClassification"],
+    "architectures": ["LlamaForTokenClassification"],
     "hidden_act": "mish",
     "sliding_window": 128,
     "layer_types": ["sliding_attention"] * 3,

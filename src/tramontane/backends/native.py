@@ -30,12 +30,12 @@ from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.runner import Runner
 from tramontane.engine.scheduler import Scheduler
 from tramontane.engine.sequence import Stretch
-from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory, TramontaneError
+from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory, TramontaneError, UnsupportedModel
 from tramontane.kernels.device import resolve_device
 from tramontane.kernels.workspace import Workspace
 from tramontane.loading.build import LoadedModel
 from tramontane.loading.heads import embedding_settings, scoring_head
-from tramontane.loading.memory import fitting_context, resolve_num_blocks, shown, workspace_bytes
+from tramontane.loading.memory import fitting_context, resolve_num_blocks, shown, step_rows, workspace_bytes
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.models.heads import Floats
 from tramontane.models.spec import cache_groups, length_dependent
@@ -90,6 +90,7 @@ class NativeBackend:
         self._context_length = _context_length(config, shared.loaded, free)
         self._defaults, ends = _defaults(shared, sampling or SamplingParams())
         self._preparer = _preparer(shared, self._defaults, ends, chat_template, self._context_length)
+        self._generates = shared.loaded.spec.generates
         self._reader = _reader(shared, self._context_length)
         engine, self._executor, encoder, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
@@ -98,7 +99,7 @@ class NativeBackend:
         self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid)
 
     async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        """See `Backend.generate`."""
+        """See `Backend.generate`. A model that only reads raises UnsupportedModel."""
         prepared = await self._prepare(request)
         mailbox = self._loop.submit(prepared)
         open_choices = prepared.request.num_choices
@@ -143,26 +144,34 @@ class NativeBackend:
         return self._reader
 
     async def _prepare(self, request: Request) -> Prepared:
-        self._require_open()
+        shared = self._require_open()
+        if not shared.loaded.spec.generates:
+            does = "embeds and ranks" if self.capabilities().reranks else "embeds"
+            raise UnsupportedModel(
+                f"This {shared.loaded.spec.family} model reads texts and writes none: it {does} them.",
+                "Use embed() or rerank(), or load a model that generates.",
+            )
         contents = [request.prompt, *(message.content for message in request.messages or ())]
         if sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT:
             return self._preparer.prepare(request)
         return await asyncio.to_thread(self._preparer.prepare, request)
 
-    def _require_open(self) -> None:
+    def _require_open(self) -> SharedModel:
         if os.getpid() != self._pid:
             raise EngineClosed("The engine's thread does not survive a fork.", "Load the model in the new process.")
         if self._shared is None:
             raise EngineClosed("The engine was closed.", "Load the model again.")
+        return self._shared
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
             name="native",
             model=self._source,
             context_length=self._context_length,
-            sampling_fields=frozenset(field.name for field in fields(SamplingParams)),
-            chat=self._preparer.template is not None,
+            sampling_fields=frozenset(field.name for field in fields(SamplingParams) if self._generates),
+            chat=self._generates and self._preparer.template is not None,
             defaults=self._defaults,
+            generates=self._generates,
             embeds=isinstance(self._reader, TextReader),
             reranks=isinstance(self._reader, TextReader) and self._reader.reranks,
         )
@@ -208,12 +217,13 @@ def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
     free = loaded.ops.free_memory()
     if free is None:
         free = platform.available_memory()
-    step = config.scheduler.max_num_batched_tokens
+    longest = config.context_length or loaded.spec.context_length
+    step = step_rows(loaded.spec, config.scheduler.max_num_batched_tokens, longest)
     needed = workspace_bytes(loaded.spec, step)
     if needed >= free:
         raise OutOfMemory(
             f"a step of {step} tokens needs {shown(needed)} of the {shown(free)} that are free",
-            "Use a smaller max_num_batched_tokens.",
+            "Use a smaller max_num_batched_tokens or context_length.",
         )
     return free - needed
 
@@ -221,6 +231,8 @@ def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
 def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int:
     """As configured, else the model's, or as much of it as the cache can hold (and that is logged)."""
     longest = loaded.spec.context_length
+    if config.context_length is None and not loaded.spec.generates:
+        return longest
     if config.context_length is None:
         fits = fitting_context(loaded.spec, config.cache, free, loaded.cache_dtype(config.cache.dtype))
         if fits < longest:
@@ -263,14 +275,15 @@ def _preparer(
 
 def _reader(shared: SharedModel, context_length: int) -> TextReader | TramontaneError:
     """What reads texts; or, of a model that does other things besides, why it cannot."""
-    loaded = shared.loaded
-    checkpoint, width = loaded.checkpoint, loaded.spec.hidden_size
+    checkpoint, spec = shared.loaded.checkpoint, shared.loaded.spec
     try:
-        embedding = embedding_settings(checkpoint, width, causal=True)
-        scoring = scoring_head(checkpoint, width)
+        embedding = embedding_settings(checkpoint, spec)
+        scoring = scoring_head(checkpoint, spec)
     except TramontaneError as error:
+        if not spec.generates:
+            raise
         return error
-    return TextReader(shared.tokenizer, loaded.spec, embedding, scoring, context_length)
+    return TextReader(shared.tokenizer, spec, embedding, scoring, context_length)
 
 
 def _engine(
@@ -280,7 +293,9 @@ def _engine(
     loaded = shared.loaded
     spec, ops = loaded.spec, loaded.ops
     cache_dtype = loaded.cache_dtype(config.cache.dtype)
-    blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
+    blocks = len(cache_groups(spec))  # what only reads keeps nothing
+    if spec.generates:
+        blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
     cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype)
     groups = cache_groups(spec)
     sizes = {
@@ -289,7 +304,7 @@ def _engine(
         "max_num_batched_tokens": config.scheduler.max_num_batched_tokens,
         "max_num_seqs": config.scheduler.max_num_seqs,
     }
-    workspace = Workspace(ops, config.scheduler.max_num_batched_tokens)
+    workspace = Workspace(ops, step_rows(spec, config.scheduler.max_num_batched_tokens, context_length))
     runner = Runner(
         loaded.decoder,
         ops,

@@ -20,6 +20,7 @@ from tramontane.loading.safetensors import SafetensorsFolder
 from tramontane.models.families.base import ACTIVATIONS as HF_ACTIVATIONS
 from tramontane.models.fields import Fields
 from tramontane.models.heads import Dense, EmbeddingHead, Floats, Layer, Norm, ScoringHead
+from tramontane.models.spec import ModelSpec
 from tramontane.types import Pooling
 
 _MODES: tuple[Pooling, ...] = get_args(Pooling)
@@ -65,26 +66,26 @@ class EmbeddingSettings:
     """Whether the checkpoint says that it embeds, or any of this is only what is done where nothing is said."""
 
 
-def embedding_settings(checkpoint: Checkpoint, hidden_size: int, causal: bool) -> EmbeddingSettings:
-    """As the checkpoint says; where it does not, as sentence-transformers does: the last token's state of a causal
-    model, else the mean, not normalized. `hidden_size`: of the states that are pooled.
+def embedding_settings(checkpoint: Checkpoint, spec: ModelSpec) -> EmbeddingSettings:
+    """As the checkpoint says; where it does not, as sentence-transformers does: the last token's state of a model that
+    writes, else the mean, not normalized.
 
     Raises CorruptCheckpoint, or UnsupportedModel naming what this build lacks.
     """
-    default: Pooling = "lasttoken" if causal else "mean"
+    default: Pooling = "lasttoken" if spec.generates else "mean"
     if checkpoint.folder is None:
         stated = _gguf_pooling(checkpoint)
         pooling = _GGUF_MODES.get(-1 if stated is None else stated)
         # llama.cpp leaves normalizing to its callers, all of which do.
         head = EmbeddingHead((pooling or default,), normalize=pooling is not None)
         return EmbeddingSettings(head, stated=pooling is not None)
-    return _Folder(checkpoint.folder, hidden_size, default).settings(checkpoint.tokenizer_config)
+    return _Folder(checkpoint.folder, spec.hidden_size, default).settings(checkpoint.tokenizer_config)
 
 
-def scoring_head(checkpoint: Checkpoint, hidden_size: int) -> ScoringHead | None:
+def scoring_head(checkpoint: Checkpoint, spec: ModelSpec) -> ScoringHead | None:
     """The classification head of a cross-encoder, or None. Raises as `embedding_settings`."""
     if checkpoint.folder is None:
-        return _gguf_scoring(checkpoint, hidden_size)
+        return _gguf_scoring(checkpoint, spec.hidden_size)
     classes = checkpoint.config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else ""
     if not isinstance(name, str) or not name.endswith("ForSequenceClassification"):
@@ -93,7 +94,7 @@ def scoring_head(checkpoint: Checkpoint, hidden_size: int) -> ScoringHead | None
     fields = Fields(checkpoint.config, str(checkpoint.path))
     tensors = _Tensors(checkpoint.tensors, checkpoint.array, str(checkpoint.path))
     pooling, layers = read(fields, tensors)
-    _check_widths(layers, hidden_size, str(checkpoint.path))
+    _check_widths(layers, spec.hidden_size, str(checkpoint.path))
     activation = _score_activation(checkpoint, layers[-1].width)
     return ScoringHead(pooling, tuple(layers), activation)
 

@@ -90,15 +90,20 @@ def estimate(
     block_size: int = 16,
     max_num_batched_tokens: int = 512,
 ) -> MemoryEstimate:
-    """What `batch` sequences of `context_length` tokens need at the same time, weights included."""
+    """What `batch` sequences of `context_length` tokens need at the same time, weights included; of a model that only
+    reads, what the largest step does."""
     spec, stored = plan.spec, plan.formats(dtype)
+    rows = step_rows(spec, max_num_batched_tokens, context_length)
+    if not spec.generates:
+        scratch = -(-rows // block_size) * scratch_block_bytes(spec, block_size)
+        return MemoryEstimate(plan.weight_bytes(stored), scratch, workspace_bytes(spec, rows))
     seats = SchedulerConfig(max_num_seqs=batch, max_num_batched_tokens=max_num_batched_tokens)
     blocks = _blocks_wanted(spec, CacheConfig(block_size=block_size), seats, context_length)
     resolved = resolve_cache_dtype(cache_dtype, stored.values())
     return MemoryEstimate(
         weights=plan.weight_bytes(stored),
         cache=blocks * block_bytes(spec, block_size, resolved),
-        workspace=workspace_bytes(spec, max_num_batched_tokens),
+        workspace=workspace_bytes(spec, rows),
     )
 
 
@@ -118,6 +123,16 @@ def kv_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
     """One block of the pool: block_size tokens in the layers of one cache group."""
     return sum(heads * sum(sizes) for heads, *sizes in slot_shapes(spec)) * block_size * ITEMSIZE[dtype]
+
+
+def scratch_block_bytes(spec: ModelSpec, block_size: int) -> int:
+    """One block of `Decoder.new_scratch`."""
+    return sum(heads * sum(sizes) for heads, *sizes in set(slot_shapes(spec))) * block_size * ITEMSIZE["float32"]
+
+
+def step_rows(spec: ModelSpec, max_num_batched_tokens: int, context_length: int) -> int:
+    """Tokens of the largest step: a model that sees both ways reads a text whole."""
+    return max_num_batched_tokens if spec.causal else max(max_num_batched_tokens, context_length)
 
 
 def workspace_bytes(spec: ModelSpec, max_num_batched_tokens: int, logits_rows: int = LOGITS_ROWS) -> int:

@@ -202,6 +202,16 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
 
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees those after it: then a text can be computed in pieces."""
+        return all(layer.attention.causal for layer in self.layers)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it can write; else all it does is to read."""
+        return self.head and self.causal
+
     def summary(self) -> dict[str, Any]:
         """What people ask of an architecture, for JSON."""
         attention = [layer.attention for layer in self.layers]

@@ -371,7 +371,10 @@ def _modernbert_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     )
 
 
-_SLIDING_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
+_KEYS = frozenset({"classifier.output_labels"})
+_SLIDING_KEYS = _KEYS | frozenset(
+    {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}
+)
 _CLASSIFIER = rf"{GGUF_NAMES.ignored}|cls(\.output|\.norm)?\.(weight|bias)"
 _GGUF = GGUF_NAMES.with_layer(
     {"attn_output_norm": "attention_norm", "layer_output_norm": "mlp_norm"}, ignored=_CLASSIFIER
@@ -379,13 +382,13 @@ _GGUF = GGUF_NAMES.with_layer(
 _MODERNBERT_GGUF = GGUF_NAMES.with_layer({"ffn_up": Fused(GATE_UP)}, ignored=_CLASSIFIER)
 
 FAMILIES = {
-    "bert": Family(_bert, _BERT_NAMES, _bert_from_gguf, _GGUF),
+    "bert": Family(_bert, _BERT_NAMES, _bert_from_gguf, _GGUF, _KEYS),
     **dict.fromkeys(
         ("roberta", "xlm-roberta", "camembert"),
         Family(_roberta, replace(_BERT_NAMES, skipped={"positions": _ROBERTA_FIRST})),
     ),
     "nomic_bert": Family(_nomic_bert, _NOMIC_NAMES),
-    "nomic-bert": Family(None, _NOMIC_NAMES, _nomic_from_gguf, _GGUF),
+    "nomic-bert": Family(None, _NOMIC_NAMES, _nomic_from_gguf, _GGUF, _KEYS),
     "modernbert": Family(_modernbert, _MODERNBERT_NAMES),
     "modern-bert": Family(None, _MODERNBERT_NAMES, _modernbert_from_gguf, _MODERNBERT_GGUF, _SLIDING_KEYS),
 }
