@@ -57,7 +57,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 SPECIALS = {"<|endoftext|>": 3, "<|im_start|>": 3, "<|im_end|>": 3, "<tool>": 4}  # with ggml's token types
 
 
-def _pre_tokenizer(pre: str) -> Any:
+def pre_tokenizer(pre: str) -> Any:
     """What the published tokenizer.json of each model says, written out once more."""
     if pre == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,7 +78,7 @@ def _pre_tokenizer(pre: str) -> Any:
 def reference(pre: str = "gpt-2") -> tokenizers.Tokenizer:
     """A tokenizer trained and assembled by the tokenizers package alone."""
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "llama3")))
-    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "deepseek_v3": ("deepseek-v3", {}),
     "command_r_plus": ("command-r", {}),
     "gpt2": ("gpt-2", {}),
+    "phi3": (None, {}),
 }
 CONFIGURED = ("mistral_nemo", "deepseek_v3", "command_r_plus")  # begin with BOS because their config says so
 
@@ -37,11 +39,30 @@ CONFIGURED = ("mistral_nemo", "deepseek_v3", "command_r_plus")  # begin with BOS
 Loaded = tuple[str, tokenizers.Tokenizer, Tokenizer, Tokenizer]
 
 
+def phi3(folder: Path) -> Path:
+    """Phi-3's tokenizer: Llama 2's vocabulary, and tokens of its own that take the spaces after them along."""
+    original = model_path("tokenizers") / "llama2"
+    content = json.loads((original / "tokenizer.json").read_text(encoding="utf-8"))
+    names = ["<|endoftext|>", "<|assistant|>", *(f"<|placeholder{number}|>" for number in range(1, 5))]
+    names += ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] = [{"id": id_, "content": name, **plain} for id_, name in enumerate(("<unk>", "<s>"))]
+    content["added_tokens"] += [{"id": 2, "content": "</s>", **plain, "rstrip": True, "special": False}]
+    content["added_tokens"] += [
+        {"id": 32_000 + number, "content": name, **plain, "rstrip": number > 0} for number, name in enumerate(names)
+    ]
+    config = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "unk_token": "<unk>", "add_bos_token": True}
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def loaded(request: pytest.FixtureRequest) -> Loaded:
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """A name, the tokenizers package's reading, ours, and ours of the GGUF metadata."""
     name: str = request.param
-    folder = model_path("tokenizers") / name
+    folder = phi3(tmp_path_factory.mktemp("m") / name) if name == "phi3" else model_path("tokenizers") / name
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     original = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pre, changes = MODELS[name]
@@ -49,13 +70,13 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
         name,
         original,
         Tokenizer.from_file(folder / "tokenizer.json", config),
-        Tokenizer.from_gguf(written(folder, pre, **changes), name),
+        Tokenizer.from_gguf({**written(folder, pre, **changes), "general.name": name}, name),
     )
 
 
 def test_encodes_and_decodes_as_the_original(loaded: Loaded) -> None:
     name, original, from_json, from_gguf = loaded
-    for text in (*HARD_TEXTS, *random_texts(1000, seed=1)):
+    for text in (*HARD_TEXTS, *random_texts(1000, seed=1), "<|user|>\n hi <|end|>  \n<|assistant|>  x </s>  y"):
         ids = original.encode(text, add_special_tokens=False).ids
         # A mark in the text itself meets Gemma's runs of marks, which GGUF writes as runs of spaces.
         for ours in (from_json,) if name == "gemma3" and "▁" in text else (from_json, from_gguf):
@@ -69,7 +90,7 @@ def test_ends_are_added_once_and_alike(loaded: Loaded) -> None:
     inside = original.encode("Hello, world", add_special_tokens=False).ids
     assert from_gguf.encode("Hello, world") == ids
     assert ids in (inside, [from_json.bos_id, *inside])
-    assert (len(ids) > len(inside)) == (name in ("llama2", "llama3_2", "gemma3", *CONFIGURED))
+    assert (len(ids) > len(inside)) == (name in ("llama2", "llama3_2", "gemma3", "phi3", *CONFIGURED))
     if len(ids) > len(inside):
         assert from_gguf.encode(f"{original.id_to_token(ids[0])}Hello").count(ids[0]) == 1
 

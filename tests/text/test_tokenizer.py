@@ -13,7 +13,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.text.samples import HARD_TEXTS, gguf_metadata, reference, sentencepiece_json
+from tests.text.samples import HARD_TEXTS, gguf_metadata, pre_tokenizer, random_texts, reference, sentencepiece_json
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, ModelNotFound, TramontaneError, UnsupportedModel
 from tramontane.text.tokenizer import Tokenizer
 
@@ -289,6 +289,24 @@ def test_smollm2_gguf(smollm2: Path) -> None:
     for text in HARD_TEXTS[:7]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert [tokenizer.token_text(id_) for id_ in tokenizer.encode("In 2024")] == ["In", " ", "2", "0", "2", "4"]
+
+
+def test_smollm2_as_published(smollm2: Path) -> None:
+    """Its vocabulary and merges in what its tokenizer.json says, put together by the tokenizers package."""
+    metadata = real_gguf(smollm2)
+    tokens, kinds, merges = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
+    vocab = {token: id_ for id_, token in enumerate(tokens)}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=pairs))
+    theirs.pre_tokenizer = pre_tokenizer("smollm")
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    theirs.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in special])
+    ours = Tokenizer.from_gguf(metadata)
+    for text in (*HARD_TEXTS, *random_texts(500, seed=8)):
+        ids = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, add_special_tokens=False) == ids
+        assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids, skip_special_tokens=False)
 
 
 def test_stories15m_equals_transformers(stories15m: Path) -> None:
