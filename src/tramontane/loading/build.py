@@ -10,9 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,21 +21,19 @@ from tramontane.kernels import Ops
 from tramontane.loading import memory
 from tramontane.loading.binding import Binding, Piece
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
+from tramontane.loading.converting import NUMPY, converted
+from tramontane.loading.fallback import load_fallback, may_fall_back
 from tramontane.loading.memory import Plan
 from tramontane.models.decoder import Decoder
 from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import ModelSpec
 from tramontane.weights import FORMATS, Experts, make_weight, select_rows
 
-_NUMPY: Mapping[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+if TYPE_CHECKING:
+    from tramontane.models.fallback import FallbackModel
+
 _VECTORS = (*memory.DENSE, "F64", "I8", "I16", "I32")
 """Numbers that vectors, which become float32, may be stored as."""
-_SLICE = 4 << 20
-"""Bytes of a tensor converted at a time: what loading takes beyond what it keeps."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class LoadedModel:
     """A model ready to compute. `checkpoint` stays open: its tokenizer, template and metadata are read from it."""
 
     spec: ModelSpec
-    decoder: Decoder
+    decoder: Decoder | FallbackModel
     ops: Ops
     checkpoint: Checkpoint
     weight_bytes: int
@@ -71,6 +68,14 @@ def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture:
     if dtype != "auto" and dtype not in memory.ITEMSIZE:
         raise InvalidRequest("dtype", f"{dtype!r} is not a dtype", f"Use auto, {', '.join(memory.ITEMSIZE)}.")
     checkpoint = open_checkpoint(path)
+    try:
+        checkpoint.spec(architecture)
+    except UnsupportedModel as refusal:
+        if architecture != "auto" or not may_fall_back(checkpoint):
+            raise
+        found = load_fallback(checkpoint, ops, dtype, refusal)
+        spec, formats = found.model.spec, found.formats
+        return LoadedModel(spec, found.model, ops, checkpoint, found.nbytes, found.dtype, formats, {})
     plan = checked_plan(checkpoint, architecture)
     formats = plan.formats(dtype)
     needed = plan.weight_bytes(formats)
@@ -121,7 +126,7 @@ def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: s
 
 
 def _vector(checkpoint: Checkpoint, piece: Piece) -> NDArray[Any]:
-    array = _converted(checkpoint, piece.tensor, checkpoint.parts(piece.tensor)["weight"], _NUMPY["F32"])
+    array = converted(checkpoint, piece.tensor, checkpoint.parts(piece.tensor)["weight"], NUMPY["F32"])
     return array if piece.rows is None else array[..., piece.rows]
 
 
@@ -134,32 +139,12 @@ def _matrix(checkpoint: Checkpoint, piece: Piece, format: str) -> Mapping[str, N
             array = array.swapaxes(-1, -2)
         array = array.reshape(-1, array.shape[-1])
         array = array if piece.rows is None else array[piece.rows]
-        return {"weight": np.ascontiguousarray(_converted(checkpoint, piece.tensor, array, _NUMPY[format]))}
+        return {"weight": np.ascontiguousarray(converted(checkpoint, piece.tensor, array, NUMPY[format]))}
     if "blocks" in parts:
         parts = {"blocks": parts["blocks"].reshape(-1, parts["blocks"].shape[-1])}
     if piece.rows is None:
         return parts
     return select_rows(parts, piece.rows, math.prod(checkpoint.tensors[piece.tensor].shape[:-1]))
-
-
-def _converted(checkpoint: Checkpoint, tensor: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The array in another dtype, slice by slice, so that source and result are never both in memory."""
-    if array.dtype == dtype:
-        return array
-    result = np.empty(array.shape, dtype)
-    rows = max(1, _SLICE // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        part = array[start : start + rows]
-        with np.errstate(over="ignore"):
-            result[start : start + rows] = part
-        finite = np.isfinite(result[start : start + rows])
-        if not finite.all() and np.isfinite(part[~finite]).any():
-            raise UnsupportedModel(
-                f"Tensor {tensor} of {checkpoint.path} has values beyond the range of {dtype.name}.",
-                "Load it with dtype='bfloat16' or dtype='auto'.",
-            )
-        checkpoint.release(tensor)
-    return result
 
 
 def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:

@@ -222,9 +222,13 @@ class SafetensorsCheckpoint(Checkpoint):
         self._zero_biases = method.zero_biases
 
     def spec(self, architecture: str = "auto") -> ModelSpec:
+        self.check_readable()
+        return spec_from_hf(self.config, architecture, str(self.path))
+
+    def check_readable(self) -> None:
+        """Raises UnsupportedModel where tensors are stored in a way that this build does not read."""
         if self._refusal is not None:
             raise self._refusal
-        return spec_from_hf(self.config, architecture, str(self.path))
 
     def names(self, architecture: str = "auto") -> NameMap:
         return hf_names(self.config, architecture, str(self.path))

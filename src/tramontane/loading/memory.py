@@ -121,8 +121,9 @@ def kv_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
-    """One block of the pool: block_size tokens in the layers of one cache group."""
-    return sum(heads * sum(sizes) for heads, *sizes in slot_shapes(spec)) * block_size * ITEMSIZE[dtype]
+    """One block of the pool: block_size tokens in the layers of one cache group, and its state."""
+    rows = sum(heads * sum(sizes) for heads, *sizes in slot_shapes(spec)) * block_size
+    return rows * ITEMSIZE[dtype] + 4 * spec.block_state
 
 
 def scratch_block_bytes(spec: ModelSpec, block_size: int) -> int:

@@ -201,6 +201,8 @@ class ModelSpec:
     """Rows of a table of which the first is added to the embeddings, and others for second texts."""
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    block_state: int = 0
+    """float32 numbers that a block of the cache holds besides keys and values."""
 
     @property
     def causal(self) -> bool:

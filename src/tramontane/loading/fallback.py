@@ -1,0 +1,121 @@
+"""From a checkpoint that no ModelSpec describes to a model that runs through transformers' own layers.
+
+Owns which checkpoints may go that way, and how their tensors get there. Must not know: how such a model runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from tramontane import platform
+from tramontane.errors import MissingExtra, UnsupportedModel
+from tramontane.kernels import Ops
+from tramontane.loading import memory
+from tramontane.loading.checkpoint import Checkpoint, SafetensorsCheckpoint
+from tramontane.loading.converting import NUMPY, converted
+from tramontane.loading.tensors import TensorEntry
+from tramontane.weights import FORMATS, Weight, make_weight, select_rows
+
+if TYPE_CHECKING:
+    from tramontane.models.fallback import FallbackModel
+
+log = logging.getLogger("tramontane")
+
+_GENERATIVE = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration", "GenerationDecoder")
+"""Ends of the names of classes that continue texts."""
+
+
+def may_fall_back(checkpoint: Checkpoint) -> bool:
+    """Whether this is a language model in Hugging Face's layout whose tensors we can read."""
+    if type(checkpoint) is not SafetensorsCheckpoint:
+        return False
+    checkpoint.check_readable()
+    classes = checkpoint.config.get("architectures") or []
+    return isinstance(classes, list) and all(str(kind).endswith(_GENERATIVE) for kind in classes)
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """What was loaded; see `loading.build.LoadedModel`."""
+
+    model: FallbackModel
+    formats: dict[str, str]
+    nbytes: int
+    dtype: str
+
+
+def load_fallback(checkpoint: Checkpoint, ops: Ops, dtype: str, refusal: UnsupportedModel) -> Fallback:
+    """The model on the device of `ops`.
+
+    `refusal`: why the model is none of this build's own. Raises UnsupportedModel that says so, and why transformers
+    does not help or what to install; OutOfMemory or CorruptCheckpoint.
+    """
+    if not _installed():
+        install = MissingExtra("transformers", "transformers").remedy
+        raise UnsupportedModel(refusal.message, f"{refusal.remedy} Or run it through transformers: {install}")
+    from tramontane.models.fallback import FallbackModel
+
+    formats = _formats(checkpoint, dtype)
+    entries = checkpoint.tensors
+    needed = sum(_nbytes(entry, formats.get(name, "F32")) for name, entry in entries.items())
+    if ops.device == "cpu":
+        memory.check_weights_fit(needed, platform.available_memory())
+    tensors: dict[str, NDArray[Any]] = {}
+    weights: dict[str, list[Weight]] = {}
+    for name, entry in entries.items():
+        if entry.format in FORMATS and entry.format not in NUMPY:
+            weights[name] = _weights(checkpoint, ops, name, entry)
+        else:
+            array = checkpoint.array(name)
+            tensors[name] = converted(checkpoint, name, array, NUMPY[formats[name]]) if name in formats else array
+    try:
+        model = FallbackModel(checkpoint.config, tensors, weights, ops, str(checkpoint.path))
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{refusal.message} {error.message}", error.remedy or refusal.remedy) from error
+    log.warning("%s Running it through transformers' own layers, %s: slower.", refusal.message, model.way.name)
+    return Fallback(model, formats, needed, _dense_dtype(checkpoint, formats))
+
+
+def _dense_dtype(checkpoint: Checkpoint, formats: Mapping[str, str]) -> str:
+    sizes: Counter[str] = Counter()
+    for name, format in formats.items():
+        if format in memory.DENSE:
+            sizes[memory.DENSE[format]] += _nbytes(checkpoint.tensors[name], format)
+    return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
+def _installed() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+
+
+def _formats(checkpoint: Checkpoint, dtype: str) -> dict[str, str]:
+    """The format that each matrix, and each stack of matrices, is kept in."""
+    wanted = {name: format for format, name in memory.DENSE.items()}.get(dtype)
+    stored = {name: entry.format for name, entry in checkpoint.tensors.items() if len(entry.shape) > 1}
+    return {
+        name: wanted if wanted and format in NUMPY else format for name, format in stored.items() if format in FORMATS
+    }
+
+
+def _nbytes(entry: TensorEntry, format: str) -> int:
+    return entry.nbytes if entry.format == format else math.prod(entry.shape) * memory.ITEMSIZE[memory.DENSE[format]]
+
+
+def _weights(checkpoint: Checkpoint, ops: Ops, name: str, entry: TensorEntry) -> list[Weight]:
+    """A quantized matrix, or those of a stack."""
+    *stack, rows, columns = entry.shape
+    count, parts = math.prod(stack), checkpoint.parts(name)
+    if stack:
+        parts = {part: array.reshape(-1, array.shape[-1]) for part, array in parts.items()}
+    each = (
+        [select_rows(parts, slice(e * rows, (e + 1) * rows), count * rows) for e in range(count)] if stack else [parts]
+    )
+    return [make_weight(ops, entry.format, (rows, columns), one) for one in each]

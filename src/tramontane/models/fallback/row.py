@@ -1,0 +1,163 @@
+"""The whole batch as one row: transformers' layers call our paged attention.
+
+Owns which attention functions ours can stand for. Must not know: weights, what else a model is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tramontane.kernels import Array, Ops
+from tramontane.layers.context import BatchContext
+from tramontane.layers.kvcache import KVCache
+from tramontane.models.fallback.module import Module
+from tramontane.models.fallback.passes import Refused, running
+from tramontane.models.fallback.tensors import to_array, to_tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer keeps of a token, and how it attends to it."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float = 1.0
+    window: int | None = None
+    softcap: float = 0.0
+    sinks: Array | None = None
+
+
+_HONOURED = {"scaling", "sliding_window", "softcap", "s_aux", "is_causal", "dropout"}
+"""Options of attention functions: the window is read off the mask, models in use drop nothing out."""
+_WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotary embeddings whose frequencies follow from the longest position of a pass."""
+
+
+class Row:
+    """Runs all sequences of a batch through a module at once."""
+
+    name = "one row"
+    state_size = 0
+
+    def __init__(self, module: Module, ops: Ops, tokens: Any, context_length: int) -> None:
+        """Finds the layers by a pass on these tokens. Raises Refused for attention that ours cannot stand for."""
+        self._module = module
+        for part in module.parts:
+            kinds = getattr(part, "rope_type", None)
+            for kind in kinds.values() if isinstance(kinds, dict) else (kinds,):
+                if kind in _BY_LENGTH:
+                    raise Refused(f"its {kind} rotary embedding depends on all that is in a batch")
+        recording = _Recording(ops, context_length)
+        with running(recording):
+            module.hidden(tokens, torch.arange(len(tokens), device=tokens.device))
+        if not recording.layers:
+            raise Refused("it never calls the attention function that transformers offers to replace")
+        self.layers = tuple(recording.layers)
+
+    def new_cache(self, *args: Any, **options: Any) -> KVCache:
+        return KVCache(*args, **options)
+
+    def hidden(self, batch: BatchContext, cache: KVCache, groups: Sequence[int]) -> Any:
+        """float32 [T,H]; `groups`: the cache group of each layer."""
+        step = _Step(self.layers, groups, batch, cache)
+        tokens, positions = (to_tensor(array).long() for array in (batch.tokens, batch.positions))
+        with running(step):
+            hidden = self._module.hidden(tokens, positions)
+        if step.calls != len(self.layers):
+            raise RuntimeError(f"{step.calls} calls of attention instead of {len(self.layers)}")
+        return hidden
+
+
+class _Recording:
+    """A pass that notes how each layer attends."""
+
+    def __init__(self, ops: Ops, context_length: int) -> None:
+        self.layers: list[Layer] = []
+        self._ops, self._context_length = ops, context_length
+
+    def mask(self, allowed: Callable[..., Any]) -> Callable[..., Any]:
+        return allowed
+
+    def attend(self, q: Any, k: Any, v: Any, mask: Any, options: Mapping[str, Any]) -> Any:
+        if not callable(mask):
+            raise Refused("it makes its attention masks itself" if mask is not None else "its attention has no mask")
+        for name, value in options.items():
+            if name not in _HONOURED | _WITHOUT_EFFECT and value is not None:
+                raise Refused(f"its attention takes {name}")
+        if k.shape[2] != q.shape[2] or k.shape[0] != 1:
+            raise Refused("its attention sees other tokens than those of the batch")
+        scale, sinks = options.get("scaling"), options.get("s_aux")
+        self.layers.append(
+            Layer(
+                num_heads=q.shape[1],
+                num_kv_heads=k.shape[1],
+                head_dim=q.shape[3],
+                value_dim=v.shape[3],
+                scale=q.shape[3] ** -0.5 if scale is None else float(scale),
+                window=window_of(mask, self._context_length),
+                softcap=float(options.get("softcap") or 0.0),
+                sinks=None if sinks is None else to_array(self._ops, sinks.reshape(-1).to(torch.float32)),
+            )
+        )
+        return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
+
+
+class _Step:
+    """A pass over a batch of the engine's."""
+
+    def __init__(self, layers: Sequence[Layer], groups: Sequence[int], batch: BatchContext, cache: KVCache) -> None:
+        self.calls = 0
+        self._layers, self._groups, self._batch, self._cache = layers, groups, batch, cache
+
+    def mask(self, allowed: Callable[..., Any]) -> Callable[..., Any]:
+        return allowed
+
+    def attend(self, q: Any, k: Any, v: Any, mask: Any, options: Mapping[str, Any]) -> Any:
+        layer, group = self._layers[self.calls], self._batch.groups[self._groups[self.calls]]
+        ops, batch, cache = self._cache.ops, self._batch, self._cache.layer(self.calls)
+        self.calls += 1
+        out = q.new_empty(q.shape[2], layer.num_heads, layer.value_dim, dtype=torch.float32)
+        q, k, v = (to_array(ops, x[0].transpose(0, 1).to(torch.float32)) for x in (q, k, v))
+        ops.write_cache(*cache, k, v, group.slots)
+        ops.attention(
+            to_array(ops, out),
+            q,
+            *cache,
+            group.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            layer.scale,
+            window=layer.window or 0,
+            softcap=layer.softcap,
+            sinks=layer.sinks,
+        )
+        return out[None]
+
+
+def window_of(allowed: Callable[..., Any], context_length: int) -> int | None:
+    """The window of a mask function of transformers, None for all tokens before. Refuses masks of another kind.
+
+    The function is asked for whole rows: at the start, at the end of the context, and between.
+    """
+    windows, widest = set(), 0
+    zero = torch.zeros(1, dtype=torch.long)
+    for position in sorted({0, 1, 5, 100, context_length // 2, context_length}):
+        keys = torch.arange(position + 2)
+        seen = torch.as_tensor(allowed(zero, zero, torch.tensor([position]), keys)).expand(len(keys)).nonzero()[:, 0]
+        first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, -1)
+        if last != position or len(seen) != last - first + 1:
+            raise Refused("its attention is not causal, or leaves tokens out")
+        if first > 0:
+            windows.add(last - first + 1)
+        else:
+            widest = max(widest, last + 1)
+    if len(windows) > 1 or any(widest > window for window in windows):
+        raise Refused("its attention is over chunks")
+    return windows.pop() if windows else None

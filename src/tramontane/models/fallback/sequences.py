@@ -1,0 +1,245 @@
+"""Sequence after sequence: a model attends as it does, over a cache of transformers' own kind that lies in our blocks.
+
+For models whose attention ours cannot stand for. Keys and values lie in the paged cache as always. What a model keeps
+besides (the states of convolutions and recurrences, which are no row a token) is kept once a block: the state after
+the last token computed in it. So a sequence finds its state where its last token is, and a cached prefix, which is
+whole blocks, ends with a state; for that, sequences of such models are computed block by block.
+
+Must not know: weights, our attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
+
+from tramontane.layers.context import BatchContext
+from tramontane.layers.kvcache import KVCache
+from tramontane.models.fallback.module import Module
+from tramontane.models.fallback.passes import Refused
+from tramontane.models.fallback.row import Layer
+from tramontane.models.fallback.tensors import to_array, to_tensor
+
+_STATES = ("conv_states", "recurrent_states")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a layer keeps of every token, in one pair of the cache's arrays."""
+
+    number: int
+    indexer: bool
+    """The keys of a sparse attention's indexer, not its keys and values."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """A tensor that a layer keeps of all tokens before."""
+
+    number: int
+    kind: str
+    index: int
+    shape: tuple[int, ...]
+    start: int
+    """Where it begins in a block's state."""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class StateCache(KVCache):
+    """A cache whose blocks also hold a state, float32 [size]."""
+
+    def __init__(self, size: int, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.states = self.ops.zeros((self.num_blocks, size), "float32")
+        self.nbytes += 4 * self.num_blocks * size
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        super().copy(pairs)
+        states = to_tensor(self.states)
+        for source, target in pairs:
+            states[target] = states[source]
+
+
+class Sequences:
+    """Runs the sequences of a batch through a module, one at a time."""
+
+    def __init__(self, module: Module, tokens: Any, *, singly: bool = False) -> None:
+        """Finds what the model keeps by a pass on these tokens. Raises Refused for what has no place in our cache.
+
+        `singly`: tokens go through the model one by one, for models that continue from a state in no other way.
+        """
+        self._module, self._singly = module, singly
+        self.name = "token by token" if singly else "sequence by sequence"
+        past = self._fresh()
+        with torch.inference_mode():
+            module.hidden(tokens, torch.arange(len(tokens), device=tokens.device), past)
+        self._rows: list[_Rows] = []
+        self._states: list[_State] = []
+        layers: list[Layer] = []
+        for number, layer in enumerate(past.layers):
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                self._note_states(number, layer)
+            if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
+                layers += self._note_rows(number, layer, len(tokens))
+        if not layers and not self._states:
+            raise Refused("it keeps nothing of the tokens before that transformers' cache holds")
+        self._count = len(past.layers)
+        self.state_size = sum(state.size for state in self._states)
+        self.layers = tuple(layers or [Layer(1, 1, 1, 1)])  # a block table there must be
+
+    def _fresh(self) -> Any:
+        return DynamicCache(config=self._module.model.config)
+
+    def _note_rows(self, number: int, layer: Any, count: int) -> Iterator[Layer]:
+        k, v = layer.keys, layer.values
+        every = k.dim() == 4 and (layer.is_sliding or k.shape[2] == count)
+        if not isinstance(layer, DynamicLayer) or not every or k.shape[0] != 1:
+            raise Refused("it keeps more or less than a key and a value a token")
+        self._rows.append(_Rows(number, False))
+        yield Layer(k.shape[1], k.shape[1], k.shape[3], v.shape[3])
+        if getattr(layer, "is_indexer_initialized", False):
+            width = layer.indexer_keys.shape[-1]
+            self._rows.append(_Rows(number, True))
+            yield Layer(1, 1, width, width)
+
+    def _note_states(self, number: int, layer: Any) -> None:
+        for kind in _STATES:
+            for index, state in getattr(layer, kind).items():
+                if state is not None:
+                    start = sum(other.size for other in self._states)
+                    self._states.append(_State(number, kind, index, tuple(state.shape), start))
+
+    def new_cache(self, *args: Any, **options: Any) -> KVCache:
+        return StateCache(self.state_size, *args, **options) if self._states else KVCache(*args, **options)
+
+    def hidden(self, batch: BatchContext, cache: KVCache, groups: Sequence[int]) -> Any:
+        """float32 [T,H]; `groups`: the cache group of each layer."""
+        tokens, positions = (to_tensor(array).long() for array in (batch.tokens, batch.positions))
+        starts, lens = (to_tensor(array).tolist() for array in (batch.query_start, batch.context_lens))
+        parts = []
+        with torch.inference_mode():
+            for index, (start, end) in enumerate(pairwise(starts)):
+                at = _At(batch, cache, groups, index, lens[index] - end)
+                for rows in self._pieces(start, end, at.shift, cache.block_size):
+                    past = self._past(at, rows)
+                    parts.append(self._module.hidden(tokens[slice(*rows)], positions[slice(*rows)], past))
+                    self._keep(past, at, rows[1] + at.shift)
+        return torch.cat(parts)
+
+    def _pieces(self, start: int, end: int, shift: int, size: int) -> Iterator[tuple[int, int]]:
+        """The rows from start to end, which stand `shift` positions later: cut where blocks end if these keep a
+        state."""
+        while start < end:
+            step = 1 if self._singly else size - (start + shift) % size if self._states else end - start
+            yield start, min(end, start + step)
+            start += step
+
+    def _past(self, at: _At, rows: tuple[int, int]) -> Any:
+        """The cache as the model wants it, before these rows."""
+        past = self._fresh()
+        while len(past.layers) < self._count:
+            past.layers.append(DynamicLayer())
+        for pair, noted in enumerate(self._rows):
+            layer, store = past.layers[noted.number], at.store(pair, self.layers[pair], rows)
+            if noted.indexer:
+                layer.update_indexer = store.update_indexer
+                layer.is_indexer_initialized = True
+            else:
+                _put_keys_and_values(layer, store, rows[0] + at.shift)
+        if self._states and rows[0] + at.shift:
+            self._put_states(past, at.state(rows[0] + at.shift))
+        return past
+
+    def _put_states(self, past: Any, held: Any) -> None:
+        for state in self._states:
+            layer = past.layers[state.number]
+            value = held[state.start : state.start + state.size].view(state.shape).clone()
+            getattr(layer, state.kind)[state.index] = value
+            getattr(layer, f"is_{state.kind}_initialized")[state.index] = True
+            layer.has_previous_state[state.index] = True
+            layer.dtype, layer.device = value.dtype, value.device
+            if state.kind == "conv_states":
+                layer.conv_kernel_size[state.index] = state.shape[-1]
+
+    def _keep(self, past: Any, at: _At, length: int) -> None:
+        """Put the states after `length` tokens into the block of the last of them."""
+        if self._states:
+            held = at.state(length)
+            for state in self._states:
+                value = getattr(past.layers[state.number], state.kind)[state.index]
+                held[state.start : state.start + state.size] = value.reshape(-1)
+
+
+@dataclass(frozen=True)
+class _At:
+    """One sequence of a batch, and its blocks."""
+
+    batch: BatchContext
+    cache: KVCache
+    groups: Sequence[int]
+    index: int
+    shift: int
+    """How much later than its row in the batch a token stands."""
+
+    def store(self, pair: int, layer: Layer, rows: tuple[int, int]) -> _Store:
+        context = self.batch.groups[self.groups[pair]]
+        slots, table = to_tensor(context.slots)[slice(*rows)], to_tensor(context.block_tables)[self.index]
+        return _Store(self.cache, pair, layer, slots, table, rows[1] + self.shift)
+
+    def state(self, length: int) -> Any:
+        """The state of the block that holds the last of `length` tokens."""
+        assert isinstance(self.cache, StateCache)
+        table = to_tensor(self.batch.groups[self.groups[0]].block_tables)[self.index]
+        return to_tensor(self.cache.states)[int(table[(length - 1) // self.cache.block_size])]
+
+
+@dataclass(frozen=True)
+class _Store:
+    """One sequence's part of a pair of the cache's arrays."""
+
+    cache: KVCache
+    pair: int
+    layer: Layer
+    slots: Any
+    """int32: where the new tokens go."""
+    table: Any
+    length: int
+    """Tokens of the sequence, the new ones included."""
+
+    def update(self, k: Any, v: Any) -> tuple[Any, Any]:
+        """Write the new tokens' k and v [1,H,T,D], and read those of the whole sequence."""
+        ops, arrays = self.cache.ops, self.cache.layer(self.pair)
+        new_k, new_v = (to_array(ops, x[0].transpose(0, 1).to(torch.float32)) for x in (k, v))
+        ops.write_cache(*arrays, new_k, new_v, to_array(ops, self.slots))
+        blocks = self.table[: -(-self.length // self.cache.block_size)].long()
+        pages = [to_tensor(array)[blocks].transpose(0, 1) for array in arrays]  # [H,B,block_size,D]
+        k, v = (x.reshape(1, len(x), -1, x.shape[3])[:, :, : self.length].to(k.dtype) for x in pages)
+        return k, v
+
+    def update_indexer(self, keys: Any) -> Any:
+        """The same with an indexer's keys [1,T,D]."""
+        return self.update(keys[:, None], keys[:, None])[0][:, 0]
+
+
+def _put_keys_and_values(layer: Any, store: _Store, past: int) -> None:
+    """Let a layer of transformers' cache keep its keys and values in ours."""
+    seen = past
+
+    def update(k: Any, v: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        nonlocal seen
+        seen = store.length
+        return store.update(k, v)
+
+    layer.update = update
+    layer.get_seq_length = lambda: seen
+    layer.get_mask_sizes = lambda query_length: (seen + query_length, 0)
+    layer.is_initialized = True
