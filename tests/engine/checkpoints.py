@@ -85,11 +85,11 @@ def write(folder: Path, *, windows: bool = True, template: str | None = TEMPLATE
         tensors[f"{at}post_attention_layernorm.weight"] = vector(hidden, 1)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
-    _write_tokenizer(folder, template)
+    write_tokenizer(folder, template)
     return folder
 
 
-def _write_tokenizer(folder: Path, template: str | None) -> None:
+def write_tokenizer(folder: Path, template: str | None) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: id_ for id_, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

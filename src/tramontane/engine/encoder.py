@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from tramontane.models.decoder import Decoder
 from tramontane.models.heads import Floats, Pool
 from tramontane.models.spec import cache_groups
 from tramontane.types import Pooling
+
+if TYPE_CHECKING:
+    from tramontane.models.fallback import FallbackModel
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Encoder:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: Decoder | FallbackModel,
         workspace: Workspace,
         *,
         block_size: int,
@@ -103,7 +107,7 @@ class Encoder:
     ) -> None:
         """`workspace`: a longer text than it has rows is read in pieces of `max_num_batched_tokens`, as only a causal
         model can; `cache_dtype`: of the keys and values between such pieces. `turn`: held while a step runs."""
-        self._decoder: Decoder | None = decoder
+        self._decoder: Decoder | FallbackModel | None = decoder
         self._workspace = workspace
         self._block_size, self._context_length = block_size, context_length
         self._max_tokens, self._max_seqs = max_num_batched_tokens, max_num_seqs
@@ -173,7 +177,7 @@ class Encoder:
                 self._tasks.append(task)
         return readings
 
-    def _read(self, readings: list[_Reading], decoder: Decoder) -> None:
+    def _read(self, readings: list[_Reading], decoder: Decoder | FallbackModel) -> None:
         ops = decoder.ops
         if self._builder is None:
             self._builder = BatchBuilder(
@@ -200,7 +204,9 @@ class Encoder:
                 self._long = None
                 reading.task.finish(reading.index, reading.pool.vector())
 
-    def _placed(self, readings: list[_Reading], decoder: Decoder) -> tuple[KVCache, list[ScheduledSequence]]:
+    def _placed(
+        self, readings: list[_Reading], decoder: Decoder | FallbackModel
+    ) -> tuple[KVCache, list[ScheduledSequence]]:
         """Where the texts' keys and values go: whole texts one behind the other into memory that all layers share; a
         piece of a long one behind the pieces before it, in a cache of its own."""
         first = readings[0]
