@@ -32,7 +32,9 @@ from tramontane.errors import (
 )
 from tramontane.loading import hub as hub_module
 from tramontane.loading.build import load_model
+from tramontane.loading.repofiles import TOKENIZERS
 from tramontane.loading.sources import ModelSource, resolve
+from tramontane.text.tokenizer import tokenizer_file
 
 Progressed = list[tuple[int, "int | None", str]]
 
@@ -109,6 +111,23 @@ def test_only_needed_files_are_fetched_and_only_once(hub: FakeHub, home: Path) -
     hub.asked.clear()
     assert resolve(REPO) == resolve(f"{REPO}@main") == resolve(f"{REPO}@{hub.commit}") == path
     assert not hub.asked, "what the cache has never asks the network"
+
+
+def test_every_tokenizer_file_comes_along_and_named_templates(hub: FakeHub) -> None:
+    files = {**dict.fromkeys(TOKENIZERS, b"x"), "additional_chat_templates/rag.jinja": b"x"}
+    hub.revisions["main"] = {
+        "config.json": b"{}",
+        "model.safetensors": b"x",
+        **files,
+        "additional_chat_templates/x": b"",
+    }
+    assert set(names_in(resolve(REPO))) == {"config.json", "model.safetensors", *files}
+    for name in TOKENIZERS:
+        hub.revisions["main"] = {"config.json": b"{}", "model.safetensors": b"x", name: name.encode()}
+        path = resolve(REPO, refresh=True)
+        hub.asked.clear()
+        assert tokenizer_file(resolve(REPO)) == path / name
+        assert not hub.asked, "with any of them a copy is whole"
 
 
 def test_the_cache_is_huggingface_hubs_own(hub: FakeHub, home: Path) -> None:

@@ -152,7 +152,7 @@ def _kept(home: Path, revision: str, tag: str, file: str, where: str) -> _Kept |
     if choice.opens:
         return _Kept(snapshot / choice.opens, bool(tag or file) or _no_safetensors(home, commit))
     # Others may have fetched the weights alone.
-    return _Kept(snapshot, not TOKENIZERS.isdisjoint(choice.files) or "vocab.json" in choice.files)
+    return _Kept(snapshot, not {*TOKENIZERS, "vocab.json"}.isdisjoint(choice.files))
 
 
 def _no_safetensors(home: Path, commit: str) -> bool:

@@ -21,15 +21,19 @@ PREFERRED_UQFF = ("Q4_K", "Q5_K", "Q8_0", "AFQ4", "AFQ8")
 BITS = {"4": ("Q4_K_M", "Q4_K", "AFQ4"), "5": ("Q5_K_M", "Q5_K"), "8": ("Q8_0", "AFQ8")}
 """`org/name:4` -> what it means: the first of these that there is."""
 
-TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json", "spiece.model"})
-SIDECARS = TOKENIZERS | {
+TOKENIZERS = (
+    *("tokenizer.json", "tekken.json", "tokenizer.model", "tokenizer.model.v3", "tokenizer.model.v7", "spiece.model"),
+    *("sentencepiece.bpe.model", "vocab.txt"),
+)
+"""The files that hold a tokenizer, best first: a tokenizer.json says everything."""
+SIDECARS = {
+    *TOKENIZERS,
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
-    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
@@ -51,8 +55,8 @@ RESIDUAL = "residual.safetensors"
 """What UQFF files leave unquantized."""
 UQFF_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>0|[1-9]\d{0,4})\.uqff")
 
-_MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)")
-"""Files of one of sentence-transformers' modules, such as 1_Pooling and 2_Dense."""
+_BELOW = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)|additional_chat_templates/[^/]+\.jinja")
+"""Files of one of sentence-transformers' modules, such as 1_Pooling and 2_Dense; named templates."""
 _PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
@@ -109,7 +113,7 @@ def choose(names: Collection[str], tag: str, file: str, shards: Callable[[], Col
 
 
 def _sidecars(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if name in SIDECARS or _MODULE.fullmatch(name))
+    return sorted(name for name in names if name in SIDECARS or _BELOW.fullmatch(name))
 
 
 def _safetensors(names: Collection[str], shards: Callable[[], Collection[str]], where: str) -> tuple[str, ...]:

@@ -19,16 +19,11 @@ from typing import Any
 import tokenizers
 
 from tramontane.errors import InvalidRequest
+from tramontane.loading.repofiles import TOKENIZERS
 from tramontane.text import configured, gguf_vocab, scored, sentencepiece, tekken, wordpiece
 from tramontane.text.charsmap import Charsmap
 from tramontane.text.pieces import PieceRules, rules_from_decoder
 from tramontane.text.vocab import Vocab, read_file, soundness
-
-# The files that hold a tokenizer, best first: a tokenizer.json says everything.
-_FILES = (
-    *("tokenizer.json", "tekken.json", "tokenizer.model", "tokenizer.model.v3", "spiece.model"),
-    *("sentencepiece.bpe.model", "vocab.txt"),
-)
 
 
 @dataclass(frozen=True)
@@ -291,7 +286,7 @@ class Tokenizer:
 
 def tokenizer_file(folder: Path) -> Path | None:
     """The file of a checkpoint's folder that says most about its tokenizer, or None."""
-    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
 
 
 def _read(path: Path, config: Mapping[str, Any], source: str) -> Vocab:
