@@ -117,7 +117,7 @@ class PlainAttention(Attention):
         head_norm: HeadNorm | None = None,
         clip: float = 0.0,
     ) -> None:
-        """`clip`: bound of what the projections give; 0: none."""
+        """`clip`: bound of queries, keys and values before their rotation; 0: none."""
         super().__init__(
             ops,
             o=o,
@@ -139,6 +139,9 @@ class PlainAttention(Attention):
         norm = self.head_norm
         if norm is not None and not norm.after_rope:
             norm(self.ops, q, k, rows, self.head_dim)
+        if self.clip:
+            for x in (q, k, v):
+                self.ops.clip(self.ops.view(x, (rows, x.shape[1] * x.shape[2])), self.clip)
         if self.rotary is not None and angles is not None:
             self.rotary.rotate(q, angles)
             self.rotary.rotate(k, angles)
@@ -152,8 +155,6 @@ class PlainAttention(Attention):
         """The projection as float32 [T, heads, width]."""
         flat = workspace.take(name, rows, heads * width)
         linear(flat, x)
-        if self.clip:
-            self.ops.clip(flat, self.clip)
         return self.ops.view(flat, (rows, heads, width))
 
 

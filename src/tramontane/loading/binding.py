@@ -20,7 +20,7 @@ from tramontane.models.parameters import Wanted, wanted_parameters
 from tramontane.models.spec import ModelSpec
 
 Rows = slice | NDArray[np.int64] | None
-"""Of the matrix's rows, with those of all experts one after the other; of a vector's last axis. None: all."""
+"""Of the matrix's rows (of each expert's, where a tensor holds all of them); of a vector's last axis. None: all."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
         if target is None:
             unknown.append(name)
             continue
+        if names.spare_layers and _layer_of(target) >= len(spec.layers):
+            continue
         for index, part in enumerate(target.parts):
             found.setdefault(part, []).append((target.number or 0, name, target, index))
     if unknown:
@@ -104,6 +106,12 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
     return bindings
 
 
+def _layer_of(target: Target) -> int:
+    """The layer that a tensor is in; -1 for one that is in none."""
+    place = re.match(r"layers\.(\d+)\.", target.parts[0])
+    return int(place[1]) if place else -1
+
+
 def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tuple[int, ...]:
     """The shape that pieces make. Vectors may lie in any shape of the same size."""
     shape = shapes[0]
@@ -139,9 +147,6 @@ def _piece(
     if sum(sizes) != shape[axis] or not sizes[index]:
         return Piece(name, None, target.transposed), shape, entry.nbytes  # does not fit: told by its shape
     rows = _rows(target.layout, sizes, index, _groups(target, spec))
-    if axis == -2 and len(shape) == 3:
-        every = np.arange(shape[0] * shape[1]).reshape(shape[:2])
-        rows = every[:, rows].reshape(-1)
     cut = (*shape[:axis], sizes[index], *shape[axis:][1:])
     return Piece(name, rows, target.transposed), cut, entry.nbytes * sizes[index] // shape[axis]
 
@@ -156,7 +161,7 @@ def _groups(target: Target, spec: ModelSpec) -> int:
     """Groups of key-value heads of the layer that a target lies in."""
     if target.layout != "grouped":
         return 1
-    return spec.layers[int(target.parts[0].split(".")[1])].attention.num_kv_heads
+    return spec.layers[_layer_of(target)].attention.num_kv_heads
 
 
 def _rows(layout: str, sizes: list[int], index: int, groups: int) -> slice | NDArray[np.int64]:

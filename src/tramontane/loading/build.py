@@ -7,7 +7,7 @@ requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,15 +110,13 @@ def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: s
         parameter: Parameter = ops.from_host(values.reshape(binding.shape))
     elif binding.kind == "experts":
         count, rows, columns = binding.shape
-        parts = [_matrix(checkpoint, piece, format) for piece in binding.pieces]
-        if len(parts) < count:  # stacked: one tensor holds all
-            each = [select_rows(parts[0], slice(e * rows, (e + 1) * rows), count * rows) for e in range(count)]
-        else:
-            each = parts
+        stacked = count if len(binding.pieces) < count else 1
+        each = (one for piece in binding.pieces for one in _matrices(checkpoint, piece, format, stacked))
         parameter = Experts(ops, [make_weight(ops, format, (rows, columns), one) for one in each])
     else:
         rows, columns = binding.shape
-        parameter = make_weight(ops, format, (rows, columns), _matrix(checkpoint, binding.pieces[0], format))
+        (one,) = _matrices(checkpoint, binding.pieces[0], format)
+        parameter = make_weight(ops, format, (rows, columns), one)
     # What was read to copy it to the device is not needed here any more; where it was not read this changes nothing.
     for piece in binding.pieces:
         checkpoint.release(piece.tensor)
@@ -130,21 +128,22 @@ def _vector(checkpoint: Checkpoint, piece: Piece) -> NDArray[Any]:
     return array if piece.rows is None else array[..., piece.rows]
 
 
-def _matrix(checkpoint: Checkpoint, piece: Piece, format: str) -> Mapping[str, NDArray[Any]]:
-    """The tensors of a piece's weight, its rows alone."""
-    parts = checkpoint.parts(piece.tensor)
+def _matrices(
+    checkpoint: Checkpoint, piece: Piece, format: str, count: int = 1
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The tensors of the weight of each of the `count` matrices that a piece's tensor holds, its rows alone."""
+    parts, total = checkpoint.parts(piece.tensor), math.prod(checkpoint.tensors[piece.tensor].shape[:-1])
     if "weight" in parts:
-        array = parts["weight"]
-        if piece.transposed:
-            array = array.swapaxes(-1, -2)
-        array = array.reshape(-1, array.shape[-1])
-        array = array if piece.rows is None else array[piece.rows]
-        return {"weight": np.ascontiguousarray(converted(checkpoint, piece.tensor, array, NUMPY[format]))}
+        for array in parts["weight"].reshape(count, *parts["weight"].shape[-2:]):
+            array = array.T if piece.transposed else array
+            array = array if piece.rows is None else array[piece.rows]
+            yield {"weight": np.ascontiguousarray(converted(checkpoint, piece.tensor, array, NUMPY[format]))}
+        return
     if "blocks" in parts:
         parts = {"blocks": parts["blocks"].reshape(-1, parts["blocks"].shape[-1])}
-    if piece.rows is None:
-        return parts
-    return select_rows(parts, piece.rows, math.prod(checkpoint.tensors[piece.tensor].shape[:-1]))
+    for start in range(0, total, total // count):
+        one = parts if count == 1 else select_rows(parts, slice(start, start + total // count), total)
+        yield one if piece.rows is None else select_rows(one, piece.rows, total // count)
 
 
 def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:

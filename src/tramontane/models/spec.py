@@ -104,7 +104,7 @@ class AttentionSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     clip: float = 0.0
-    """Bound of queries, keys and values after their projection; 0: none."""
+    """Bound of queries, keys and values before their rotation; 0: none."""
     latent: LatentSpec | None = None
 
     @property

@@ -133,11 +133,15 @@ def test_settings_of_the_wrong_kind_are_corrupt(
         open_checkpoint(settings(tmp_path / "m", case, **changes))
 
 
-def test_experts_are_refused_until_mixtures_load(tmp_path: Path) -> None:
-    blocks = {"model.layers.0.mlp.experts.gate_up_proj_blocks": np.zeros((4, 8, 2, 16), np.uint8)}
-    write_case(tmp_path / "m", CASES["gpt-oss"], **blocks)
-    with pytest.raises(UnsupportedModel, match="experts of a mixture"):
-        checked_plan(open_checkpoint(tmp_path / "m"))
+def test_stacked_experts_need_scales_of_their_shape(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    blocks, scales = np.zeros((4, 8, 2, 16), np.uint8), np.zeros((4, 8, 3), np.uint8)
+    write_case(tmp_path / "m", CASES["gpt-oss"], **{f"{name}_blocks": blocks, f"{name}_scales": scales})
+    with pytest.raises(CorruptCheckpoint, match="scales has shape"):
+        open_checkpoint(tmp_path / "m")
+    write_case(tmp_path / "n", CASES["gpt-oss"], **{f"{name}_blocks": blocks, f"{name}_scales": scales[..., :2]})
+    with pytest.raises(UnsupportedModel, match="does not know"):  # the case is a llama
+        checked_plan(open_checkpoint(tmp_path / "n"))
 
 
 def test_groups_of_unequal_sizes_are_refused(tmp_path: Path) -> None:

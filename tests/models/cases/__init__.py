@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from tests.models.cases import (
     alibi,
     cohere,
+    deepseek,
     gemma,
     gpt,
+    gpt_oss,
+    granite,
     layernorm,
     llama,
     mistral,
+    olmo,
     phi,
     qwen,
 )
@@ -20,11 +24,15 @@ from tests.models.cases.base import Case
 CASES: Mapping[str, Case] = {
     **alibi.CASES,
     **cohere.CASES,
+    **deepseek.CASES,
     **gemma.CASES,
     **gpt.CASES,
+    **gpt_oss.CASES,
+    **granite.CASES,
     **layernorm.CASES,
     **llama.CASES,
     **mistral.CASES,
+    **olmo.CASES,
     **phi.CASES,
     **qwen.CASES,
 }

@@ -86,10 +86,6 @@ def collect(
     entries: dict[str, TensorEntry] = {}
     modules: dict[str, dict[str, str]] = {}
     for name, entry in tensors.items():
-        if entry.shape and name.endswith(("_blocks", "_scales")) and len(entry.shape) > 2:
-            raise UnsupportedModel(
-                f"Tensor {name} of {source} holds the experts of a mixture, which this build does not load.", REMEDY
-            )
         module, ending = _split(name, method)
         if ending:
             modules.setdefault(module, {})[ending] = name
@@ -117,6 +113,7 @@ def collect(
 def _split(name: str, method: Method) -> tuple[str, str]:
     """(module, ending) of a tensor that the method may use; ("", "") of any other."""
     for ending in sorted(method.tensors, key=len, reverse=True):
-        if name.endswith(f".{ending}"):
-            return name[: -len(ending) - 1], ending
+        for joint in method.joints:
+            if name.endswith(joint + ending):
+                return name[: -len(joint + ending)], ending
     return "", ""

@@ -28,14 +28,15 @@ REMEDY = "Use a GGUF file of the model, or its unquantized version."
 
 @dataclass(frozen=True)
 class Matrix:
-    """A quantized matrix [N, K], planned: what it will take, and how to make it."""
+    """A quantized matrix [N, K], or [E, N, K] of experts, planned: what it will take, and how to make it."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     format: str
     nbytes: int
     """Of the tensors that `load` makes."""
     load: Callable[[], dict[str, Array]] = field(repr=False)
-    """Reads the module's tensors and returns those of its weight; see `Weight.from_tensors`."""
+    """Reads the module's tensors and returns those of its weight, of experts one below the other; see
+    `Weight.from_tensors`."""
     sources: tuple[str, ...] = ()
     """The tensors that it is made of; `collect` fills them in."""
 
@@ -120,6 +121,8 @@ class Method:
     """Raises CorruptCheckpoint or UnsupportedModel. None: the module's `weight` is plain after all."""
     ignored: tuple[str, ...] = ()
     """Names below any module of tensors that say how to quantize activations or caches, which stay floats here."""
+    joints: tuple[str, ...] = (".",)
+    """What may stand between a module's name and those of its tensors."""
     zero_biases: bool = False
     """Whether modules may have biases of zeros that their model has not."""
 

@@ -14,12 +14,16 @@ from tramontane.errors import UnsupportedModel
 from tramontane.models.families import (
     alibi,
     cohere,
+    deepseek,
     encoders,
     gemma,
     gpt,
+    gpt_oss,
+    granite,
     layernorm,
     llama,
     mistral,
+    olmo,
     phi,
     qwen,
 )
@@ -34,12 +38,16 @@ __all__ = ["FAMILIES", "Family", "GGUFTensors", "gguf_names", "hf_names", "spec_
 FAMILIES: Mapping[str, Family] = {
     **alibi.FAMILIES,
     **cohere.FAMILIES,
+    **deepseek.FAMILIES,
     **encoders.FAMILIES,
     **gemma.FAMILIES,
     **gpt.FAMILIES,
+    **gpt_oss.FAMILIES,
+    **granite.FAMILIES,
     **layernorm.FAMILIES,
     **llama.FAMILIES,
     **mistral.FAMILIES,
+    **olmo.FAMILIES,
     **phi.FAMILIES,
     **qwen.FAMILIES,
 }

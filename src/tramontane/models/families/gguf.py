@@ -55,6 +55,7 @@ def gguf_decoder(
     rotary: bool = True,
     activation: Activation = "silu",
     gated: bool = True,
+    limit: float = 0.0,
     windows: Sequence[int | None] | None = None,
     router: RouterSpec | None = None,
 ) -> ModelSpec:
@@ -75,7 +76,7 @@ def gguf_decoder(
     embedding = shapes.get("token_embd.weight", (0,))
     count = fields.integer("block_count", high=MAX_LAYERS)
     attention = [_attention(fields, tensors, index, norm, interleaved, rotary) for index in range(count)]
-    plain = MLPSpec(1, activation, gated)
+    plain = MLPSpec(1, activation, gated, limit=limit)
     mlp = [_feed_forward(fields, tensors, index, plain, router) for index in range(count)]
     if fields.get("expert_count") and not any(isinstance(each, MoESpec) for each in mlp):
         raise fields.corrupt("expert_count", f"is {fields.get('expert_count')}, but no tensor is an expert's")
@@ -167,17 +168,21 @@ def _feed_forward(
 
 def _router(fields: Fields, router: RouterSpec) -> RouterSpec:
     """What the keys say of the family's router."""
-    scores: Mapping[int, Literal["softmax", "sigmoid"]] = {1: "softmax", 2: "sigmoid"}
-    score = router.score
-    if fields.get("expert_gating_func") is not None:
-        if fields.integer("expert_gating_func") not in scores:
-            raise fields.unsupported("expert_gating_func", "This build has 1 (softmax) and 2 (sigmoid).")
-        score = scores[fields.integer("expert_gating_func")]
+    functions: Mapping[int, tuple[Literal["softmax", "sigmoid"], bool]] = {
+        1: ("softmax", router.normalize),
+        2: ("sigmoid", router.normalize),
+        3: ("softmax", True),  # over the logits of the chosen, which is the same
+    }
+    score, normalize = router.score, router.normalize
+    if fields.get("expert_gating_func"):  # zero says nothing, here and below
+        if fields.integer("expert_gating_func") not in functions:
+            raise fields.unsupported("expert_gating_func", f"This build has {', '.join(map(str, functions))}.")
+        score, normalize = functions[fields.integer("expert_gating_func")]
     scale = fields.number("expert_weights_scale") if fields.get("expert_weights_scale") else router.scale
     return replace(
         router,
         score=score,
-        normalize=fields.boolean("expert_weights_norm", router.normalize),
+        normalize=fields.boolean("expert_weights_norm", normalize),
         scale=scale,
         groups=fields.integer("expert_group_count", router.groups),
         top_groups=fields.integer("expert_group_used_count", router.top_groups),

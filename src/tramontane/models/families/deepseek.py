@@ -1,0 +1,105 @@
+"""DeepSeek V2 and V3: latent attention, many small experts beside shared ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tramontane.layers.rope import yarn_magnitude
+from tramontane.models.families.base import (
+    Family,
+    change_attention,
+    hf_activation,
+    hf_decoder,
+    with_experts,
+)
+from tramontane.models.families.experts import expert_names, hf_experts
+from tramontane.models.fields import Fields
+from tramontane.models.names import HF_NAMES
+from tramontane.models.spec import LatentSpec, MLPSpec, ModelSpec, NormSpec, RouterSpec
+
+
+def _latent(fields: Fields, family: str) -> ModelSpec:
+    """The model with its attention; norms of latent vectors have an epsilon of their own."""
+    rotated = fields.integer("qk_rope_head_dim", 64)
+    fields.only(head_dim=rotated)
+    spec = hf_decoder(fields.told(head_dim=rotated), family, interleaved=fields.boolean("rope_interleave", True))
+    head_dim = fields.integer("qk_nope_head_dim", 128) + rotated
+    key = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    weight = Fields(fields.mapping(key), key).number("mscale_all_dim", 0.0, low=-1.0)
+    rope = spec.layers[0].attention.rope
+    factor = rope.scaling.factor if rope is not None and rope.scaling is not None else 1.0
+    bias = fields.boolean("attention_bias", False)
+    return change_attention(
+        spec,
+        num_kv_heads=spec.layers[0].attention.num_heads,
+        head_dim=head_dim,
+        value_dim=fields.integer("v_head_dim", 128),
+        scale=head_dim**-0.5 * yarn_magnitude(factor, weight) ** 2,
+        qkv_bias=bias,
+        output_bias=bias,
+        latent=LatentSpec(
+            fields.integer("kv_lora_rank", 512),
+            fields.integer("q_lora_rank") if fields.get("q_lora_rank") else None,
+            NormSpec(eps=1e-6),
+        ),
+    )
+
+
+def shared_experts(fields: Fields, spec: ModelSpec, router: RouterSpec) -> ModelSpec:
+    """The spec with experts after `first_k_dense_replace` layers, `n_shared_experts` of them for every token."""
+    fields.only(moe_layer_freq=1)
+    expert = MLPSpec(fields.integer("moe_intermediate_size"), hf_activation(fields))
+    count = fields.integer("n_shared_experts", 0, low=0)
+    shared = replace(expert, intermediate_size=expert.intermediate_size * count) if count else None
+    moe = hf_experts(fields, expert, router, keys=("n_routed_experts", "num_local_experts"), shared=shared)
+    return with_experts(spec, moe, range(fields.integer("first_k_dense_replace", 0, low=0)))
+
+
+def _deepseek_v2(fields: Fields) -> ModelSpec:
+    fields.only(norm_topk_prob=False, scoring_func="softmax", mlp_bias=False)
+    method = fields.text("topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise fields.unsupported("topk_method", "This build has greedy and group_limited_greedy.")
+    router = RouterSpec(normalize=False, scale=fields.number("routed_scaling_factor", 1.0))
+    if method != "greedy":
+        groups, best = fields.integer("n_group"), fields.integer("topk_group")
+        router = replace(router, groups=groups, top_groups=best)
+    return shared_experts(fields, _latent(fields, "deepseek_v2"), router)
+
+
+def grouped_router(fields: Fields, groups: int = 1, top_groups: int = 1) -> RouterSpec:
+    """DeepSeek V3's: sigmoids, a learned correction of the choice, groups by their best two."""
+    fields.only(scoring_func="sigmoid", topk_method="noaux_tc")
+    return RouterSpec(
+        score="sigmoid",
+        normalize=fields.boolean("norm_topk_prob", True),
+        scale=fields.number("routed_scaling_factor", 1.0),
+        correction=True,
+        groups=fields.integer("n_group", groups),
+        top_groups=fields.integer("topk_group", top_groups),
+        group_score="top2",
+    )
+
+
+def _deepseek_v3(fields: Fields) -> ModelSpec:
+    fields = fields.told(routed_scaling_factor=2.5, n_shared_experts=1, first_k_dense_replace=3)
+    return shared_experts(fields, _latent(fields, "deepseek_v3"), grouped_router(fields, 8, 4))
+
+
+_NAMES = HF_NAMES.with_layer(
+    {
+        **expert_names(),
+        "self_attn.q_a_proj": "attention.q_down",
+        "self_attn.q_a_layernorm": "attention.q_down_norm",
+        "self_attn.q_b_proj": "attention.q",
+        "self_attn.kv_a_proj_with_mqa": "attention.kv_down",
+        "self_attn.kv_a_layernorm": "attention.kv_norm",
+        "self_attn.kv_b_proj": "attention.kv",
+    },
+    spare_layers=True,
+)
+
+FAMILIES = {
+    "deepseek_v2": Family(_deepseek_v2, names=_NAMES),
+    "deepseek_v3": Family(_deepseek_v3, names=_NAMES),
+}
