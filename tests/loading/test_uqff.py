@@ -226,7 +226,10 @@ def test_modules_that_lie_are_refused(name: str, changes: dict[str, Any], messag
 
 # ---- files of mistral.rs ----------------------------------------------------------------------------------------
 
-PROMPTS = ["Once upon a time", "The little dog was", "She went to", "Tom and Lily", "A big red ball", "One day, a girl"]
+PROMPTS = [
+    *("Once upon a time", "The little dog was", "She went to", "Tom and Lily", "A big red ball", "One day, a girl"),
+    *("The sun", "Mom said", "He was very happy because", "They played in the park", "A bird", "In the end, the boy"),
+]
 TOKENS = 10
 WHEEL = """
 import json, sys
