@@ -140,6 +140,22 @@ def test_gguf_made_of_it_is_the_same(models: tuple[Any, Tokenizer, bytes]) -> No
     assert (gguf.eos_ids, gguf.special_ids) == (ours.eos_ids, ours.special_ids)
 
 
+def test_xlm_rs_ids_are_fairseqs(tmp_path: Path) -> None:
+    """One more than the package's, but for the unknown; before and after stand tokens of fairseq's own."""
+    file = tmp_path / "sentencepiece.bpe.model"
+    file.write_bytes(trained("unigram", {"user_defined_symbols": ["<user>"]}))
+    theirs = spm.SentencePieceProcessor(model_file=str(file))
+    ours = Tokenizer.from_file(file, {"tokenizer_class": "XLMRobertaTokenizer"})
+    for text in TEXTS:
+        ids = [0, *(id_ + 1 if id_ else 3 for id_ in theirs.encode(text)), 2]
+        assert ours.encode(text, parse_special=False) == ids, text
+    assert (ours.bos_id, ours.eos_ids, ours.vocab_size) == (0, {2}, theirs.vocab_size() + 2)
+    assert ours.encode("<mask>") == [0, ours.vocab_size - 1, 2]
+    for config in ({}, {"tokenizer_class": "NllbTokenizer"}):
+        with pytest.raises(UnsupportedModel, match=r"for XLM-R alone.*tokenizer\.json"):
+            Tokenizer.from_file(file, config)
+
+
 def test_models_of_words_are_refused() -> None:
     with pytest.raises(UnsupportedModel, match=r"of whole words.*tokenizer\.json"):
         sentencepiece.parse(trained("word", {"use_all_vocab": True}), "x.model")

@@ -9,9 +9,9 @@ Sources: the Protocol Buffers encoding specification; sentencepiece_model.proto 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.text.scored import Kind, Scored
@@ -68,6 +68,28 @@ def parse(data: bytes, source: str) -> SentencePieceModel:
     ends = (_control(trainer, field, default, pieces, source) for field, default in ((41, 1), (42, 2)))
     bos_id, eos_id = ends
     return SentencePieceModel(pieces, bos_id, eos_id)
+
+
+def in_fairseqs_order(model: SentencePieceModel, config: Mapping[str, Any], source: str) -> SentencePieceModel:
+    """A `sentencepiece.bpe.model`, whose ids are not the file's own but those that fairseq's XLM-R gave its pieces.
+
+    Raises UnsupportedModel for other families, whose ids depend on languages, or on a file of their own.
+    """
+    pieces = model.pieces
+    if "XLMRoberta" not in str(config.get("tokenizer_class")) or tuple(pieces.texts[:3]) != ("<unk>", "<s>", "</s>"):
+        raise UnsupportedModel(
+            f"{source}: the ids of such a file's pieces are known for XLM-R alone, not for "
+            f"{str(config.get('tokenizer_class'))!r:.40}.",
+            "Use the model's tokenizer.json, if it has one.",
+        )
+    ends = [Kind.CONTROL, Kind.CONTROL, Kind.CONTROL, Kind.UNKNOWN]
+    ordered = replace(
+        pieces,
+        texts=["<s>", "<pad>", "</s>", "<unk>", *pieces.texts[3:], "<mask>"],
+        scores=[0.0] * 4 + [*pieces.scores[3:], 0.0],
+        kinds=[*ends, *pieces.kinds[3:], Kind.CONTROL],
+    )
+    return SentencePieceModel(ordered, 0, 2)
 
 
 def _unsupported(source: str, what: str) -> UnsupportedModel:

@@ -296,13 +296,16 @@ def _read(path: Path, config: Mapping[str, Any], source: str) -> Vocab:
         return wordpiece.read_vocab_txt(data, config, source)
     if ".model" in name:
         model = sentencepiece.parse(data, source)
+        fairseq = name == "sentencepiece.bpe.model"
+        if fairseq:
+            model = sentencepiece.in_fairseqs_order(model, config, source)
         inner = scored.build(model.pieces, source)
         bos, eos = ([] if id_ is None else [id_] for id_ in (model.bos_id, model.eos_id))
         return Vocab(
             inner,
             model.bos_id,
             frozenset(eos),
-            prefix=tuple(bos if model.pieces.model == "bpe" else ()),
+            prefix=tuple(bos if fairseq or model.pieces.model == "bpe" else ()),
             suffix=tuple(eos if model.pieces.model == "unigram" else ()),
             charsmap=scored.charsmap_of(model.pieces, source),
         )
