@@ -1,4 +1,4 @@
-"""BLOOM, MPT and Falcon: fused projections, and positions told by ALiBi (Press et al., 2022)"""
+"""BLOOM, MPT and Falcon: fused projections, and positions told by ALiBi (Press et al., 2022)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tramontane.models.families.base import (
     change_layers,
     change_mlp,
     hf_decoder,
+    positive,
 )
 from tramontane.models.families.gguf import gguf_decoder
 from tramontane.models.fields import Fields
@@ -24,15 +25,20 @@ _KEYS: Mapping[str, str] = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "seq_length",
 }
+"""Our name -> an older one of theirs."""
+_MAX_HEADS = 4096
 
 
-def slopes(num_heads: int, steepest: float = 8.0, scale: float = 1.0) -> tuple[float, ...]:
+def _with_slopes(spec: ModelSpec, fields: Fields, steepest: float = 8.0, scale: float = 1.0) -> ModelSpec:
     """ALiBi's slopes: a geometric series down to 2 ** -steepest over a power of two of heads; further heads take the
-    odd places of a series twice as fine."""
-    whole = 1 << (num_heads.bit_length() - 1)
+    odd places of a series twice as fine. `scale`: of all."""
+    heads = spec.layers[0].attention.num_heads
+    if heads > _MAX_HEADS:
+        raise fields.corrupt("num_attention_heads", f"is {heads}, more than {_MAX_HEADS}")
+    whole = 1 << (heads.bit_length() - 1)
     powers = [steepest * (i + 1) / whole for i in range(whole)]
-    powers += [steepest * (2 * i + 1) / (2 * whole) for i in range(num_heads - whole)]
-    return tuple(scale * 2.0**-power for power in powers)
+    powers += [steepest * (2 * i + 1) / (2 * whole) for i in range(heads - whole)]
+    return change_attention(spec, slopes=tuple(scale * 2.0**-power for power in powers))
 
 
 def _bloom(fields: Fields) -> ModelSpec:
@@ -41,8 +47,7 @@ def _bloom(fields: Fields) -> ModelSpec:
     fields = fields.told(intermediate_size=4 * fields.integer("hidden_size"))
     norm = NormSpec("layer", fields.number("layer_norm_epsilon", 1e-5, high=1.0), bias=True)
     spec = change_mlp(hf_decoder(fields, "bloom", norm=norm, rotary=False, tied=True), gated=False, bias=True)
-    heads = spec.layers[0].attention.num_heads
-    spec = change_attention(spec, slopes=slopes(heads), qkv_bias=True, output_bias=True)
+    spec = change_attention(_with_slopes(spec, fields), qkv_bias=True, output_bias=True)
     return replace(spec, embedding_norm=norm)
 
 
@@ -56,18 +61,18 @@ def _mpt(fields: Fields) -> ModelSpec:
     attn.only(attn_type="multihead_attention")
     norm = NormSpec("layer", fields.number("layer_norm_epsilon", 1e-5, high=1.0))
     spec = change_mlp(hf_decoder(fields, "mpt", norm=norm, rotary=False, tied=True), gated=False)
-    heads = spec.layers[0].attention.num_heads
     return change_attention(
-        spec,
-        slopes=slopes(heads, attn.number("alibi_bias_max", 8.0)),
+        _with_slopes(spec, fields, attn.number("alibi_bias_max", 8.0)),
         scale=attn.number("softmax_scale") if attn.get("softmax_scale") is not None else None,
-        clip=attn.number("clip_qkv") if attn.get("clip_qkv") else 0.0,
+        clip=positive(attn, "clip_qkv"),
     )
 
 
 def _falcon(fields: Fields) -> ModelSpec:
     fields = fields.told(_KEYS, hidden_act="gelu", max_position_embeddings=2048)
-    fields = fields.told({"hidden_act": "activation", "intermediate_size": "ffn_hidden_size"})
+    fields = fields.told(
+        {"hidden_act": "activation", "intermediate_size": "ffn_hidden_size", "num_kv_heads": "n_head_kv"}
+    )
     fields = fields.told(intermediate_size=4 * fields.integer("hidden_size"))
     grouped, alibi = fields.boolean("new_decoder_architecture", False), fields.boolean("alibi", False)
     heads = fields.integer("num_attention_heads")
@@ -77,9 +82,9 @@ def _falcon(fields: Fields) -> ModelSpec:
     norm = NormSpec("layer", fields.number("layer_norm_epsilon", 1e-5, high=1.0), bias=True)
     bias = fields.boolean("bias", False)
     spec = change_mlp(hf_decoder(fields, "falcon", norm=norm, rotary=not alibi, tied=True), gated=False, bias=bias)
-    # Here the slopes are scaled along with the products.
-    scale = spec.layers[0].attention.head_dim ** -0.5
-    spec = change_attention(spec, qkv_bias=bias, output_bias=bias, slopes=slopes(heads, scale=scale) if alibi else None)
+    spec = change_attention(spec, qkv_bias=bias, output_bias=bias)
+    if alibi:  # the slopes are scaled along with the products
+        spec = _with_slopes(spec, fields, scale=spec.layers[0].attention.head_dim ** -0.5)
     parallel = grouped or fields.boolean("parallel_attn", True)
     shared = fields.integer("num_ln_in_parallel_attn", 2 if grouped else 1) == 1
     return change_layers(spec, parallel=parallel, shared_norm=parallel and shared)
@@ -87,14 +92,13 @@ def _falcon(fields: Fields) -> ModelSpec:
 
 def _bloom_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = gguf_decoder(fields, tensors, "bloom", activation="gelu_tanh", gated=False, rotary=False)
-    return change_attention(spec, slopes=slopes(spec.layers[0].attention.num_heads))
+    return _with_slopes(spec, fields)
 
 
 def _mpt_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = gguf_decoder(fields, tensors, "mpt", activation="gelu", gated=False, rotary=False)
     steepest = fields.number("attention.max_alibi_bias", 8.0)
-    clip = fields.number("attention.clamp_kqv", 0.0, low=-1.0)
-    return change_attention(spec, slopes=slopes(spec.layers[0].attention.num_heads, steepest), clip=clip)
+    return change_attention(_with_slopes(spec, fields, steepest), clip=positive(fields, "attention.clamp_kqv"))
 
 
 def _falcon_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:

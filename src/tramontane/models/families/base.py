@@ -165,6 +165,13 @@ def hf_window(fields: Fields, default: int | None = None) -> int | None:
     return fields.integer("sliding_window", high=POSITIONS)
 
 
+def positive(fields: Fields, key: str, default: float = 0.0) -> float:
+    """A positive number; 0, null and false say that there is none, told as 0; absent is `default`."""
+    if not fields.stated(key):
+        return default
+    return fields.number(key) if fields.get(key) else 0.0
+
+
 def check_heads(fields: Fields, key: str, num_heads: int, num_kv_heads: int) -> None:
     if num_heads % num_kv_heads:
         raise fields.corrupt(key, f"is {num_kv_heads}, which does not divide {num_heads} heads")

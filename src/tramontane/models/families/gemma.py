@@ -18,19 +18,22 @@ from tramontane.models.families.base import (
     hf_layer_types,
     hf_rope,
     hf_window,
+    positive,
 )
 from tramontane.models.families.gguf import gguf_decoder, gguf_rope
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.names import GGUF_NAMES, HF_NAMES
+from tramontane.models.names import HF_NAMES
 from tramontane.models.spec import HeadNormSpec, ModelSpec, RopeSpec
 
 _NORMS = r"(.*[._])?norm"
+_CAPS = (50.0, 30.0)
+"""Of attention's scores and of logits, where a file of the second generation says nothing."""
 
 
 def _gemma(fields: Fields, family: str = "gemma", windows: Sequence[int | None] | None = None) -> ModelSpec:
     fields.only(use_bidirectional_attention=False)
     key = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
-    if fields.get(key) == "gelu":  # what the first files say of the approximation that the models were trained with
+    if fields.get("hidden_act") == "gelu" and key == "hidden_act":  # as the first files call the approximation
         fields = fields.changed(**{key: "gelu_pytorch_tanh"})
     fields = fields.told({"hidden_act": key}, hidden_act="gelu_pytorch_tanh", head_dim=256)
     spec = hf_decoder(fields, family, windows=windows, rotary=family != "gemma3", tied=True)
@@ -39,25 +42,23 @@ def _gemma(fields: Fields, family: str = "gemma", windows: Sequence[int | None] 
     return replace(spec, embedding_scale=math.sqrt(spec.hidden_size))
 
 
-def _gemma2(
-    fields: Fields, family: str = "gemma2", every: int = 2, caps: tuple[float, float] = (50.0, 30.0)
-) -> ModelSpec:
+def _gemma2(fields: Fields, family: str = "gemma2", every: int = 2, caps: tuple[float, float] = _CAPS) -> ModelSpec:
     """`every`: which layers see all where no layer_types say so; `caps`: defaults, of attention's and the logits'."""
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     window = hf_window(fields, 4096)
     every = fields.integer("sliding_window_pattern", every)
     windows = hf_layer_types(fields, count, window) or [window if (i + 1) % every else None for i in range(count)]
     spec = _gemma(fields, family, windows)
-    cap, logit_cap = (
-        0.0 if fields.stated(key) and fields.get(key) is None else fields.number(key, default, low=-1.0)
-        for key, default in zip(("attn_logit_softcapping", "final_logit_softcapping"), caps, strict=True)
-    )
     scale = fields.number("query_pre_attn_scalar", 256.0) ** -0.5
+    cap = positive(fields, "attn_logit_softcapping", caps[0])
     spec = change_attention(change_layers(spec, placement="sandwich"), scale=scale, softcap=cap)
-    return replace(spec, logit_softcap=logit_cap)
+    return replace(spec, logit_softcap=positive(fields, "final_logit_softcapping", caps[1]))
 
 
 def _gemma3(fields: Fields) -> ModelSpec:
+    fields = fields.told(
+        num_attention_heads=8, num_key_value_heads=4, vocab_size=262208, max_position_embeddings=131072
+    )
     fields.only(attn_logit_softcapping=None)
     spec = _gemma2(fields, "gemma3", 6, (0.0, 0.0))
     stated = fields.mapping("rope_parameters")
@@ -70,6 +71,10 @@ def _gemma3(fields: Fields) -> ModelSpec:
     head_dim = spec.layers[0].attention.head_dim
     local_fields = local_fields.told({"rope_theta": "rope_local_base_freq"})
     return _with_ropes(spec, hf_rope(whole_fields, head_dim), hf_rope(local_fields, head_dim))
+
+
+def _gemma3_text_half(fields: Fields) -> ModelSpec:
+    return _gemma3(Fields(fields.mapping("text_config"), f"text_config of {fields.source}"))
 
 
 def _with_ropes(spec: ModelSpec, whole: RopeSpec, local: RopeSpec) -> ModelSpec:
@@ -91,18 +96,23 @@ def _gemma_from_gguf(fields: Fields, tensors: GGUFTensors, family: str = "gemma"
     return replace(spec, embedding_scale=math.sqrt(spec.hidden_size))
 
 
-def _gemma2_from_gguf(fields: Fields, tensors: GGUFTensors, family: str = "gemma2", every: int = 2) -> ModelSpec:
+def _gemma2_from_gguf(
+    fields: Fields,
+    tensors: GGUFTensors,
+    family: str = "gemma2",
+    every: int = 2,
+    caps: tuple[float, float] = _CAPS,
+) -> ModelSpec:
     spec = change_layers(_gemma_from_gguf(fields, tensors, family, every), placement="sandwich")
     # Files do not say by what queries are divided; llama.cpp knows the one size that differs, by its layers.
     attention = spec.layers[0].attention
     divisor = spec.hidden_size / attention.num_heads if len(spec.layers) in (46, 62) else attention.head_dim
-    cap = fields.number("attn_logit_softcapping", 50.0 if family == "gemma2" else 0.0, low=-1.0)
-    logit_cap = fields.number("final_logit_softcapping", 30.0 if family == "gemma2" else 0.0, low=-1.0)
-    return replace(change_attention(spec, scale=divisor**-0.5, softcap=cap), logit_softcap=logit_cap)
+    spec = change_attention(spec, scale=divisor**-0.5, softcap=positive(fields, "attn_logit_softcapping", caps[0]))
+    return replace(spec, logit_softcap=positive(fields, "final_logit_softcapping", caps[1]))
 
 
 def _gemma3_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
-    spec = _gemma2_from_gguf(fields, tensors, "gemma3", 6)
+    spec = _gemma2_from_gguf(fields, tensors, "gemma3", 6, (0.0, 0.0))
     whole = gguf_rope(fields.told(defaults={"rope.freq_base": 1e6}), spec.layers[0].attention.head_dim, tensors, False)
     local = RopeSpec(fields.number("rope.freq_base_swa", 10000.0, low=1.0), whole.dim)
     return _with_ropes(spec, whole, local)
@@ -116,6 +126,11 @@ _SANDWICH: dict[str, Any] = {
 }
 _NAMES2 = _NAMES.with_layer(_SANDWICH)
 _NAMES3 = _NAMES2.with_layer({"self_attn.q_norm": "attention.q_norm", "self_attn.k_norm": "attention.k_norm"})
+_TEXT_HALF = _NAMES3.with_layer(
+    {},
+    ignored=r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+    optional_prefixes=("model.language_model.", "language_model.model.", "language_model.", "model."),
+)
 _KEYS2 = frozenset({"attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"})
 _KEYS3 = _KEYS2 | {"rope.freq_base_swa"}
 
@@ -123,5 +138,5 @@ FAMILIES = {
     "gemma": Family(_gemma, _NAMES, _gemma_from_gguf),
     "gemma2": Family(_gemma2, _NAMES2, _gemma2_from_gguf, gguf_keys=_KEYS2),
     "gemma3_text": Family(_gemma3, _NAMES3),
-    "gemma3": Family(None, GGUF_NAMES, _gemma3_from_gguf, gguf_keys=_KEYS3),
+    "gemma3": Family(_gemma3_text_half, _TEXT_HALF, _gemma3_from_gguf, gguf_keys=_KEYS3),
 }

@@ -71,20 +71,33 @@ def _gpt_neo(fields: Fields) -> ModelSpec:
     )
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     kinds = fields.get("attention_layers")
-    if not isinstance(kinds, list):
-        kinds = [kind for kinds, times in fields.get("attention_types") or [] for kind in kinds * times]
-    if len(kinds) != count or not set(kinds) <= {"global", "local"}:
+    if kinds is None:
+        kinds = _repeated(fields, "attention_types", count)
+    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in ("global", "local") for kind in kinds):
         raise fields.corrupt("attention_layers", f"are not {count} times global or local, one a layer")
     window = fields.integer("window_size", high=POSITIONS)
     spec = _gpt(fields, "gpt_neo", windows=[window if kind == "local" else None for kind in kinds])
     return replace(change_attention(spec, scale=1.0, output_bias=True), positions=spec.context_length)
 
 
+def _repeated(fields: Fields, key: str, count: int) -> list[Any]:
+    """What a list of (list, how often) comes to, as far as `count` entries and what repeats last."""
+    out: list[Any] = []
+    stated = fields.get(key)
+    for pair in stated if isinstance(stated, list) else []:
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], list) or type(pair[1]) is not int:
+            raise fields.corrupt(key, "is not a list of (kinds, how often)")
+        out += pair[0] * min(pair[1], count)
+        if len(out) > count:
+            break
+    return out
+
+
 def _gptj(fields: Fields, family: str = "gptj") -> ModelSpec:
     fields = fields.told(_KEYS, hidden_act="gelu_new")
     spec = _gpt(fields, family, tied=False)
     head_dim = spec.layers[0].attention.head_dim
-    rope = RopeSpec(10000.0, fields.integer("rotary_dim", head_dim, high=head_dim), interleaved=True)
+    rope = RopeSpec(10000.0, fields.integer("rotary_dim", 64, high=head_dim), interleaved=True)
     spec = change_layers(change_attention(spec, rope=rope), parallel=True, shared_norm=True)
     return replace(spec, head_bias=True)
 

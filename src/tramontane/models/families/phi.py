@@ -38,9 +38,6 @@ def _phi_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
 def _phi3(fields: Fields) -> ModelSpec:
     fields.only(attention_bias=False, mlp_bias=False)
     fields = fields.told(rms_norm_eps=1e-5, original_max_position_embeddings=4096)
-    scaling = fields.mapping("rope_scaling")
-    if scaling.get("type") in ("su", "yarn"):  # older names of what these models call longrope today
-        fields = fields.changed(rope_scaling={**scaling, "type": "longrope"})
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     window = hf_window(fields)
     return hf_decoder(fields, "phi3", windows=[window] * count)

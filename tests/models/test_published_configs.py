@@ -1,0 +1,177 @@
+"""Configurations as they are published, with keys of other times and without those that are at their defaults: we read
+of them what we read of the file that transformers makes out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.models.tiny import CASES
+from tramontane.models.families import spec_from_hf
+from tramontane.models.spec import ModelSpec
+
+_SIZES = {
+    "vocab_size": 1000, "hidden_size": 4096, "n_embd": 4096, "d_model": 4096, "num_attention_heads": 32, "n_head": 32,
+    "num_heads": 32, "n_heads": 32, "intermediate_size": 512, "ffn_dim": 512, "n_inner": 512,
+    "num_key_value_heads": 8, "max_position_embeddings": 512, "n_positions": 512, "max_seq_len": 512,
+}  # fmt: skip
+_KEPT = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types"}
+BARE: Mapping[str, dict[str, Any]] = {
+    case.model_type: {
+        "model_type": case.model_type,
+        **{key: _SIZES.get(key, value) for key, value in case.settings.items() if key in _SIZES or key in _KEPT},
+    }
+    for case in CASES.values()
+}
+"""Sizes alone, of each type."""
+
+_LONG, _SHORT = [4.0 + i / 8 for i in range(48)], [1.0 + i / 64 for i in range(48)]
+PUBLISHED: Mapping[str, dict[str, Any]] = {
+    "phi-2": {
+        "model_type": "phi", "hidden_act": "gelu_new", "hidden_size": 2560, "intermediate_size": 10240,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 32, "partial_rotary_factor": 0.4, "qk_layernorm": False, "rope_scaling": None,
+        "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 51200,
+    },
+    "phi-3-mini-128k": {
+        "model_type": "phi3", "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192,
+        "max_position_embeddings": 131072, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"long_factor": _LONG, "short_factor": _SHORT, "type": "longrope"}, "rope_theta": 10000.0,
+        "sliding_window": 262144, "tie_word_embeddings": False, "vocab_size": 32064, "attention_bias": False,
+    },
+    "phi-4-mini": {
+        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 131072,
+        "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 4096, "tie_word_embeddings": True, "vocab_size": 200064,
+        "rope_scaling": {"long_factor": _LONG, "short_factor": _SHORT, "type": "longrope"}, "sliding_window": 262144,
+    },
+    "gemma-2b": {
+        "model_type": "gemma", "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None, "hidden_size": 2048,
+        "intermediate_size": 16384, "max_position_embeddings": 8192, "num_attention_heads": 8,
+        "num_hidden_layers": 18, "num_key_value_heads": 1, "rms_norm_eps": 1e-06, "rope_scaling": None,
+        "rope_theta": 10000.0, "vocab_size": 256000,
+    },
+    "gemma-2-27b": {
+        "model_type": "gemma2", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "head_dim": 128,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 4608,
+        "intermediate_size": 36864, "max_position_embeddings": 8192, "num_attention_heads": 32,
+        "num_hidden_layers": 46, "num_key_value_heads": 16, "query_pre_attn_scalar": 144, "sliding_window": 4096,
+        "vocab_size": 256000,
+    },
+    "gemma-3-1b": {
+        "model_type": "gemma3_text", "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+        "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+        "sliding_window": 512, "sliding_window_pattern": 6, "vocab_size": 262144,
+    },
+    "gemma-3-4b, its text": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "command-r": {
+        "model_type": "cohere", "attention_bias": False, "hidden_act": "silu", "hidden_size": 8192,
+        "intermediate_size": 22528, "layer_norm_eps": 1e-05, "logit_scale": 0.0625,
+        "max_position_embeddings": 131072, "num_attention_heads": 64, "num_hidden_layers": 40,
+        "num_key_value_heads": 64, "rope_theta": 8000000.0, "use_qk_norm": False, "vocab_size": 256000,
+    },
+    "command-r7b": {
+        "model_type": "cohere2", "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128,
+        "layer_norm_eps": 1e-05, "logit_scale": 0.25, "max_position_embeddings": 8192, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "rope_theta": 50000, "sliding_window": 4096,
+        "sliding_window_pattern": 4, "vocab_size": 256000,
+    },
+    "starcoder2-3b": {
+        "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072, "intermediate_size": 12288,
+        "max_position_embeddings": 16384, "mlp_type": "default", "norm_epsilon": 1e-05, "norm_type": "layer_norm",
+        "num_attention_heads": 24, "num_hidden_layers": 30, "num_key_value_heads": 2, "rope_theta": 999999.4420358813,
+        "sliding_window": 4096, "use_bias": True, "vocab_size": 49152,
+    },
+    "stablelm-2-1.6b": {
+        "model_type": "stablelm", "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 24,
+        "num_key_value_heads": 32, "partial_rotary_factor": 0.25, "rope_theta": 10000, "tie_word_embeddings": False,
+        "use_qkv_bias": True, "vocab_size": 100352,
+    },
+    "minitron-4b": {
+        "model_type": "nemotron", "head_dim": 128, "hidden_act": "relu2", "hidden_size": 3072,
+        "intermediate_size": 9216, "max_position_embeddings": 4096, "norm_eps": 1e-05, "num_attention_heads": 24,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "partial_rotary_factor": 0.5, "rope_theta": 10000,
+        "vocab_size": 256000,
+    },
+    "falcon-7b": {
+        "model_type": "falcon", "alibi": False, "bias": False, "hidden_size": 4544, "layer_norm_epsilon": 1e-05,
+        "multi_query": True, "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,
+        "parallel_attn": True, "vocab_size": 65024,
+    },
+    "falcon-40b": {
+        "model_type": "falcon", "hidden_size": 8192, "new_decoder_architecture": True, "num_attention_heads": 128,
+        "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True, "vocab_size": 65024,
+    },
+    "falcon-rw-1b": {
+        "model_type": "falcon", "alibi": True, "bias": True, "hidden_size": 2048, "multi_query": False,
+        "num_attention_heads": 32, "num_hidden_layers": 24, "parallel_attn": False, "vocab_size": 50304,
+    },
+    "gpt2": {
+        "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-05, "n_ctx": 1024,
+        "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257,
+    },
+    "santacoder": {
+        "model_type": "gpt_bigcode", "activation_function": "gelu_pytorch_tanh", "multi_query": True, "n_embd": 2048,
+        "n_head": 16, "n_inner": 8192, "n_layer": 24, "n_positions": 2048, "vocab_size": 49280,
+    },
+    "pythia-70m": {
+        "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 512, "intermediate_size": 2048,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 8, "num_hidden_layers": 6,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True,
+        "vocab_size": 50304,
+    },
+    "gpt-j-6b": {
+        "model_type": "gptj", "activation_function": "gelu_new", "n_embd": 4096, "n_head": 16, "n_inner": None,
+        "n_layer": 28, "n_positions": 2048, "rotary": True, "rotary_dim": 64, "tie_word_embeddings": False,
+        "vocab_size": 50400,
+    },
+    "gpt-neo-125m": {
+        "model_type": "gpt_neo", "activation_function": "gelu_new", "attention_types": [[["global", "local"], 6]],
+        "hidden_size": 768, "intermediate_size": None, "max_position_embeddings": 2048, "num_heads": 12,
+        "num_layers": 12, "vocab_size": 50257, "window_size": 256,
+    },
+    "opt-350m": {
+        "model_type": "opt", "activation_function": "relu", "do_layer_norm_before": False, "ffn_dim": 4096,
+        "hidden_size": 1024, "max_position_embeddings": 2048, "num_attention_heads": 16, "num_hidden_layers": 24,
+        "vocab_size": 50272, "word_embed_proj_dim": 512, "prefix": "</s>",
+    },
+    "bloom-560m": {
+        "model_type": "bloom", "apply_residual_connection_post_layernorm": False, "layer_norm_epsilon": 1e-05,
+        "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16, "skip_bias_add": True, "vocab_size": 250880,
+    },
+    "mpt-7b": {
+        "model_type": "mpt", "d_model": 4096, "emb_pdrop": 0, "expansion_ratio": 4, "learned_pos_emb": True,
+        "max_seq_len": 2048, "n_heads": 32, "n_layers": 32, "no_bias": True, "norm_type": "low_precision_layernorm",
+        "vocab_size": 50432, "logit_scale": None,
+        "attn_config": {
+            "alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "attn_type": "multihead_attention",
+            "attn_uses_sequence_id": False, "clip_qkv": None, "prefix_lm": False, "qk_ln": False,
+            "softmax_scale": None,
+        },
+    },
+}  # fmt: skip
+
+
+def rewritten(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of the file that transformers makes of it."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    return spec_from_hf(transformers.AutoConfig.for_model(**config).to_dict())
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_defaults_are_those_of_transformers(kind: str) -> None:
+    assert spec_from_hf(BARE[kind]) == rewritten(BARE[kind])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_are_read_as_transformers_reads_them(name: str) -> None:
+    assert spec_from_hf(PUBLISHED[name]) == rewritten(PUBLISHED[name])
