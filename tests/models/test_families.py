@@ -300,7 +300,15 @@ def test_any_config_gives_a_spec_or_our_error(family: str, changes: dict[str, An
         spec_from_hf(config, family)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(GGUF)), JUNK, max_size=3))
-def test_any_metadata_gives_a_spec_or_our_error(changes: dict[str, Any]) -> None:
+GGUF_OTHER = ["attention.sliding_window", "attention.layer_norm_epsilon", "attention.max_alibi_bias", "logit_scale"]
+GGUF_OTHER += ["attention.clamp_kqv", "final_logit_softcapping", "rope.freq_base_swa", "use_parallel_residual"]
+
+
+@given(
+    family=st.sampled_from(sorted(name for name, family in FAMILIES.items() if family.from_gguf)),
+    changes=st.dictionaries(st.sampled_from([*GGUF, *(f"llama.{key}" for key in GGUF_OTHER)]), JUNK, max_size=3),
+)
+def test_any_metadata_gives_a_spec_or_our_error(family: str, changes: dict[str, Any]) -> None:
+    told = {key.replace("llama.", f"{family}."): value for key, value in {**GGUF, **changes}.items()}
     with suppress(CorruptCheckpoint, UnsupportedModel):
-        spec_from_gguf({**GGUF, **changes}, TENSORS)
+        spec_from_gguf({**told, "general.architecture": family}, TENSORS)

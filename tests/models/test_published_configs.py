@@ -4,11 +4,16 @@ of them what we read of the file that transformers makes out of them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.models.test_families import JUNK
 from tests.models.tiny import CASES
+from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.models.families import spec_from_hf
 from tramontane.models.spec import ModelSpec
 
@@ -175,3 +180,15 @@ def test_defaults_are_those_of_transformers(kind: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_are_read_as_transformers_reads_them(name: str) -> None:
     assert spec_from_hf(PUBLISHED[name]) == rewritten(PUBLISHED[name])
+
+
+@given(st.data())
+def test_published_files_with_junk_give_a_spec_or_our_error(data: st.DataObject) -> None:
+    known = {**BARE, **PUBLISHED}
+    config = known[data.draw(st.sampled_from(sorted(known)))]
+    keys = st.sampled_from(sorted({*config, *_OTHER} - {"model_type"}))
+    with suppress(CorruptCheckpoint, UnsupportedModel):
+        spec_from_hf({**config, **data.draw(st.dictionaries(keys, JUNK, min_size=1, max_size=3))})
+
+
+_OTHER = ("attention_layers", "attention_types", "attn_config", "layer_types", "num_key_value_heads", "rope_parameters")
