@@ -35,6 +35,8 @@ class Sequence_:
 
     tables: list[list[int]]
     tokens: list[int] = field(default_factory=list)
+    length: int = 0
+    """What its positions are stretched for, where that is more than it has tokens."""
 
 
 class Rig:
@@ -60,7 +62,7 @@ class Rig:
         """Feed each sequence its next tokens, all in one batch; logits [n, V] of all fed positions, a sequence each."""
         tokens: list[int] = []
         positions: list[int] = []
-        lens, starts = [], [0]
+        lens, starts, lengths = [], [0], []
         slots: list[list[int]] = [[] for _ in self.groups]
         for sequence, fed in work:
             begin = len(sequence.tokens)
@@ -68,6 +70,7 @@ class Rig:
             tokens += fed
             positions += range(begin, len(sequence.tokens))
             lens.append(len(sequence.tokens))
+            lengths += [max(sequence.length, len(sequence.tokens))] * len(fed)
             starts.append(len(tokens))
             for table, slots_of in zip(sequence.tables, slots, strict=True):
                 while len(table) * self.block_size < len(sequence.tokens):
@@ -88,6 +91,7 @@ class Rig:
             query_start=self._ints(starts),
             context_lens=self._ints(lens),
             groups=groups,
+            rope_lengths=np.array(lengths, np.int32),
         )
         hidden = self.decoder.forward(batch, self.cache, self.workspace)
         logits = self.decoder.logits(hidden, self._ints(range(len(tokens))), self.workspace)
@@ -100,6 +104,7 @@ class Rig:
     def run(self, tokens: Sequence[int], chunks: Iterable[int] = ()) -> NDArray[Any]:
         """Logits [len(tokens), V] of a new sequence, fed in chunks of these sizes and then the rest at once."""
         sequence, out, at = self.sequence(), [], 0
+        sequence.length = len(tokens)
         for size in (*chunks, len(tokens)):
             if at < len(tokens):
                 out += self.step((sequence, tokens[at : at + size]))

@@ -34,6 +34,7 @@ PAIRS = [
     pytest.param((name, kind.values[0]), id=f"{name}-{kind.values[0]}", marks=kind.marks)
     for kind in KERNELS
     for name in (CASES if kind is MAIN else EVERYWHERE)
+    if not CASES[name].by_length
 ]
 
 

@@ -32,6 +32,9 @@ class Case:
     settings: Mapping[str, Any]
     gguf: bool = False
     """Whether GGUF files can tell all of it, and `tests.models.as_gguf` writes it."""
+    by_length: bool = False
+    """Whether a token's rotation depends on how long its sequence is, so that what was computed before it was as long
+    is not what transformers makes of all of it at once."""
     attention: str = "eager"
     """Which of transformers' implementations is the reference."""
     save: Callable[[Any, Path], None] | None = None

@@ -15,6 +15,9 @@ CASES: Mapping[str, Case] = {
         "llama", {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}, gguf=True
     ),
     "llama-linear": Case("llama", {**LLAMA, **rope("linear", factor=3.0)}, gguf=True),
+    "llama-dynamic": Case(
+        "llama", {**LLAMA, "max_position_embeddings": 32, **rope("dynamic", factor=3.0)}, by_length=True
+    ),
     "llama-llama3": Case(
         "llama",
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.models.cases.base import LLAMA, Case
+from tests.models.cases.base import LLAMA, Case, rope
 
 _PHI: Mapping[str, Any] = {
     **{key: value for key, value in LLAMA.items() if key not in ("rms_norm_eps", "head_dim")},
@@ -14,12 +14,21 @@ _PHI: Mapping[str, Any] = {
 
 _PHI3: Mapping[str, Any] = {**LLAMA, "hidden_size": 72, "pad_token_id": 0}
 
+_PHI3: Mapping[str, Any] = {**LLAMA, "hidden_size": 72, "pad_token_id": 0}
+_LONGROPE: Mapping[str, Any] = {
+    "original_max_position_embeddings": 32,
+    **rope(
+        "longrope",
+        partial_rotary_factor=0.5,
+        short_factor=[1.0, 1.2, 1.5],
+        long_factor=[1.0, 3.0, 7.0],
+        original_max_position_embeddings=32,
+    ),
+}
+
 CASES: Mapping[str, Case] = {
     "phi": Case("phi", {**_PHI, "num_key_value_heads": 6, "partial_rotary_factor": 0.5}, gguf=True),
     "phi-head-norm": Case("phi", {**_PHI, "qk_layernorm": True}),
-    "phi3": Case(
-        "phi3",
-        {**LLAMA, "hidden_size": 72, "sliding_window": 9, "partial_rotary_factor": 0.5, "pad_token_id": 0},
-        gguf=True,
-    ),
+    "phi3": Case("phi3", {**_PHI3, "sliding_window": 9, "partial_rotary_factor": 0.5}, gguf=True),
+    "phi3-longrope": Case("phi3", {**_PHI3, **_LONGROPE}, gguf=True, by_length=True),
 }
