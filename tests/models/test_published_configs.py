@@ -22,7 +22,7 @@ _SIZES = {
     "num_heads": 32, "n_heads": 32, "intermediate_size": 512, "ffn_dim": 512, "n_inner": 512,
     "num_key_value_heads": 8, "max_position_embeddings": 512, "n_positions": 512, "max_seq_len": 512,
 }  # fmt: skip
-_KEPT = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types"}
+_KEPT = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types", "moe_intermediate_size"}
 BARE: Mapping[str, dict[str, Any]] = {
     case.model_type: {
         "model_type": case.model_type,
