@@ -22,13 +22,14 @@ _SIZES = {
     "num_heads": 32, "n_heads": 32, "intermediate_size": 512, "ffn_dim": 512, "n_inner": 512,
     "num_key_value_heads": 8, "max_position_embeddings": 512, "n_positions": 512, "max_seq_len": 512,
 }  # fmt: skip
-_KEPT = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types", "moe_intermediate_size"}
+_KEPT = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "attention_types"}
 BARE: Mapping[str, dict[str, Any]] = {
     case.model_type: {
         "model_type": case.model_type,
         **{key: _SIZES.get(key, value) for key, value in case.settings.items() if key in _SIZES or key in _KEPT},
     }
     for case in CASES.values()
+    if "kv_lora_rank" not in case.settings  # whose files state all they have
 }
 """Sizes alone, of each type."""
 
