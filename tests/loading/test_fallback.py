@@ -70,7 +70,7 @@ def test_what_cannot_run_names_the_backend_that_can(model_type: str, tmp_path: P
     from tests.models import zoo
 
     zoo.save_tiny(model_type, tmp_path / "m")
-    with pytest.raises(UnsupportedModel, match=rf"'{model_type}'.*its? .*backend='transformers'"):
+    with pytest.raises(UnsupportedModel, match=rf"'{model_type}'.*one row: its? .*backend='transformers'"):
         load_model(tmp_path / "m", OPS)
 
 
@@ -90,6 +90,12 @@ def test_code_of_the_repository_is_never_run(folder: Path) -> None:
     (folder / "configuration.py").write_text("raise SystemExit('it ran')")
     remote = {"AutoConfig": "configuration.C", "AutoModelForCausalLM": "modeling.M"}
     assert load_model(change(folder, auto_map=remote), OPS).spec.family == "biogpt"
+
+
+def test_how_a_model_is_to_be_loaded_is_ours_to_say(folder: Path) -> None:
+    """Settings of loaders, which may name packages, kernels or precisions, are no part of the model."""
+    words = {"dtype": "float16", "attn_implementation": "org/kernel", "fusion_config": {"patch_embeddings": True}}
+    assert load_model(change(folder, **words), OPS).dtype == "float32"
 
 
 def test_pickles_are_not_looked_at(folder: Path) -> None:

@@ -5,6 +5,7 @@ Sizes shrink by what attributes are called; `OVERRIDES` has what a model type wa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ _SIZES: Mapping[str, Any] = {
     **_each("index_topk", 16),
     **_each("hidden_size_per_layer_input index_head_dim linear_key_head_dim linear_value_head_dim", 16),
     **_each("linear_num_key_heads linear_num_value_heads linear_num_heads", 2),
-    **_each("linear_head_dim mamba_d_state ssm_state_size state_size", 16),
+    **_each("encoder_hash_byte_group_vocab linear_head_dim mamba_d_state ssm_state_size state_size", 16),
     **_each("mamba_n_heads n_mamba_heads mamba_num_heads", 8),
     **_each("mamba_d_head mamba_head_dim mamba_headdim", 16),
     **_each("chunk_size mamba_chunk_size", 8),
@@ -71,6 +72,13 @@ _KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_laye
 """Lists of which every kind shall be there."""
 
 _MLA = {"head_dim": 8, "num_key_value_heads": 4, "v_head_dim": 16}
+_QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 2,
+}
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "cohere_compass_text": {
         "layer_types": ["full_attention", "sliding_attention"] * 2,
@@ -81,13 +89,8 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "xlstm": {"hidden_size": 64, "qk_dim_factor": 1.0},
     "falcon_h1": {"mamba_d_ssm": 128},
-    "qwen4_exp_text": {
-        "indexer_n_heads": 2,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 16,
-        "indexer_budget": 64,
-        "indexer_compress_ratio": 2,
-    },
+    "qwen4_exp_text": _QWEN4,
+    "qwen4_exp": {"text_config": _QWEN4},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
@@ -95,6 +98,12 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "zaya": {"num_experts_per_tok": 1},
+    "dots3_note_text": {"per_layer_config": {}, "head_dim": 24},
+    "dots3_note": {
+        "text_config": {"per_layer_config": {}, "head_dim": 24},
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    },
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16]},
@@ -219,7 +228,8 @@ def attempt(model_type: str, folder: Path, ops: Ops) -> Trial:
     try:
         decoder = load_model(folder, ops).decoder
     except TramontaneError as error:
-        return Trial(model_type, "", reason=error.message.replace(str(folder), "it"))
+        told = re.search(r"either \((.*)\)\.$", error.message)
+        return Trial(model_type, "", reason=told[1] if told else error.message.replace(str(folder), "it"))
     how = "own decoder" if isinstance(decoder, Decoder) else decoder.way.name
     difference = max(float(np.abs(ours - theirs).max()) for ours, theirs in compared(decoder, ids, wanted))
     return Trial(model_type, how, difference, float(np.abs(wanted).max()))

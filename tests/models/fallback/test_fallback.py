@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -101,16 +101,10 @@ def test_the_spec_tells_what_the_engine_asks(tiny: Any) -> None:
 # ---- weights ------------------------------------------------------------------------------------------------------
 
 
-def matrices(found: Fallback) -> Iterator[tuple[str, WeightTensor]]:
-    for name, value in found.model.module.model.named_parameters():
-        if isinstance(value, WeightTensor):
-            yield name, value
-
-
 def test_matrices_stay_where_they_are_mapped(tiny: Any) -> None:
     for model_type in ("cwm", "flex_olmo"):
         found = load(tiny(model_type)[1], make("cpu"))
-        names = dict(matrices(found))
+        names = found.model.matrices
         assert {name for name in names if name.endswith(("q_proj.weight", "lm_head.weight", "embed_tokens.weight"))}
         for name, value in names.items():
             for parts in value.weights:
@@ -126,7 +120,9 @@ def test_other_dtypes(dtype: str, tiny: Any, tmp_path: Path) -> None:
     found = load(tmp_path / "m", make("cpu"), dtype)
     kept = {"auto": "BF16", "float32": "F32"}[dtype]
     assert set(found.formats.values()) == {kept}
-    assert {weight.format for _, value in matrices(found) for parts in value.weights for weight in parts} == {kept}
+    assert {
+        weight.format for value in found.model.matrices.values() for parts in value.weights for weight in parts
+    } == {kept}
     assert found.dtype == ("bfloat16" if dtype == "auto" else "float32")
     assert_same(reloaded(tmp_path / "m"), found.model, zoo.tokens_of("flex_olmo"))
 
@@ -183,7 +179,7 @@ def test_quantized_matrices_stay_quantized(name: str, tiny: Any, tmp_path: Path)
     model_type, write, settings, format = QUANTIZED[name]
     twin = write_quantized(tmp_path, tiny(model_type)[0], write, settings)
     found = load(tmp_path, make("cpu"))
-    kept = {weight.format for _, value in matrices(found) for parts in value.weights for weight in parts}
+    kept = {weight.format for value in found.model.matrices.values() for parts in value.weights for weight in parts}
     assert kept == {"F32", format}
     ids = zoo.tokens_of(model_type)
     wanted = logits_of(twin, ids)

@@ -34,7 +34,7 @@ try:
     from tramontane.models.fallback.passes import ATTENTION, Refused, running
     from tramontane.models.fallback.row import Row
     from tramontane.models.fallback.sequences import Sequences
-    from tramontane.models.fallback.tensors import to_array, to_tensor
+    from tramontane.models.fallback.tensors import WeightTensor, to_array, to_tensor
 except ImportError as error:
     raise MissingExtra("transformers", "Running a model through transformers' own layers") from error
 
@@ -73,7 +73,6 @@ class FallbackModel:
             torch.set_num_threads(ops.threads)
         self.ops = ops
         model = build(config, tensors, weights, ops, source)
-        reasons: list[str] = []
         try:
             self.module = Module(model)
             tokens = _tokens(model.config).to(model.device)
@@ -82,7 +81,8 @@ class FallbackModel:
                 wanted = self.module.whole(tokens)
         except Exception as error:
             raise _refusal(source, [_reason(error)]) from error
-        for attention, way in self._ways(tokens):
+        reasons: dict[str, str] = {}
+        for name, attention, way in self._ways(tokens):
             model.set_attn_implementation(attention)
             try:
                 self.way = way()
@@ -90,18 +90,24 @@ class FallbackModel:
                 settle(model)
                 self._check(tokens, wanted)
             except Exception as error:
-                reasons.append(_reason(error))
+                reasons.setdefault(_reason(error), name)
             else:
                 return
-        raise _refusal(source, reasons)
+        raise _refusal(source, [f"{name}: {reason}" for reason, name in reasons.items()])
 
-    def _ways(self, tokens: Any) -> list[tuple[str, Callable[[], Row | Sequences]]]:
-        """From the best: (attention implementation, way)."""
+    def _ways(self, tokens: Any) -> list[tuple[str, str, Callable[[], Row | Sequences]]]:
+        """From the best: (name, transformers' name of the attention, the way)."""
         return [
-            (ATTENTION, lambda: Row(self.module, self.ops, tokens, self._context_length())),
-            ("eager", lambda: Sequences(self.module, tokens)),
-            ("eager", lambda: Sequences(self.module, tokens, singly=True)),
+            (Row.name, ATTENTION, lambda: Row(self.module, self.ops, tokens, self._context_length())),
+            ("sequence by sequence", "eager", lambda: Sequences(self.module, tokens)),
+            ("token by token", "eager", lambda: Sequences(self.module, tokens, singly=True)),
         ]
+
+    @property
+    def matrices(self) -> dict[str, WeightTensor]:
+        """The weights that the model computes with, by transformers' names of its parameters."""
+        named = self.module.model.named_parameters()
+        return {name: value for name, value in named if isinstance(value, WeightTensor)}
 
     def _context_length(self) -> int:
         config = self.module.model.config.get_text_config(decoder=True)
@@ -234,12 +240,11 @@ def _tokens(config: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {str(error)[:200]}"
+    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {str(error).rstrip('.')[:200]}"
 
 
 def _refusal(source: str, reasons: list[str]) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{source} cannot run on this engine, not even through transformers' own layers: "
-        f"{'; '.join(dict.fromkeys(reasons))}.",
+        f"Through transformers' own layers {source} does not run on this engine either ({'; '.join(reasons)}).",
         "Run it with backend='transformers'.",
     )

@@ -6,6 +6,7 @@ Owns how transformers is made to load what we give it. Must not know: files, att
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,8 +27,11 @@ from tramontane.weights import Weight, make_weight
 log = logging.getLogger("tramontane")
 
 _FORMATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_NOT_OURS = ("quantization_config", "auto_map", "torch_dtype", "dtype", "_attn_implementation", "attn_implementation")
-"""Keys of a configuration that say how its writer loaded it."""
+_NOT_OURS = (
+    *("quantization_config", "auto_map", "fusion_config", "torch_dtype", "dtype"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+)
+"""Keys of a configuration that say how to load a model instead of what it is."""
 _SIZE = (1 << 31) - 1
 _MODULES = 1 << 14
 """No model has so many layers or experts."""
@@ -85,8 +89,8 @@ def build(
 def _check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Refuse what would take all memory before a single tensor is looked at: modules are made as the settings say."""
     for key, value in _leaves(config):
-        most = _MODULES if any(word in key for word in ("layer", "expert", "block", "group")) else _SIZE
-        if isinstance(value, int) and value > most:
+        modules = re.search("layers|experts|blocks|groups", key) and not re.search("size|dim|vocab|per_", key)
+        if isinstance(value, int) and value > (_MODULES if modules else _SIZE):
             raise CorruptCheckpoint(source, f"{key} is {value}, too many for any model")
 
 
@@ -97,13 +101,14 @@ def _leaves(value: Any, key: str = "config.json") -> Iterator[tuple[str, Any]]:
     yield key, value
 
 
-def _decoded(value: Any) -> Any:
-    """A configuration with the numbers that JSON has not, which transformers writes as objects."""
+def _own(value: Any) -> Any:
+    """What a configuration says of the model, with the numbers that JSON has not, which transformers writes as
+    objects."""
     if isinstance(value, Mapping):
         if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
             return float(value["__float__"])
-        return {name: _decoded(part) for name, part in value.items()}
-    return [_decoded(part) for part in value] if isinstance(value, list) else value
+        return {name: _own(part) for name, part in value.items() if name not in _NOT_OURS}
+    return [_own(part) for part in value] if isinstance(value, list) else value
 
 
 def _class_of(config: Mapping[str, Any], source: str) -> tuple[Any, Any]:
@@ -113,9 +118,8 @@ def _class_of(config: Mapping[str, Any], source: str) -> tuple[Any, Any]:
         raise UnsupportedModel(
             f"{source} is a {model_type!r:.60} model, which transformers {transformers.__version__} does not know."
         )
-    own = {name: _decoded(value) for name, value in config.items() if name not in _NOT_OURS}
     try:
-        settings = CONFIG_MAPPING[model_type].from_dict(own)
+        settings = CONFIG_MAPPING[model_type].from_dict(_own(config))
     except Exception as error:
         raise CorruptCheckpoint(source, f"transformers refuses its config.json: {str(error)[:300]}") from error
     if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -36,6 +36,8 @@ class _Rows:
     number: int
     indexer: bool
     """The keys of a sparse attention's indexer, not its keys and values."""
+    positions: tuple[int, ...] | None = None
+    """Of an indexer that keeps the positions of its keys, the shape of those of one token."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Sequences:
         yield Layer(k.shape[1], k.shape[1], k.shape[3], v.shape[3])
         if getattr(layer, "is_indexer_initialized", False):
             width = layer.indexer_keys.shape[-1]
-            self._rows.append(_Rows(number, True))
+            positions = layer.indexer_position_ids
+            self._rows.append(_Rows(number, True, None if positions is None else tuple(positions.shape[:-1])))
             yield Layer(1, 1, width, width)
 
     def _note_states(self, number: int, layer: Any) -> None:
@@ -153,6 +156,9 @@ class Sequences:
             if noted.indexer:
                 layer.update_indexer = store.update_indexer
                 layer.is_indexer_initialized = True
+                if noted.positions is not None and rows[0] + at.shift:
+                    before = torch.arange(rows[0] + at.shift, device=store.slots.device) + self._module.offset
+                    layer.indexer_position_ids = before.expand(*noted.positions, -1)
             else:
                 _put_keys_and_values(layer, store, rows[0] + at.shift)
         if self._states and rows[0] + at.shift:

@@ -62,11 +62,13 @@ class WeightTensor(torch.Tensor):  # type: ignore[misc]
         *,
         stacked: bool = False,
         transposed: bool = False,
+        device: Any = None,
     ) -> WeightTensor:
+        """`device`: that of the weights' ops, where it is known already."""
         first = weights[0]
         shape = (sum(weight.shape[0] for weight in first), first[0].shape[1])
         shape = shape[::-1] if transposed else shape
-        device = to_tensor(first[0].ops.zeros((1,), "float32")).device
+        device = device or to_tensor(first[0].ops.zeros((1,), "float32")).device
         made: WeightTensor = torch.Tensor._make_wrapper_subclass(
             cls, (len(weights), *shape) if stacked else shape, dtype=torch.float32, device=device
         )
@@ -102,7 +104,9 @@ class WeightTensor(torch.Tensor):  # type: ignore[misc]
         return to_tensor(np.stack(whole) if self.stacked else whole[0]).to(self.device)
 
     def like(self, weights: Sequence[Sequence[Weight]], **changes: bool) -> WeightTensor:
-        return WeightTensor(weights, **{"stacked": self.stacked, "transposed": self.transposed, **changes})
+        """Other weights, laid as these are but for the changes."""
+        layout = {"stacked": self.stacked, "transposed": self.transposed, **changes}
+        return WeightTensor(weights, device=self.device, **layout)
 
 
 def _dense(value: Any) -> Any:
