@@ -84,6 +84,15 @@ def test_what_a_file_says_cannot_steer_the_terminal(shell: Shell, tiny: Path) ->
     assert "\x1b" not in shell("inspect", "-m", str(tiny), "--template").stdout
 
 
+def test_what_goes_through_transformers(shell: Shell, tiny: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    change(tiny, "config.json", model_type="biogpt", architectures=["BioGptForCausalLM"])
+    report = inspected(shell, tiny)
+    assert report["loads"]
+    assert report["through_transformers"]
+    assert "yes, through transformers" in shell("inspect", "-m", str(tiny)).stdout
+
+
 def test_why_it_cannot_be_loaded(shell: Shell, tiny: Path) -> None:
     tensors = load_file(tiny / "model.safetensors")
     save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"].astype(np.int8)}, tiny / "model.safetensors")

@@ -54,7 +54,12 @@ def show(report: Report) -> None:
             _row("  others", ", ".join(others))
     if report["memory"]:
         _show_memory(report["memory"])
-    _row("loads", f"yes, natively, on {report['kernels']} kernels" if report["loads"] else "no")
+    way = (
+        "through transformers, if a check while loading finds it right"
+        if report["through_transformers"]
+        else "natively"
+    )
+    _row("loads", f"yes, {way}, on {report['kernels']} kernels" if report["loads"] else "no")
     for problem in report["problems"]:
         _row("", problem)
 

@@ -83,6 +83,7 @@ def examine(model: str | None, *, context: int | None = None, batch: int = 1) ->
             **_templates(checkpoint, tokenizer, problems),
             "memory": _memory(plan, context, batch),
             "loads": not problems,
+            "through_transformers": plan is None and not problems,
             "kernels": None if problems else _kernels(),
             "problems": problems,
         }
@@ -102,9 +103,14 @@ def _first_text(*values: Any) -> str | None:
 
 
 def _plan(checkpoint: Checkpoint, problems: list[str]) -> Plan | None:
+    """What the checkpoint will become; None where this build has no decoder for it, which is a problem unless it can
+    be tried through transformers."""
     from tramontane.loading.build import checked_plan
+    from tramontane.loading.fallback import can_be_tried, refusal_of
 
     try:
+        if refusal_of(checkpoint) is not None and can_be_tried(checkpoint):
+            return None
         return checked_plan(checkpoint)
     except UnsupportedModel as error:
         problems.append(str(error))

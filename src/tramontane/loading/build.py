@@ -22,7 +22,7 @@ from tramontane.loading import memory
 from tramontane.loading.binding import Binding, Piece
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
 from tramontane.loading.converting import NUMPY, converted
-from tramontane.loading.fallback import load_fallback, may_fall_back
+from tramontane.loading.fallback import load_fallback, refusal_of
 from tramontane.loading.memory import Plan
 from tramontane.models.decoder import Decoder
 from tramontane.models.parameters import Parameter, check_parameters
@@ -63,16 +63,14 @@ def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture:
 
     Matrices are used where they are mapped if the device can; `dtype` (float32, float16, bfloat16) converts dense
     ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and a few megabytes.
+    A language model that no family of this build's describes runs through transformers' layers, where installed.
     Raises ModelNotFound, CorruptCheckpoint, UnsupportedModel, OutOfMemory or InvalidRequest.
     """
     if dtype != "auto" and dtype not in memory.ITEMSIZE:
         raise InvalidRequest("dtype", f"{dtype!r} is not a dtype", f"Use auto, {', '.join(memory.ITEMSIZE)}.")
     checkpoint = open_checkpoint(path)
-    try:
-        checkpoint.spec(architecture)
-    except UnsupportedModel as refusal:
-        if architecture != "auto" or not may_fall_back(checkpoint):
-            raise
+    refusal = refusal_of(checkpoint, architecture)
+    if refusal is not None:
         found = load_fallback(checkpoint, ops, dtype, refusal)
         spec, formats = found.model.spec, found.formats
         return LoadedModel(spec, found.model, ops, checkpoint, found.nbytes, found.dtype, formats, {})

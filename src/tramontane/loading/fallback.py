@@ -33,13 +33,32 @@ _GENERATIVE = ("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGenera
 """Ends of the names of classes that continue texts."""
 
 
-def may_fall_back(checkpoint: Checkpoint) -> bool:
-    """Whether this is a language model in Hugging Face's layout whose tensors we can read."""
-    if type(checkpoint) is not SafetensorsCheckpoint:
+def refusal_of(checkpoint: Checkpoint, architecture: str = "auto") -> UnsupportedModel | None:
+    """Why this build has no decoder for a checkpoint that may run through transformers; None where it has one.
+
+    Raises UnsupportedModel where transformers is no way either: for other layouts, for what is no language model, and
+    where an architecture was named.
+    """
+    try:
+        checkpoint.spec(architecture)
+    except UnsupportedModel as refusal:
+        if architecture != "auto" or type(checkpoint) is not SafetensorsCheckpoint:
+            raise
+        checkpoint.check_readable()
+        classes = checkpoint.config.get("architectures") or []
+        if not isinstance(classes, list) or not all(str(kind).endswith(_GENERATIVE) for kind in classes):
+            raise
+        return refusal
+    return None
+
+
+def can_be_tried(checkpoint: Checkpoint) -> bool:
+    """Whether transformers is installed and knows the model."""
+    if not _installed():
         return False
-    checkpoint.check_readable()
-    classes = checkpoint.config.get("architectures") or []
-    return isinstance(classes, list) and all(str(kind).endswith(_GENERATIVE) for kind in classes)
+    from tramontane.models.fallback.build import knows
+
+    return knows(checkpoint.config)
 
 
 @dataclass(frozen=True)

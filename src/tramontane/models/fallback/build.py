@@ -86,6 +86,12 @@ def build(
     return model.requires_grad_(False)
 
 
+def knows(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a causal language model for this config.json."""
+    model_type = config.get("model_type")
+    return model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
 def _check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Refuse what would take all memory before a single tensor is looked at: modules are made as the settings say."""
     for key, value in _leaves(config):
