@@ -66,6 +66,20 @@ def mlp(**values: Any) -> Change:
     return change
 
 
+def head_norm(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].attention.head_norm
+        assert current is not None
+        return attention(head_norm=replace(current, **values))(spec)
+
+    return change
+
+
+def norm(**values: Any) -> Change:
+    """Of the last layer."""
+    return lambda spec: layer(norm=replace(spec.layers[-1].norm, **values))(spec)
+
+
 def rope(**values: Any) -> Change:
     def change(spec: ModelSpec) -> ModelSpec:
         current = spec.layers[-1].attention.rope
@@ -99,9 +113,12 @@ FLIPS: dict[tuple[type, str], list[tuple[str, Change]]] = {
         ("llama", attention(head_dim=24, num_heads=3, num_kv_heads=1)),
     ],
     (MLPSpec, "intermediate_size"): [("llama", mlp(intermediate_size=81))],
-    (AttentionSpec, "rope"): [("llama", attention(rope=RopeSpec(500.0, 12)))],
-    (MLPSpec, "activation"): [("llama", mlp(activation=a)) for a in ("gelu", "gelu_tanh", "relu")],
-    (LayerSpec, "norm"): [("llama", layer(norm=NormSpec(eps=1e-5)))],
+    (AttentionSpec, "rope"): [("llama", attention(rope=RopeSpec(500.0, 12))), ("cohere2", attention(rope=None))],
+    (MLPSpec, "activation"): [
+        *(("llama", mlp(activation=a)) for a in ("gelu", "gelu_tanh", "relu")),
+        *(("nemotron", mlp(activation=a)) for a in ("gelu_quick", "gelu_tanh", "relu")),
+    ],
+    (LayerSpec, "norm"): [("llama", layer(norm=NormSpec(eps=1e-5))), ("phi", norm(eps=1e-5))],
     (AttentionSpec, "window"): [
         ("llama", attention(window=40)),
         ("qwen2-windows", attention(window=10)),
@@ -118,10 +135,18 @@ FLIPS: dict[tuple[type, str], list[tuple[str, Change]]] = {
     (RopeSpec, "interleaved"): [("llama", rope(interleaved=True))],
     (RopeSpec, "scaling"): [("llama-yarn", rope(scaling=None)), ("llama", rope(scaling=RopeScaling("linear", 2.0)))],
     (RopeSpec, "factors"): [("llama", rope(factors=(1.0, 1.0, 1.0, 2.0, 3.0, 1.0)))],
-    (RopeScaling, "kind"): [("llama-llama3", scaling(kind=kind)) for kind in ("linear", "yarn")],
-    (RopeScaling, "factor"): [(f"llama-{kind}", scaling(factor=5.0)) for kind in ("linear", "llama3", "yarn")],
+    (RopeScaling, "kind"): [
+        *(("llama-llama3", scaling(kind=kind)) for kind in ("linear", "yarn")),
+        ("llama-dynamic", scaling(kind="linear")),
+        ("phi3-longrope", scaling(kind="dynamic")),
+    ],
+    (RopeScaling, "factor"): [
+        (base, scaling(factor=5.0))
+        for base in ("llama-linear", "llama-llama3", "llama-yarn", "llama-dynamic", "phi3-longrope")
+    ],
     (RopeScaling, "original_context_length"): [
-        (f"llama-{kind}", scaling(original_context_length=90)) for kind in ("llama3", "yarn")
+        (base, scaling(original_context_length=90))
+        for base in ("llama-llama3", "llama-yarn", "llama-dynamic", "phi3-longrope")
     ],
     (RopeScaling, "low_freq_factor"): [("llama-llama3", scaling(low_freq_factor=0.5))],
     (RopeScaling, "high_freq_factor"): [("llama-llama3", scaling(high_freq_factor=6.0))],
@@ -132,6 +157,48 @@ FLIPS: dict[tuple[type, str], list[tuple[str, Change]]] = {
         ("qwen2-yarn", scaling(attention_factor=None)),
     ],
     (RopeScaling, "truncate"): [("qwen2-yarn", scaling(truncate=True)), ("llama-yarn", scaling(truncate=False))],
+}
+
+FLIPS |= {
+    (ModelSpec, "head"): [("llama", model(head=False))],
+    (ModelSpec, "head_bias"): [("phi", model(head_bias=False)), ("llama", model(head_bias=True))],
+    (ModelSpec, "embedding_size"): [("opt-post-norm", model(embedding_size=None)), ("opt", model(embedding_size=20))],
+    (ModelSpec, "embedding_scale"): [("gemma", model(embedding_scale=1.0)), ("llama", model(embedding_scale=2.0))],
+    (ModelSpec, "embedding_norm"): [("bloom", model(embedding_norm=None)), ("llama", model(embedding_norm=NormSpec()))],
+    (ModelSpec, "positions"): [("gpt2", model(positions=0)), ("llama", model(positions=256))],
+    (ModelSpec, "token_types"): [("llama", model(token_types=2))],
+    (ModelSpec, "logit_scale"): [("cohere", model(logit_scale=1.0))],
+    (ModelSpec, "logit_softcap"): [("gemma2", model(logit_softcap=0.0)), ("gemma2", model(logit_softcap=8.0))],
+    (NormSpec, "kind"): [("cohere", norm(kind="rms")), ("llama", norm(kind="layer"))],
+    (NormSpec, "eps"): [("llama", norm(eps=1e-5)), ("cohere", norm(eps=1e-5))],
+    (NormSpec, "weight"): [("opt-plain", norm(weight=True)), ("cohere", norm(weight=False))],
+    (NormSpec, "bias"): [("cohere", norm(bias=True)), ("phi", norm(bias=False))],
+    (LayerSpec, "placement"): [
+        *(("gemma2", layer(placement=place)) for place in ("pre", "post", "residual")),
+        ("opt", layer(placement="residual")),
+        ("opt-post-norm", layer(placement="pre")),
+    ],
+    (LayerSpec, "parallel"): [
+        ("phi", layer(parallel=False)),
+        ("gpt_neox", layer(parallel=False)),
+        ("gpt_neox-steps", layer(parallel=True)),
+    ],
+    (LayerSpec, "shared_norm"): [("phi", layer(shared_norm=False)), ("gpt_neox", layer(shared_norm=True))],
+    (LayerSpec, "residual_scale"): [("llama", layer(residual_scale=0.9)), ("phi", layer(residual_scale=0.9))],
+    (AttentionSpec, "causal"): [("llama", attention(causal=False)), ("qwen2-windows", attention(causal=False))],
+    (AttentionSpec, "scale"): [("gemma2-scaled", attention(scale=None)), ("llama", attention(scale=0.2))],
+    (AttentionSpec, "softcap"): [("gemma2", attention(softcap=0.0)), ("gemma2", attention(softcap=5.0))],
+    (AttentionSpec, "slopes"): [("bloom", attention(slopes=None)), ("mpt", attention(slopes=(0.3,) * 6))],
+    (AttentionSpec, "head_norm"): [
+        ("phi-head-norm", attention(head_norm=None)),
+        ("llama", attention(head_norm=HeadNormSpec(NormSpec()))),
+    ],
+    (AttentionSpec, "clip"): [("mpt-clipped", attention(clip=0.0)), ("mpt-clipped", attention(clip=0.7))],
+    (HeadNormSpec, "norm"): [("phi-head-norm", head_norm(norm=NormSpec("layer", 1e-5, bias=True)))],
+    (HeadNormSpec, "over"): [("cohere-head-norm", head_norm(over="all")), ("cohere-head-norm", head_norm(over="head"))],
+    (MLPSpec, "gated"): [("llama", mlp(gated=False)), ("gpt2", mlp(gated=True))],
+    (RopeScaling, "short_factors"): [("phi3-longrope", scaling(short_factors=(1.0, 1.0)))],
+    (RopeScaling, "long_factors"): [("phi3-longrope", scaling(long_factors=(1.0, 3.0, 4.0)))],
 }
 
 CASES = [
