@@ -46,6 +46,8 @@ class Binding:
     """Of the pieces as they are stored."""
     shifted: bool = False
     """What is stored is the value less one."""
+    unit_rows: bool = False
+    """Rows are divided by their lengths."""
 
     @property
     def tensor(self) -> str:
@@ -61,13 +63,11 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
     ignored, shifted = re.compile(names.ignored), re.compile(names.shifted)
     unknown = []
     for name in tensors:
-        if ignored.fullmatch(name):
+        if ignored.fullmatch(name) or (names.spare_layers and names.layer_of(name) >= len(spec.layers)):
             continue
         target = names.target(name)
         if target is None:
             unknown.append(name)
-            continue
-        if names.spare_layers and _layer_of(target) >= len(spec.layers):
             continue
         for index, part in enumerate(target.parts):
             found.setdefault(part, []).append((target.number or 0, name, target, index))
@@ -102,14 +102,9 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
             parameter.kind,
             sum(nbytes for _, _, nbytes in bound),
             shifted=shifted.fullmatch(part) is not None,
+            unit_rows=part in names.unit_rows,
         )
     return bindings
-
-
-def _layer_of(target: Target) -> int:
-    """The layer that a tensor is in; -1 for one that is in none."""
-    place = re.match(r"layers\.(\d+)\.", target.parts[0])
-    return int(place[1]) if place else -1
 
 
 def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tuple[int, ...]:
@@ -161,7 +156,7 @@ def _groups(target: Target, spec: ModelSpec) -> int:
     """Groups of key-value heads of the layer that a target lies in."""
     if target.layout != "grouped":
         return 1
-    return spec.layers[_layer_of(target)].attention.num_kv_heads
+    return spec.layers[int(target.parts[0].split(".")[1])].attention.num_kv_heads
 
 
 def _rows(layout: str, sizes: list[int], index: int, groups: int) -> slice | NDArray[np.int64]:

@@ -21,7 +21,7 @@ from tramontane.kernels import Ops
 from tramontane.loading import memory
 from tramontane.loading.binding import Binding, Piece
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
-from tramontane.loading.converting import NUMPY, converted
+from tramontane.loading.converting import NUMPY, converted, unit_rows
 from tramontane.loading.fallback import load_fallback, refusal_of
 from tramontane.loading.memory import Plan
 from tramontane.models.decoder import Decoder
@@ -114,6 +114,8 @@ def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: s
     else:
         rows, columns = binding.shape
         (one,) = _matrices(checkpoint, binding.pieces[0], format)
+        if binding.unit_rows:
+            one = {"weight": unit_rows(one["weight"])}
         parameter = make_weight(ops, format, (rows, columns), one)
     # What was read to copy it to the device is not needed here any more; where it was not read this changes nothing.
     for piece in binding.pieces:
@@ -155,6 +157,12 @@ def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:
                     f"Tensor {binding.tensor} of {checkpoint.path} is stored as {format}, which this build does not "
                     "load.",
                     f"It loads {', '.join(known)}: use the model in one of them.",
+                )
+            if format not in memory.DENSE and binding.unit_rows:
+                raise UnsupportedModel(
+                    f"Tensor {binding.tensor} of {checkpoint.path} is quantized ({format}), and its rows must be "
+                    "brought to length one.",
+                    "Use the model with an unquantized head.",
                 )
             if format not in memory.DENSE and any(piece.transposed for piece in binding.pieces):
                 raise UnsupportedModel(

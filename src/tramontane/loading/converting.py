@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint in another dtype. Must not know: what they are for."""
+"""Tensors of a checkpoint in another dtype or scale. Must not know: what they are for."""
 
 from __future__ import annotations
 
@@ -39,4 +39,13 @@ def converted(checkpoint: Checkpoint, tensor: str, array: NDArray[Any], dtype: n
                 "Load it with dtype='bfloat16' or dtype='auto'.",
             )
         checkpoint.release(tensor)
+    return result
+
+
+def unit_rows(matrix: NDArray[Any]) -> NDArray[Any]:
+    """A copy of a dense matrix whose rows have length one, made slice by slice."""
+    result, step = np.empty_like(matrix), max(1, _SLICE // max(1, matrix[:1].nbytes))
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step].astype(np.float32)
+        result[start : start + step] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return result

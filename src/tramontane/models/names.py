@@ -48,6 +48,8 @@ class NameMap:
     """A pattern of canonical vectors that are stored less one."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Canonical matrix -> rows at its beginning that the model does not use."""
+    unit_rows: frozenset[str] = frozenset()
+    """Canonical matrices whose rows are divided by their lengths before they are used."""
     variant: tuple[str, Mapping[str, str]] | None = None
     """A tensor, and what else is meant below a layer where there is that one."""
     spare_layers: bool = False
@@ -57,6 +59,13 @@ class NameMap:
         """A copy with other names below a layer (None: without the name), and other fields."""
         merged = {name: target for name, target in {**self.layer, **layer}.items() if target is not None}
         return replace(self, layer=merged, **changes)  # type: ignore[arg-type]
+
+    def layer_of(self, name: str) -> int:
+        """The number of the layer that a tensor is in; -1 for one that is in none."""
+        for prefix in self.optional_prefixes:
+            name = name.removeprefix(prefix)
+        numbered = re.match(re.escape(self.layer_prefix) + r"(\d{1,6})\.", name)
+        return int(numbered[1]) if numbered is not None else -1
 
     def of(self, tensors: Container[str]) -> NameMap:
         """The names in a file that has these tensors."""

@@ -12,5 +12,22 @@ _OLMO: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "h
 CASES: Mapping[str, Case] = {
     "olmo": Case("olmo", {**_OLMO, "clip_qkv": 0.9}),
     "olmo2": Case("olmo2", {**_OLMO, "attention_bias": True}),
+    "olmo3": Case(
+        "olmo3",
+        {
+            **_OLMO,
+            "sliding_window": 9,
+            "num_hidden_layers": 4,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 500.0,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
     "olmoe": Case("olmoe", {**_OLMO, "clip_qkv": 0.9, "num_experts": 6, "num_experts_per_tok": 3}),
 }

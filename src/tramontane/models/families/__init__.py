@@ -17,15 +17,19 @@ from tramontane.models.families import (
     deepseek,
     encoders,
     gemma,
+    glm,
     gpt,
     gpt_oss,
     granite,
+    kin,
     layernorm,
     llama,
     mistral,
     olmo,
     phi,
+    phimoe,
     qwen,
+    remote,
 )
 from tramontane.models.families.base import Family, GGUFTensors
 from tramontane.models.families.gguf import KEYS
@@ -41,15 +45,19 @@ FAMILIES: Mapping[str, Family] = {
     **deepseek.FAMILIES,
     **encoders.FAMILIES,
     **gemma.FAMILIES,
+    **glm.FAMILIES,
     **gpt.FAMILIES,
     **gpt_oss.FAMILIES,
     **granite.FAMILIES,
+    **kin.FAMILIES,
     **layernorm.FAMILIES,
     **llama.FAMILIES,
     **mistral.FAMILIES,
     **olmo.FAMILIES,
     **phi.FAMILIES,
+    **phimoe.FAMILIES,
     **qwen.FAMILIES,
+    **remote.FAMILIES,
 }
 """By `model_type` of config.json and `general.architecture` of GGUF."""
 
@@ -84,7 +92,9 @@ def _of_class(config: Mapping[str, Any], *endings: str) -> bool:
 
 def hf_names(config: Mapping[str, Any], architecture: str = "auto", source: str = "config.json") -> NameMap:
     """What the checkpoint calls its tensors; raises as `spec_from_hf`."""
-    names = _hf_family(Fields(config, source), architecture)[0].names
+    fields = Fields(config, source)
+    told = _hf_family(fields, architecture)[0].names
+    names = told if isinstance(told, NameMap) else told(fields)
     if _of_class(config, "ForSequenceClassification"):
         return replace(names, ignored=rf"{names.ignored}|score\.weight")
     return names

@@ -61,7 +61,8 @@ class Family:
     """How one kind of model is read. A source that is None is not known for it."""
 
     from_hf: Callable[[Fields], ModelSpec] | None = None
-    names: NameMap = HF_NAMES
+    names: NameMap | Callable[[Fields], NameMap] = HF_NAMES
+    """Of safetensors, or how they follow from the configuration."""
     from_gguf: Callable[[Fields, GGUFTensors], ModelSpec] | None = None
     gguf_names: NameMap = GGUF_NAMES
     gguf_keys: frozenset[str] = frozenset()

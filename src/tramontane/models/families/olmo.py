@@ -12,6 +12,7 @@ from tramontane.models.families.base import (
     change_layers,
     hf_decoder,
     hf_layer_types,
+    hf_rope,
     hf_window,
     with_experts,
 )
@@ -47,11 +48,23 @@ def _behind(spec: ModelSpec) -> ModelSpec:
 
 
 def _olmo3(fields: Fields) -> ModelSpec:
-    """Layers with a window keep their rotation where the others' is stretched."""
+    """A stretch of positions is that of layers that see all; those with a window keep theirs."""
     fields = fields.told(rms_norm_eps=1e-5, rope_theta=5e5)
     count, window = fields.integer("num_hidden_layers", high=MAX_LAYERS), hf_window(fields, 4096)
     windows = hf_layer_types(fields, count, window) or [window if (i + 1) % 4 else None for i in range(count)]
-    return _behind(_biases(fields, hf_decoder(fields, "olmo3", windows=windows)))
+    spec = _behind(_biases(fields, hf_decoder(fields, "olmo3", windows=windows, rotary=False)))
+    stated = fields.mapping("rope_parameters")
+    whole, local = (stated.get(f"{kind}_attention") for kind in ("full", "sliding"))
+    head_dim, scaling = spec.layers[0].attention.head_dim, fields.get("rope_scaling") or whole
+    ropes = {
+        True: hf_rope(fields.changed(rope_parameters=local, rope_scaling=None), head_dim),
+        False: hf_rope(fields.changed(rope_parameters=scaling, rope_scaling=None), head_dim),
+    }
+    layers = (
+        replace(layer, attention=replace(layer.attention, rope=ropes[layer.attention.window is not None]))
+        for layer in spec.layers
+    )
+    return replace(spec, layers=tuple(layers))
 
 
 def _olmoe(fields: Fields) -> ModelSpec:
@@ -78,7 +91,7 @@ def _olmoe_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     return gguf_decoder(fields, tensors, "olmoe", router=RouterSpec(normalize=False))
 
 
-_POST_NAMES = HF_NAMES.with_layer(
+POST_NAMES = HF_NAMES.with_layer(
     {
         **HEAD_NORMS,
         "input_layernorm": None,
@@ -89,7 +102,8 @@ _POST_NAMES = HF_NAMES.with_layer(
 
 FAMILIES = {
     "olmo": Family(_olmo, from_gguf=_olmo_from_gguf, gguf_keys=frozenset({"attention.clamp_kqv"})),
-    "olmo2": Family(_olmo2, names=_POST_NAMES, from_gguf=_olmo2_from_gguf),
+    "olmo2": Family(_olmo2, names=POST_NAMES, from_gguf=_olmo2_from_gguf),
+    "olmo3": Family(_olmo3, names=POST_NAMES),
     "olmoe": Family(
         _olmoe,
         names=HF_NAMES.with_layer({**HEAD_NORMS, **expert_names()}),
