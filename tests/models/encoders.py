@@ -105,10 +105,8 @@ class TinyEncoder:
         self.typed = model_type in ("bert", "nomic_bert")
 
     def inputs(self, *texts: Any, **options: Any) -> Any:
-        found = self.tokenizer(*texts, return_tensors="pt", padding=True, **options)
-        if not self.typed:
-            found.pop("token_type_ids", None)
-        return found
+        options = {"return_tensors": "pt", "padding": True, "return_token_type_ids": self.typed, **options}
+        return self.tokenizer(*texts, **options)
 
     def states(self, given: str) -> Any:
         """float32 [T,H] of one text's tokens."""
