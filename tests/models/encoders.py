@@ -91,18 +91,22 @@ class TinyEncoder:
         torch = pytest.importorskip("torch", reason="torch is not installed")
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
         model_type, own = CASES[name]
-        self.torch, self.path = torch, folder / f"{name}-{kind}-{len(settings)}"
-        config = transformers.AutoConfig.for_model(model_type, **own, **settings)
+        self.torch, self.transformers, self.path = torch, transformers, folder / f"{name}-{kind}-{len(settings)}"
+        config = transformers.AutoConfig.for_model(model_type, **{**own, **settings})
         make = getattr(transformers, f"AutoModel{kind.removeprefix('Model')}")
         self.model = make.from_config(config, attn_implementation="eager").float().eval()
         randomize(torch, self.model, seed=len(name))
         self.model.save_pretrained(self.path)
         roberta = "roberta" in model_type
         write_tokenizer(self.path, pairs="roberta" if roberta else "bert")
-        self.tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(self.path / "tokenizer.json"), pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-        )
         self.typed = model_type in ("bert", "nomic_bert")
+        self.load_tokenizer()
+
+    def load_tokenizer(self) -> None:
+        """From its file, as it is now."""
+        named = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        file = str(self.path / "tokenizer.json")
+        self.tokenizer = self.transformers.PreTrainedTokenizerFast(tokenizer_file=file, **named)
 
     def inputs(self, *texts: Any, **options: Any) -> Any:
         options = {"return_tensors": "pt", "padding": True, "return_token_type_ids": self.typed, **options}
