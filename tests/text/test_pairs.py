@@ -58,6 +58,14 @@ def test_a_tokenizer_json(tmp_path: Path, make: Any) -> None:
     check(Tokenizer.from_file(tmp_path / "tokenizer.json"), theirs)
 
 
+def test_the_files_own_padding_and_truncation_are_left_out(tmp_path: Path) -> None:
+    theirs = wordpiece()
+    theirs.enable_padding(length=32)
+    theirs.enable_truncation(16)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    check(Tokenizer.from_file(tmp_path / "tokenizer.json"), wordpiece())
+
+
 def test_bert_without_a_post_processor(tmp_path: Path) -> None:
     theirs = wordpiece()
     (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens_of(theirs)), encoding="utf-8")

@@ -77,7 +77,8 @@ def embedding_settings(checkpoint: Checkpoint, spec: ModelSpec) -> EmbeddingSett
         stated = _gguf_pooling(checkpoint)
         pooling = _GGUF_MODES.get(-1 if stated is None else stated)
         # llama.cpp leaves normalizing to its callers, all of which do.
-        head = EmbeddingHead((pooling or default,), normalize=pooling is not None)
+        layers = _gguf_layers(checkpoint, spec.hidden_size)
+        head = EmbeddingHead((pooling or default,), layers, normalize=pooling is not None)
         return EmbeddingSettings(head, stated=pooling is not None)
     return _Folder(checkpoint.folder, spec.hidden_size, default).settings(checkpoint.tokenizer_config)
 
@@ -341,6 +342,15 @@ def _gguf_pooling(checkpoint: Checkpoint) -> int | None:
     if stated is not None and (not isinstance(stated, int) or not 0 <= stated <= _GGUF_RANK):
         raise CorruptCheckpoint(str(checkpoint.path), f"{key} is {stated!r:.40}, not a number from 0 to {_GGUF_RANK}")
     return stated
+
+
+def _gguf_layers(checkpoint: Checkpoint, hidden_size: int) -> tuple[Layer, ...]:
+    """Those that sentence-transformers keeps in the folders 2_Dense and 3_Dense."""
+    tensors = _Tensors(checkpoint.tensors, checkpoint.array, str(checkpoint.path))
+    names = [name for name in ("dense_2", "dense_3") if f"{name}.weight" in checkpoint.tensors]
+    layers = tuple(tensors.dense(name, "identity") for name in names)
+    _check_widths(layers, hidden_size, str(checkpoint.path))
+    return layers
 
 
 def _gguf_scoring(checkpoint: Checkpoint, hidden_size: int) -> ScoringHead | None:

@@ -313,6 +313,8 @@ def _read(path: Path, config: Mapping[str, Any], source: str) -> Vocab:
         return tekken.build(data, source)
     with soundness(source, "tokenizer.json"):
         inner = tokenizers.Tokenizer.from_buffer(data)
+        inner.no_truncation()
+        inner.no_padding()
         prefix, suffix = _ends(inner)
         between, second_type = _between(inner, len(prefix), len(suffix))
     return Vocab(inner, prefix=prefix, suffix=suffix, between=between, second_type=second_type)

@@ -31,7 +31,7 @@ _CAPS = (50.0, 30.0)
 
 
 def _gemma(fields: Fields, family: str = "gemma", windows: Sequence[int | None] | None = None) -> ModelSpec:
-    fields.only(use_bidirectional_attention=False)
+    fields.only(**{} if family == "gemma3" else {"use_bidirectional_attention": False})
     key = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
     if fields.get("hidden_act") == "gelu" and key == "hidden_act":  # as the first files call the approximation
         fields = fields.changed(**{key: "gelu_pytorch_tanh"})
@@ -70,7 +70,21 @@ def _gemma3(fields: Fields) -> ModelSpec:
     local_fields = fields.changed(rope_parameters=local, rope_scaling=None, rope_theta=None)
     head_dim = spec.layers[0].attention.head_dim
     local_fields = local_fields.told({"rope_theta": "rope_local_base_freq"})
-    return _with_ropes(spec, hf_rope(whole_fields, head_dim), hf_rope(local_fields, head_dim))
+    spec = _with_ropes(spec, hf_rope(whole_fields, head_dim), hf_rope(local_fields, head_dim))
+    return _both_ways(spec) if fields.boolean("use_bidirectional_attention", False) else spec
+
+
+def _both_ways(spec: ModelSpec) -> ModelSpec:
+    """EmbeddingGemma: half of a window lies ahead of a token, half behind."""
+
+    def seen(window: int | None) -> int | None:
+        return None if window is None else window // 2 + 1
+
+    layers = (
+        replace(layer, attention=replace(layer.attention, causal=False, window=seen(layer.attention.window)))
+        for layer in spec.layers
+    )
+    return replace(spec, layers=tuple(layers))
 
 
 def _gemma3_text_half(fields: Fields) -> ModelSpec:
@@ -118,6 +132,12 @@ def _gemma3_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     return _with_ropes(spec, whole, local)
 
 
+def _gemma_embedding_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
+    fields.only(**{"attention.causal": False})
+    fields = fields.changed(**{f"{fields.prefix}attention.causal": None})
+    return replace(_both_ways(_gemma3_from_gguf(fields, tensors)), head=False)
+
+
 _NAMES = HF_NAMES.with_layer({}, shifted=_NORMS)
 _SANDWICH: dict[str, Any] = {
     "post_attention_layernorm": "attention_post_norm",
@@ -134,9 +154,13 @@ _TEXT_HALF = _NAMES3.with_layer(
 _KEYS2 = frozenset({"attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"})
 _KEYS3 = _KEYS2 | {"rope.freq_base_swa"}
 
+_EMBEDDING_NAMES = replace(GGUF_NAMES, ignored=rf"{GGUF_NAMES.ignored}|dense_[23]\.weight")
+_EMBEDDING_KEYS = _KEYS3 | {f"dense_{place}_feat_{way}" for place in (2, 3) for way in ("in", "out")}
+
 FAMILIES = {
     "gemma": Family(_gemma, _NAMES, _gemma_from_gguf),
     "gemma2": Family(_gemma2, _NAMES2, _gemma2_from_gguf, gguf_keys=_KEYS2),
     "gemma3_text": Family(_gemma3, _NAMES3),
     "gemma3": Family(_gemma3_text_half, _TEXT_HALF, _gemma3_from_gguf, gguf_keys=_KEYS3),
+    "gemma-embedding": Family(None, GGUF_NAMES, _gemma_embedding_from_gguf, _EMBEDDING_NAMES, _EMBEDDING_KEYS),
 }
