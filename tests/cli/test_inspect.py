@@ -51,6 +51,40 @@ def test_the_report(shell: Shell, tiny: Path) -> None:
     assert report["problems"] == []
 
 
+def test_an_embedder(shell: Shell, tiny: Path) -> None:
+    assert (inspected(shell, tiny)["generates"], inspected(shell, tiny)["embedding"]) == (True, None)
+    change(tiny, "config.json", architectures=["Qwen2Model"])
+    tensors = load_file(tiny / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if n != "lm_head.weight"}, tiny / "model.safetensors")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (tiny / "modules.json").write_text(json.dumps(modules))
+    (tiny / "1_Pooling").mkdir()
+    change(tiny, "1_Pooling/config.json", pooling_mode="lasttoken")
+    change(tiny, "config_sentence_transformers.json", prompts={"query": "Q: "})
+    change(tiny, "sentence_bert_config.json", max_seq_length=64)
+    report = inspected(shell, tiny)
+    assert (report["generates"], report["loads"], report["architecture"]["head"]) == (False, True, False)
+    assert report["embedding"] == {
+        "pooling": ["lasttoken"],
+        "normalize": True,
+        "dimensions": 32,
+        "max_length": 64,
+        "prompts": {"query": "Q: "},
+        "labels": 0,
+    }
+    shown = shell("inspect", "-m", str(tiny)).stdout
+    assert "embeds          lasttoken, normalized, 32 wide" in shown
+    assert "writes          nothing: it reads texts" in shown
+    refused = shell("run", "-m", str(tiny), "hello")
+    assert refused.exit_code != 0
+    assert "reads texts and writes none" in refused.stderr
+    (tiny / "modules.json").write_text('[{"path": "", "type": "their.own.Module"}]')
+    report = inspected(shell, tiny)
+    assert not report["loads"]
+    assert "their.own.Module" in " ".join(report["problems"])
+
+
 def test_memory_is_what_an_engine_takes(shell: Shell, tiny: Path) -> None:
     memory = inspected(shell, tiny, "--context", "96", "--batch", "3")["memory"]
     with LLM(tiny, context_length=96, max_num_seqs=3) as llm:

@@ -146,10 +146,10 @@ class NativeBackend:
     async def _prepare(self, request: Request) -> Prepared:
         shared = self._require_open()
         if not shared.loaded.spec.generates:
-            does = "embeds and ranks" if self.capabilities().reranks else "embeds"
+            can = "embed() and rerank()" if self.capabilities().reranks else "embed()"
             raise UnsupportedModel(
-                f"This {shared.loaded.spec.family} model reads texts and writes none: it {does} them.",
-                "Use embed() or rerank(), or load a model that generates.",
+                f"This {shared.loaded.spec.family} model reads texts and writes none.",
+                f"Use {can}, or load a model that generates.",
             )
         contents = [request.prompt, *(message.content for message in request.messages or ())]
         if sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT:

@@ -26,8 +26,6 @@ def print_template(report: Report) -> None:
 
 def show(report: Report) -> None:
     """All of it, a line a fact."""
-    from tramontane.cli.terminal import one_line
-
     tensors = report["tensors"]
     _row("model", report["name"] or "unnamed")
     _row("source", report["model"])
@@ -44,14 +42,12 @@ def show(report: Report) -> None:
     for name, row in tensors["by_type"].items():
         _row(f"  {name}", f"{row['count']:>5} tensors {row['elements']:>15,} weights {_size(row['bytes']):>12}")
     _show_tokenizer(report["tokenizer"])
-    template = report["chat_template"]
-    shown = f"{len(template)} characters: {one_line(template, 60)}" if template else "none: it completes text"
-    _row("chat template", shown)
-    if template:
-        others = [name for name in report["chat_templates"] if name != "default"]
-        _row("  tools", "shown to the model" if report["takes_tools"] else "left out by the template")
-        if others:
-            _row("  others", ", ".join(others))
+    if report["embedding"]:
+        _show_embedding(report["embedding"])
+    if report["generates"] is False:
+        _row("writes", "nothing: it reads texts")
+    else:
+        _show_template(report)
     if report["memory"]:
         _show_memory(report["memory"])
     way = (
@@ -62,6 +58,31 @@ def show(report: Report) -> None:
     _row("loads", f"yes, {way}, on {report['kernels']} kernels" if report["loads"] else "no")
     for problem in report["problems"]:
         _row("", problem)
+
+
+def _show_embedding(embedding: Report) -> None:
+    kept = "normalized" if embedding["normalize"] else "not normalized"
+    _row("embeds", f"{' and '.join(embedding['pooling'])}, {kept}, {embedding['dimensions']} wide")
+    _row("  texts", f"of up to {embedding['max_length']} tokens")
+    if embedding["prompts"]:
+        _row("  prompts", ", ".join(embedding["prompts"]))
+    if embedding["labels"]:
+        _row(
+            "  classifies", "how well texts fit a query" if embedding["labels"] == 1 else f"{embedding['labels']} ways"
+        )
+
+
+def _show_template(report: Report) -> None:
+    from tramontane.cli.terminal import one_line
+
+    template = report["chat_template"]
+    shown = f"{len(template)} characters: {one_line(template, 60)}" if template else "none: it completes text"
+    _row("chat template", shown)
+    if template:
+        others = [name for name in report["chat_templates"] if name != "default"]
+        _row("  tools", "shown to the model" if report["takes_tools"] else "left out by the template")
+        if others:
+            _row("  others", ", ".join(others))
 
 
 def _row(name: str, value: str) -> None:
@@ -89,8 +110,12 @@ def _show_architecture(arch: Report) -> None:
     heads = f"{joined('heads')} heads, {joined('kv_heads')} of keys and values, {joined('head_dim')} wide"
     _row("  attention", heads + (f", windows of {joined('windows')}" if arch["windows"] else ""))
     _row("  feed-forward", f"{joined('intermediate_size')} wide, {joined('activation')}")
-    _row("  positions", f"rope, theta {joined('rope_theta')}, scaling {joined('rope_scaling')}")
+    if arch["rope_theta"]:
+        _row("  positions", f"rope, theta {joined('rope_theta')}, scaling {joined('rope_scaling')}")
+    else:
+        _row("  positions", "learned" if arch["positions"] else "not rotated")
     head = "the embedding is also the head" if arch["tied_embeddings"] else "a head of its own"
+    head = head if arch["head"] else "no head"
     _row("  vocabulary", f"{arch['vocab_size']} rows, {head}")
 
 

@@ -81,6 +81,8 @@ def examine(model: str | None, *, context: int | None = None, batch: int = 1) ->
             "quantization": _quantization(checkpoint, parameters),
             "tokenizer": tokenizer and _described(checkpoint, tokenizer),
             **_templates(checkpoint, tokenizer, problems),
+            "generates": spec.generates if spec else None,
+            "embedding": _embedding(checkpoint, spec, problems),
             "memory": _memory(plan, context, batch),
             "loads": not problems,
             "through_transformers": plan is None and not problems,
@@ -209,6 +211,30 @@ def _templates(checkpoint: Checkpoint, tokenizer: Tokenizer | None, problems: li
         "chat_template": template.source if template else None,
         "chat_templates": sorted(named),
         "takes_tools": template is not None and template.takes_tools,
+    }
+
+
+def _embedding(checkpoint: Checkpoint, spec: ModelSpec | None, problems: list[str]) -> Report | None:
+    """How texts are embedded; None for what does not load, and for a model that writes and says nothing of it."""
+    from tramontane.loading.heads import embedding_settings, scoring_head
+
+    if spec is None:
+        return None
+    try:
+        settings, scoring = embedding_settings(checkpoint, spec), scoring_head(checkpoint, spec)
+    except TramontaneError as error:
+        if not spec.generates:
+            problems.append(str(error))
+        return None
+    if spec.generates and not settings.stated:
+        return None
+    return {
+        "pooling": list(settings.head.pooling),
+        "normalize": settings.head.normalize,
+        "dimensions": settings.head.width(spec.hidden_size),
+        "max_length": min(settings.max_length or spec.context_length, spec.context_length),
+        "prompts": dict(settings.prompts),
+        "labels": scoring.labels if scoring else 0,
     }
 
 

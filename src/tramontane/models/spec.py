@@ -237,6 +237,8 @@ class ModelSpec:
             "vocab_size": self.vocab_size,
             "context_length": self.context_length,
             "tied_embeddings": self.tied_embeddings,
+            "head": self.head,
+            "positions": self.positions,
         }
 
 

@@ -22,7 +22,7 @@ from tramontane.models.families.base import (
 )
 from tramontane.models.families.gguf import gguf_decoder, gguf_rope
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.names import HF_NAMES
+from tramontane.models.names import GGUF_NAMES, HF_NAMES
 from tramontane.models.spec import HeadNormSpec, ModelSpec, RopeSpec
 
 _NORMS = r"(.*[._])?norm"
