@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.kernels.modules import make
 from tests.models.encoders import CASES, TinyEncoder, TinyEncoders, text
 from tramontane import LLM, ContextLengthExceeded, UnsupportedModel
+from tramontane.engine.encoder import Encoder, Task, Text
+from tramontane.kernels.workspace import Workspace
+from tramontane.loading.build import load_model
+from tramontane.models.decoder import Decoder
+from tramontane.models.spec import ModelSpec
 
 OPTIONS: dict[str, Any] = {"kernels": "reference", "threads": 1, "max_num_batched_tokens": 48, "device": "cpu"}
 LENGTHS = (1, 4, 5, 6, 11, 12, 13, 30, 60, 94)
@@ -52,7 +60,7 @@ _POOLS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kernels", ["cpu"])
+@pytest.mark.parametrize("kernels", ["cpu", "torch"])
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
 def test_every_kernel_module(encoders: TinyEncoders, name: str, kernels: str) -> None:
     encoder = encoders.get(name)
@@ -83,6 +91,45 @@ def test_an_encoder_writes_nothing(encoders: TinyEncoders) -> None:
         assert cut.usage.prompt_tokens == 96
     with LLM(encoders.get("bert").path, **OPTIONS, context_length=20) as llm:
         assert llm.embed(text(30)).usage.prompt_tokens == 20
+
+
+def _attention(spec: ModelSpec, index: int, **changes: Any) -> ModelSpec:
+    layers = list(spec.layers)
+    layers[index] = replace(layers[index], attention=replace(layers[index].attention, **changes))
+    return replace(spec, layers=tuple(layers))
+
+
+CHANGES: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec]]] = {
+    "a window wider": ("modernbert", lambda spec: _attention(spec, 1, window=8)),
+    "a window narrower": ("modernbert", lambda spec: _attention(spec, 1, window=6)),
+    "no window": ("modernbert", lambda spec: _attention(spec, 4, window=None)),
+    "causal": ("modernbert", lambda spec: _attention(spec, 0, causal=True)),
+    "the last layer causal": ("bert", lambda spec: _attention(spec, 2, causal=True)),
+    "no rotation": ("nomic_bert", lambda spec: _attention(spec, 2, rope=None)),
+    "norms before": (
+        "bert",
+        lambda spec: replace(spec, layers=(*spec.layers[:2], replace(spec.layers[2], placement="pre"))),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_field_shows(encoders: TinyEncoders, change: str) -> None:
+    name, changed = CHANGES[change]
+    loaded = load_model(encoders.get(name).path, make("reference"))
+
+    def mean(decoder: Decoder) -> Any:
+        ids = np.random.default_rng(1).integers(4, 97, 60).tolist()
+        task = Task([Text(tuple(ids))], ["mean"])
+        sizes = {"block_size": 16, "context_length": 96, "max_num_batched_tokens": 96, "max_num_seqs": 1}
+        encoder = Encoder(decoder, Workspace(decoder.ops, 96), cache_dtype="float32", **sizes)  # type: ignore[arg-type]
+        encoder.add(task)
+        encoder.step()
+        return task.future.result(0)[0]
+
+    assert isinstance(loaded.decoder, Decoder)
+    other = Decoder(changed(loaded.spec), loaded.decoder.parameters, loaded.ops)
+    assert np.abs(mean(other) - mean(loaded.decoder)).max() > 1e-3, "ten times what parity allows"
 
 
 # ---- names and layouts ----------------------------------------------------------------------------------------

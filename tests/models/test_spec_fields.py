@@ -185,6 +185,7 @@ FLIPS |= {
     ],
     (LayerSpec, "shared_norm"): [("phi", layer(shared_norm=False)), ("gpt_neox", layer(shared_norm=True))],
     (LayerSpec, "residual_scale"): [("llama", layer(residual_scale=0.9)), ("phi", layer(residual_scale=0.9))],
+    (LayerSpec, "attention_norm"): [("llama", layer(attention_norm=False))],
     (AttentionSpec, "causal"): [("llama", attention(causal=False)), ("qwen2-windows", attention(causal=False))],
     (AttentionSpec, "scale"): [("gemma2-scaled", attention(scale=None)), ("llama", attention(scale=0.2))],
     (AttentionSpec, "softcap"): [("gemma2", attention(softcap=0.0)), ("gemma2", attention(softcap=5.0))],
