@@ -29,7 +29,7 @@ _KEYS: Mapping[str, str] = {
 _MAX_HEADS = 4096
 
 
-def _with_slopes(spec: ModelSpec, fields: Fields, steepest: float = 8.0, scale: float = 1.0) -> ModelSpec:
+def with_slopes(spec: ModelSpec, fields: Fields, steepest: float = 8.0, scale: float = 1.0) -> ModelSpec:
     """ALiBi's slopes: a geometric series down to 2 ** -steepest over a power of two of heads; further heads take the
     odd places of a series twice as fine. `scale`: of all."""
     heads = spec.layers[0].attention.num_heads
@@ -47,7 +47,7 @@ def _bloom(fields: Fields) -> ModelSpec:
     fields = fields.told(intermediate_size=4 * fields.integer("hidden_size"))
     norm = NormSpec("layer", fields.number("layer_norm_epsilon", 1e-5, high=1.0), bias=True)
     spec = change_mlp(hf_decoder(fields, "bloom", norm=norm, rotary=False, tied=True), gated=False, bias=True)
-    spec = change_attention(_with_slopes(spec, fields), qkv_bias=True, output_bias=True)
+    spec = change_attention(with_slopes(spec, fields), qkv_bias=True, output_bias=True)
     return replace(spec, embedding_norm=norm)
 
 
@@ -62,7 +62,7 @@ def _mpt(fields: Fields) -> ModelSpec:
     norm = NormSpec("layer", fields.number("layer_norm_epsilon", 1e-5, high=1.0))
     spec = change_mlp(hf_decoder(fields, "mpt", norm=norm, rotary=False, tied=True), gated=False)
     return change_attention(
-        _with_slopes(spec, fields, attn.number("alibi_bias_max", 8.0)),
+        with_slopes(spec, fields, attn.number("alibi_bias_max", 8.0)),
         scale=attn.number("softmax_scale") if attn.get("softmax_scale") is not None else None,
         clip=positive(attn, "clip_qkv"),
     )
@@ -84,7 +84,7 @@ def _falcon(fields: Fields) -> ModelSpec:
     spec = change_mlp(hf_decoder(fields, "falcon", norm=norm, rotary=not alibi, tied=True), gated=False, bias=bias)
     spec = change_attention(spec, qkv_bias=bias, output_bias=bias)
     if alibi:  # the slopes are scaled along with the products
-        spec = _with_slopes(spec, fields, scale=spec.layers[0].attention.head_dim ** -0.5)
+        spec = with_slopes(spec, fields, scale=spec.layers[0].attention.head_dim ** -0.5)
     parallel = grouped or fields.boolean("parallel_attn", True)
     shared = fields.integer("num_ln_in_parallel_attn", 2 if grouped else 1) == 1
     return change_layers(spec, parallel=parallel, shared_norm=parallel and shared)
@@ -92,13 +92,13 @@ def _falcon(fields: Fields) -> ModelSpec:
 
 def _bloom_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = gguf_decoder(fields, tensors, "bloom", activation="gelu_tanh", gated=False, rotary=False)
-    return _with_slopes(spec, fields)
+    return with_slopes(spec, fields)
 
 
 def _mpt_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = gguf_decoder(fields, tensors, "mpt", activation="gelu", gated=False, rotary=False)
     steepest = fields.number("attention.max_alibi_bias", 8.0)
-    return change_attention(_with_slopes(spec, fields, steepest), clip=positive(fields, "attention.clamp_kqv"))
+    return change_attention(with_slopes(spec, fields, steepest), clip=positive(fields, "attention.clamp_kqv"))
 
 
 def _falcon_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tramontane.models.families.alibi import slopes
+from tramontane.models.families.alibi import with_slopes
 from tramontane.models.families.base import Family, GGUFTensors, change_attention, hf_decoder
 from tramontane.models.families.gguf import gguf_decoder
 from tramontane.models.fields import Fields
@@ -27,13 +27,8 @@ def _baichuan(fields: Fields) -> ModelSpec:
     """The models of 13 billion parameters have ALiBi, and no key for the length of their positions."""
     rotary = fields.get("max_position_embeddings") is not None
     fields = fields.told({"max_position_embeddings": "model_max_length"})
-    return _with_slopes(hf_decoder(fields, "baichuan", rotary=rotary))
-
-
-def _with_slopes(spec: ModelSpec) -> ModelSpec:
-    """With ALiBi where nothing rotates."""
-    attention = spec.layers[0].attention
-    return spec if attention.rope is not None else change_attention(spec, slopes=slopes(attention.num_heads))
+    spec = hf_decoder(fields, "baichuan", rotary=rotary)
+    return spec if rotary else with_slopes(spec, fields)
 
 
 def _baichuan_names(fields: Fields) -> NameMap:
@@ -45,7 +40,8 @@ def _baichuan_names(fields: Fields) -> NameMap:
 def _baichuan_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     """Files do not tell the two kinds apart; llama.cpp knows the larger one by its layers."""
     rotary = fields.get("block_count") != 40
-    return _with_slopes(gguf_decoder(fields, tensors, "baichuan", interleaved=rotary, rotary=rotary))
+    spec = gguf_decoder(fields, tensors, "baichuan", interleaved=rotary, rotary=rotary)
+    return spec if rotary else with_slopes(spec, fields)
 
 
 _INTERNLM2 = replace(
