@@ -215,7 +215,8 @@ def write_gguf(model: Any, path: Path, kinds: Mapping[str, str] | None = None, *
     for name, values in convention.tensors(tensors, config).items():
         told = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert told is not None, name
-        stored = gguf.GGMLQuantizationType[(kinds or {}).get(told.split(".")[-2], "F32")]
+        kind = (kinds or {}).get(told.split(".")[-2], "F32") if values.ndim > 1 else "F32"
+        stored = gguf.GGMLQuantizationType[kind]
         writer.add_tensor(told, gguf.quants.quantize(np.ascontiguousarray(values), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

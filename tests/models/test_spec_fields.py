@@ -199,7 +199,7 @@ FLIPS |= {
     (HeadNormSpec, "over"): [("cohere-head-norm", head_norm(over="all")), ("cohere-head-norm", head_norm(over="head"))],
     (MLPSpec, "gated"): [("llama", mlp(gated=False)), ("gpt2", mlp(gated=True))],
     (RopeScaling, "short_factors"): [("phi3-longrope", scaling(short_factors=(1.0, 1.0)))],
-    (RopeScaling, "long_factors"): [("phi3-longrope", scaling(long_factors=(1.0, 3.0, 4.0)))],
+    (RopeScaling, "long_factors"): [("phi3-longrope", scaling(long_factors=(1.0, 3.0, 4.0, 5.0)))],
 }
 
 CASES = [

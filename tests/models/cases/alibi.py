@@ -9,14 +9,14 @@ from tests.models.cases.base import VOCAB, Case, rope
 
 _BLOOM: Mapping[str, Any] = {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
+    "hidden_size": 96,
     "n_layer": 3,
     "n_head": 6,
     "layer_norm_epsilon": 0.05,
 }
 _MPT: Mapping[str, Any] = {
     "vocab_size": VOCAB,
-    "d_model": 48,
+    "d_model": 96,
     "n_layers": 3,
     "n_heads": 6,
     "max_seq_len": 128,
@@ -24,7 +24,7 @@ _MPT: Mapping[str, Any] = {
 }
 _FALCON: Mapping[str, Any] = {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
+    "hidden_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
@@ -37,7 +37,7 @@ CASES: Mapping[str, Case] = {
     "bloom": Case("bloom", _BLOOM, gguf=True),
     "mpt": Case("mpt", _MPT, gguf=True),
     "mpt-clipped": Case("mpt", {**_MPT, "n_heads": 4, "attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.4}}),
-    "falcon": Case("falcon", {**_FALCON, "ffn_hidden_size": 80}, gguf=True),
+    "falcon": Case("falcon", {**_FALCON, "ffn_hidden_size": 160}, gguf=True),
     "falcon-groups": Case(
         "falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, gguf=True
     ),

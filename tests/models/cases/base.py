@@ -21,6 +21,9 @@ LLAMA: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+WIDE: Mapping[str, Any] = {**LLAMA, "hidden_size": 96, "intermediate_size": 160, "head_dim": 16}
+"""With rows of whole blocks of 32, so that they can be quantized."""
+
 
 @dataclass(frozen=True)
 class Case:

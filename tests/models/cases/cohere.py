@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.models.cases.base import LLAMA, Case, rope
+from tests.models.cases.base import WIDE, Case, rope
 
 _COHERE: Mapping[str, Any] = {
-    **{key: value for key, value in LLAMA.items() if key not in ("rms_norm_eps", "head_dim")},
-    "hidden_size": 72,
+    **{key: value for key, value in WIDE.items() if key not in ("rms_norm_eps", "head_dim")},
     "layer_norm_eps": 0.05,
     "logit_scale": 0.5,
     "tie_word_embeddings": True,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.models.cases.base import LLAMA, Case
+from tests.models.cases.base import WIDE, Case
 
-_GEMMA: Mapping[str, Any] = {**LLAMA, "tie_word_embeddings": True, "head_dim": 16}
+_GEMMA: Mapping[str, Any] = {**WIDE, "tie_word_embeddings": True}
 _GEMMA2: Mapping[str, Any] = {
     **_GEMMA,
     "num_hidden_layers": 4,

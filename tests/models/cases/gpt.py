@@ -9,8 +9,8 @@ from tests.models.cases.base import VOCAB, Case
 
 _GPT2: Mapping[str, Any] = {
     "vocab_size": VOCAB,
-    "n_embd": 48,
-    "n_inner": 80,
+    "n_embd": 96,
+    "n_inner": 160,
     "n_layer": 3,
     "n_head": 6,
     "n_positions": 128,
@@ -18,8 +18,8 @@ _GPT2: Mapping[str, Any] = {
 }
 _NEOX: Mapping[str, Any] = {
     "vocab_size": VOCAB,
-    "hidden_size": 72,
-    "intermediate_size": 80,
+    "hidden_size": 96,
+    "intermediate_size": 160,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "max_position_embeddings": 256,
@@ -28,8 +28,8 @@ _NEOX: Mapping[str, Any] = {
 }
 _OPT: Mapping[str, Any] = {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "ffn_dim": 80,
+    "hidden_size": 96,
+    "ffn_dim": 160,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "max_position_embeddings": 128,
@@ -46,8 +46,8 @@ CASES: Mapping[str, Case] = {
         "gpt_neo",
         {
             "vocab_size": VOCAB,
-            "hidden_size": 48,
-            "intermediate_size": 80,
+            "hidden_size": 96,
+            "intermediate_size": 160,
             "num_layers": 3,
             "num_heads": 6,
             "attention_types": [[["global", "local", "local"], 1]],

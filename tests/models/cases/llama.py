@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.models.cases.base import LLAMA, Case, rope
+from tests.models.cases.base import LLAMA, WIDE, Case, rope
 
 _QWEN2: dict[str, Any] = {**LLAMA, "num_key_value_heads": 3}
 
@@ -33,8 +33,7 @@ CASES: Mapping[str, Case] = {
         gguf=True,
     ),
     "llama-yarn": Case("llama", {**LLAMA, **rope("yarn", factor=4.0, original_max_position_embeddings=32)}, gguf=True),
-    # Rows of whole blocks of 32, so that they can be quantized.
-    "llama-wide": Case("llama", {**LLAMA, "hidden_size": 96, "intermediate_size": 160, "head_dim": 16}),
+    "llama-wide": Case("llama", WIDE),
     "qwen2": Case("qwen2", {**_QWEN2, "tie_word_embeddings": True}, gguf=True),
     "qwen2-windows": Case(
         "qwen2",

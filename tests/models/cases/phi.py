@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.models.cases.base import LLAMA, Case, rope
+from tests.models.cases.base import WIDE, Case, rope
 
 _PHI: Mapping[str, Any] = {
-    **{key: value for key, value in LLAMA.items() if key not in ("rms_norm_eps", "head_dim")},
+    **{key: value for key, value in WIDE.items() if key not in ("rms_norm_eps", "head_dim")},
     "layer_norm_eps": 0.05,
 }
 
-_PHI3: Mapping[str, Any] = {**LLAMA, "hidden_size": 72, "pad_token_id": 0}
+_PHI3: Mapping[str, Any] = {**WIDE, "pad_token_id": 0}
 
-_PHI3: Mapping[str, Any] = {**LLAMA, "hidden_size": 72, "pad_token_id": 0}
 _LONGROPE: Mapping[str, Any] = {
     "original_max_position_embeddings": 32,
     **rope(
         "longrope",
         partial_rotary_factor=0.5,
-        short_factor=[1.0, 1.2, 1.5],
-        long_factor=[1.0, 3.0, 7.0],
+        short_factor=[1.0, 1.2, 1.5, 1.9],
+        long_factor=[1.0, 3.0, 5.0, 7.0],
         original_max_position_embeddings=32,
     ),
 }
