@@ -81,6 +81,43 @@ def _stacked_norms(tensors: Tensors, config: Any) -> Tensors:
     return {name: np.stack(values) if len(values) > 1 else values[0] for name, values in found.items()}
 
 
+def _experts(tensors: Tensors, config: Any) -> Tensors:
+    """Gates and ups apart, and under the names that the converter joins single experts' under."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        name = name.replace("block_sparse_moe.experts.", "mlp.experts.").replace(".router.weight", ".gate.weight")
+        name = name.replace("block_sparse_moe.gate", "mlp.gate").replace("shared_mlp.", "mlp.shared_experts.")
+        name = name.replace(".gate.moe_statics.", ".moe_statics.").replace("_correction_bias", "_correction.bias")
+        if name.endswith((".gate_up_proj", ".input_linear.weight")):
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
+                stem = name.removesuffix(".gate_up_proj").removesuffix(".input_linear.weight")
+                found[f"{stem}.{part}_proj.weight"] = half
+        else:
+            name = f"{name}.weight" if name.endswith(".experts.down_proj") else name
+            found[name.replace("output_linear", "down_proj")] = values.reshape(-1) if "_correction" in name else values
+    return found
+
+
+def _interleaved_experts(tensors: Tensors, config: Any) -> Tensors:
+    return _experts(_interleaved(tensors, config), config)
+
+
+def _gpt_oss(tensors: Tensors, config: Any) -> Tensors:
+    """Experts' outputs first, and gates and ups, which take turns, apart."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        name = name.replace(".sinks", ".sinks.weight").replace("_proj_bias", "_proj.bias")
+        if ".experts." in name and not name.endswith(".bias"):
+            name, values = f"{name}.weight", values.swapaxes(-1, -2)
+        if ".gate_up_proj." in name:
+            for index, part in enumerate(("gate", "up")):
+                half = values[:, index::2]
+                found[name.replace("gate_up_proj", f"{part}_proj")] = half
+        else:
+            found[name] = values
+    return found
+
+
 # ---- metadata ---------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +146,7 @@ def _common(config: Any) -> Iterable[tuple[str, Any]]:
         yield "attention.layer_norm_rms_epsilon", config.rms_norm_eps
     else:
         names = ("layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
-        yield "attention.layer_norm_epsilon", _first(config, *names)
+        yield "attention.layer_norm_epsilon", _first(config, *names, default=1e-5)
     yield "vocab_size", config.vocab_size
 
 
@@ -173,6 +210,64 @@ def _window(config: Any) -> Mapping[str, Any]:
     return {"attention.sliding_window": config.sliding_window or 0}
 
 
+def _expert_keys(config: Any) -> Mapping[str, Any]:
+    keys = {
+        "expert_count": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
+        "expert_used_count": ("num_experts_per_tok", "moe_k"),
+        "expert_feed_forward_length": ("moe_intermediate_size",),
+        "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", "shared_intermediate_size"),
+    }
+    found = {key: _first(config, *names) for key, names in keys.items()}
+    return {key: value for key, value in found.items() if value}
+
+
+def _granite_keys(config: Any) -> Mapping[str, Any]:
+    scales = {
+        "attention.scale": config.attention_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "embedding_scale": config.embedding_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
+    return {**scales, **_expert_keys(config)}
+
+
+def _grouped_keys(config: Any) -> Mapping[str, Any]:
+    """Of the models that route as DeepSeek's do."""
+    keys = {
+        "leading_dense_block_count": config.first_k_dense_replace,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_weights_norm": config.norm_topk_prob,
+        "expert_gating_func": 1 if config.model_type == "deepseek_v2" else 2,
+        "expert_group_count": config.n_group,
+        "expert_group_used_count": config.topk_group,
+    }
+    return {**{key: value for key, value in keys.items() if value is not None}, **_expert_keys(config)}
+
+
+def _latent_keys(config: Any) -> Mapping[str, Any]:
+    rope = config.rope_parameters
+    keys = {
+        "attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length": config.v_head_dim,
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.q_lora_rank": config.q_lora_rank,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "rope.scaling.yarn_log_multiplier": 0.1 * rope["mscale_all_dim"] if "mscale_all_dim" in rope else None,
+    }
+    return {**{key: value for key, value in keys.items() if value is not None}, **_grouped_keys(config)}
+
+
+def _olmo_keys(config: Any) -> Mapping[str, Any]:
+    return {"attention.clamp_kqv": config.clip_qkv} if config.clip_qkv else {}
+
+
+def _alpha_keys(config: Any) -> Mapping[str, Any]:
+    """Hunyuan's base, stretched."""
+    rope, dim = config.rope_parameters, config.head_dim
+    return {"rope.freq_base": rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2)), "rope.scaling.type": "none"}
+
+
 CONVENTIONS: Mapping[str, Convention] = {
     "llama": Convention(tensors=_interleaved),
     "qwen2": Convention(),
@@ -191,16 +286,47 @@ CONVENTIONS: Mapping[str, Convention] = {
     "gpt_neox": Convention("gptneox", _stacked_qkv, _parallel),
     "bloom": Convention(tensors=_bloom),
     "mpt": Convention(keys=_mpt_keys),
+    "mistral": Convention("llama", _interleaved),
+    "mixtral": Convention("llama", _interleaved_experts, _expert_keys),
+    "qwen3": Convention(),
+    "qwen2_moe": Convention("qwen2moe", _experts, _expert_keys),
+    "qwen3_moe": Convention("qwen3moe", _experts, _expert_keys),
+    "smollm3": Convention(tensors=_interleaved),
+    "granite": Convention(tensors=_interleaved, keys=_granite_keys),
+    "granitemoe": Convention(tensors=_interleaved_experts, keys=_granite_keys),
+    "granitemoeshared": Convention("granitemoe", _interleaved_experts, _granite_keys),
+    "olmo": Convention(tensors=_interleaved, keys=_olmo_keys),
+    "olmo2": Convention(),
+    "olmoe": Convention(tensors=_experts, keys=_expert_keys),
+    "deepseek_v2": Convention("deepseek2", _experts, _latent_keys),
+    "deepseek_v3": Convention("deepseek2", _experts, _latent_keys),
+    "gpt_oss": Convention("gpt-oss", _gpt_oss, lambda config: {**_expert_keys(config), **_window(config)}),
+    "phimoe": Convention(tensors=_experts, keys=_expert_keys),
+    "internlm2": Convention(tensors=_interleaved),
+    "baichuan": Convention(tensors=_interleaved),
+    "exaone": Convention(),
+    "exaone4": Convention(keys=_window),
+    "ernie4_5": Convention(),
+    "ernie4_5_moe": Convention("ernie4_5-moe", _experts, _expert_keys),
+    "hunyuan_v1_dense": Convention("hunyuan-dense", keys=_alpha_keys),
+    "seed_oss": Convention(),
+    "arcee": Convention(tensors=_interleaved),
+    "glm": Convention("chatglm"),
+    "glm4": Convention(),
+    "glm4_moe": Convention("glm4moe", _experts, _grouped_keys),
+    "dots1": Convention(tensors=_experts, keys=_grouped_keys),
     "falcon": Convention(tensors=_stacked_qkv, keys=lambda config: {"tensor_data_layout": "jploski"}),
 }
 
 
-def write_gguf(model: Any, path: Path, kinds: Mapping[str, str] | None = None, **extra: Any) -> None:
-    """`kinds`: ggml type by GGUF module (F32 otherwise); `extra`: further metadata, `__` for dots, below the family."""
+def write_gguf(model: Any, path: Path, kinds: Mapping[str, str] | None = None, told: str = "", **extra: Any) -> None:
+    """`kinds`: ggml type by GGUF module (F32 otherwise); `told`: the family, where it is saved as another; `extra`:
+    further metadata, `__` for dots, below the family."""
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
     config = model.config
-    convention = CONVENTIONS[config.model_type]
-    architecture = convention.architecture or config.model_type
+    family = told or config.model_type
+    convention = CONVENTIONS[family]
+    architecture = convention.architecture or family
     writer = gguf.GGUFWriter(path, architecture)
     given = {key.replace("__", "."): value for key, value in extra.items()}
     for key, value in {**dict(_common(config)), **dict(_rope(config)), **convention.keys(config), **given}.items():

@@ -19,7 +19,7 @@ LENGTH = 75
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.gguf])
 def test_gguf_logits_are_those_of_transformers(name: str, tiny_models: TinyModels, tmp_path: Path) -> None:
     tiny, ids = tiny_models.get(name), tokens(LENGTH)
-    write_gguf(tiny.model, tmp_path / "tiny.gguf")
+    write_gguf(tiny.model, tmp_path / "tiny.gguf", told=tiny.case.told)
     loaded = load_model(tmp_path / "tiny.gguf", make(str(MAIN.values[0])))
     assert loaded.spec.tied_embeddings == tiny.model.config.tie_word_embeddings
     logits = Rig(loaded.decoder).run(ids, [20, 1, 30])

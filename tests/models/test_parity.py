@@ -88,10 +88,12 @@ def test_mixed_batch(pair: Pair) -> None:
     assert at == [len(one) for one in ids]
 
 
-def test_greedy(pair: Pair) -> None:
-    prompt = tokens(11, 5)
-    sequence, fed, out = pair.rig.sequence(), prompt, []
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_greedy(name: str, tiny_models: TinyModels) -> None:
+    tiny, prompt = tiny_models.get(name), tokens(11, 5)
+    rig = Rig(load_model(tiny.path, make(str(MAIN.values[0]))).decoder)
+    sequence, fed, out = rig.sequence(), prompt, []
     for _ in range(64):
-        fed = [int(pair.rig.step((sequence, fed))[0][-1].argmax())]
+        fed = [int(rig.step((sequence, fed))[0][-1].argmax())]
         out += fed
-    assert out == pair.tiny.greedy(prompt, 64)
+    assert out == tiny.greedy(prompt, 64)

@@ -40,6 +40,8 @@ class Case:
     is not what transformers makes of all of it at once."""
     attention: str = "eager"
     """Which of transformers' implementations is the reference."""
+    told: str = ""
+    """The family that it is saved as, where that is not `model_type`."""
     save: Callable[[Any, Path], None] | None = None
     """Writes the checkpoint, where it is to be in another layout than `save_pretrained`'s."""
     forward: Callable[[Any, Any], Any] | None = None

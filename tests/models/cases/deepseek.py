@@ -22,7 +22,9 @@ _LATENT: dict[str, Any] = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.4,
 }
+_SMALL = {**_LATENT, "rms_norm_eps": 1e-6}  # as of the latent vectors: files have one
 _YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.8, mscale_all_dim=0.5)
+_EQUAL = rope("yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=0.7)
 
 CASES: Mapping[str, Case] = {
     "deepseek-v2": Case("deepseek_v2", {**_LATENT, **_YARN, "topk_method": "greedy", "q_lora_rank": None}),
@@ -35,4 +37,8 @@ CASES: Mapping[str, Case] = {
         "deepseek_v3",
         {**_LATENT, "n_group": 2, "topk_group": 1, "rope_interleave": False, "norm_topk_prob": False},
     ),
+    "deepseek-v2-small": Case(
+        "deepseek_v2", {**_SMALL, **_EQUAL, "topk_method": "greedy", "q_lora_rank": None}, gguf=True
+    ),
+    "deepseek-v3-small": Case("deepseek_v3", {**_SMALL, "n_group": 4, "topk_group": 2}, gguf=True),
 }

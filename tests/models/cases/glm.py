@@ -18,11 +18,12 @@ _EXPERTS: dict[str, Any] = {
 }
 
 CASES: Mapping[str, Case] = {
-    "glm": Case("glm", _GLM),
-    "glm4": Case("glm4", _GLM),
-    "glm4-moe": Case("glm4_moe", {**_GLM, **_EXPERTS, "use_qk_norm": True}),
+    "glm": Case("glm", _GLM, gguf=True),
+    "glm4": Case("glm4", _GLM, gguf=True),
+    "glm4-moe": Case("glm4_moe", {**_GLM, **_EXPERTS, "use_qk_norm": True}, gguf=True),
     "dots1": Case(
         "dots1",
         {**LLAMA, **_EXPERTS, "attention_bias": True, "sliding_window": 9, "max_window_layers": 1},
     ),
+    "dots1-whole": Case("dots1", {**LLAMA, **_EXPERTS, "attention_bias": True}, gguf=True),
 }

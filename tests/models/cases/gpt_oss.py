@@ -47,6 +47,8 @@ def in_mxfp4(model: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+_ROUND = rope("yarn", factor=4.0, original_max_position_embeddings=32)
+
 CASES: Mapping[str, Case] = {
     "gpt-oss": Case("gpt_oss", _GPT_OSS),
     "gpt-oss, experts in MXFP4": Case("gpt_oss", {**_GPT_OSS, **_SIZES}, save=in_mxfp4),

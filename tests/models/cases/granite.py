@@ -17,10 +17,11 @@ _GRANITE: dict[str, Any] = {
 }
 
 CASES: Mapping[str, Case] = {
-    "granite": Case("granite", {**_GRANITE, "mlp_bias": True}),
-    "granite-moe": Case("granitemoe", {**_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "granite": Case("granite", {**_GRANITE, "mlp_bias": True}, gguf=True),
+    "granite-moe": Case("granitemoe", {**_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2}, gguf=True),
     "granite-moe-shared": Case(
         "granitemoeshared",
         {**_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 40},
+        gguf=True,
     ),
 }

@@ -24,8 +24,10 @@ CASES: Mapping[str, Case] = {
         },
     ),
     "exaone4": Case("exaone4", {**_PLAIN, "sliding_window": 9, "sliding_window_pattern": 2}),
+    "exaone4-fours": Case("exaone4", {**_PLAIN, "sliding_window": 9, "num_hidden_layers": 5}, gguf=True),
+    "smollm3-fours": Case("smollm3", {**_PLAIN, "num_hidden_layers": 5, "pad_token_id": None}, gguf=True),
     "exaone4-whole": Case("exaone4", {**_PLAIN, "sliding_window": None, "layer_types": ["full_attention"] * 3}),
-    "ernie": Case("ernie4_5", {**LLAMA, "use_bias": True}),
+    "ernie": Case("ernie4_5", {**LLAMA, "use_bias": True}, gguf=True),
     "ernie-moe": Case(
         "ernie4_5_moe",
         {
@@ -38,9 +40,10 @@ CASES: Mapping[str, Case] = {
             "moe_layer_start_index": 1,
             "moe_layer_end_index": 2,
         },
+        gguf=True,
     ),
-    "hunyuan": Case("hunyuan_v1_dense", {**LLAMA, **_ALPHA, "attention_bias": True}),
-    "seed-oss": Case("seed_oss", {**LLAMA, "attention_out_bias": True, "mlp_bias": True}),
+    "hunyuan": Case("hunyuan_v1_dense", {**LLAMA, **_ALPHA, "attention_bias": True}, gguf=True),
+    "seed-oss": Case("seed_oss", {**LLAMA, "attention_out_bias": True, "mlp_bias": True}, gguf=True),
     "helium": Case("helium", {**LLAMA, "head_dim": 8, "attention_bias": True}),
-    "arcee": Case("arcee", {**LLAMA, "head_dim": 8, "attention_bias": True, "mlp_bias": True}),
+    "arcee": Case("arcee", {**LLAMA, "head_dim": 8, "attention_bias": True, "mlp_bias": True}, gguf=True),
 }

@@ -9,9 +9,11 @@ from tests.models.cases.base import LLAMA, Case
 
 _OLMO: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "head_dim"}
 
+_BARE = {key: value for key, value in _OLMO.items() if key != "rms_norm_eps"}
+
 CASES: Mapping[str, Case] = {
-    "olmo": Case("olmo", {**_OLMO, "clip_qkv": 0.9}),
-    "olmo2": Case("olmo2", {**_OLMO, "attention_bias": True}),
+    "olmo": Case("olmo", {**_BARE, "clip_qkv": 0.9}, gguf=True),
+    "olmo2": Case("olmo2", {**_OLMO, "attention_bias": True}, gguf=True),
     "olmo3": Case(
         "olmo3",
         {
@@ -29,5 +31,6 @@ CASES: Mapping[str, Case] = {
             },
         },
     ),
+    "olmoe-unclipped": Case("olmoe", {**_OLMO, "num_experts": 6, "num_experts_per_tok": 3}, gguf=True),
     "olmoe": Case("olmoe", {**_OLMO, "clip_qkv": 0.9, "num_experts": 6, "num_experts_per_tok": 3}),
 }

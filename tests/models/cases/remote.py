@@ -125,9 +125,17 @@ CASES: Mapping[str, Case] = {
     "internlm2": Case(
         "llama",
         {**LLAMA, "head_dim": 8},
+        gguf=True,
+        told="internlm2",
         save=_saved(_internlm2, "internlm2", "InternLM2ForCausalLM", bias=False, head_dim=None),
     ),
-    "baichuan": Case("llama", _MHA, save=_saved(_baichuan, "baichuan", "BaichuanForCausalLM", head_dim=None)),
+    "baichuan": Case(
+        "llama",
+        _MHA,
+        gguf=True,
+        told="baichuan",
+        save=_saved(_baichuan, "baichuan", "BaichuanForCausalLM", head_dim=None),
+    ),
     "baichuan2": Case(
         "llama",
         _MHA,
@@ -154,6 +162,8 @@ CASES: Mapping[str, Case] = {
                 "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
             ),
         },
+        gguf=True,
+        told="exaone",
         save=_saved(
             _exaone,
             "exaone",

@@ -7,12 +7,14 @@ from dataclasses import replace
 from tramontane.layers.rope import yarn_magnitude
 from tramontane.models.families.base import (
     Family,
+    GGUFTensors,
     change_attention,
     hf_activation,
     hf_decoder,
     with_experts,
 )
 from tramontane.models.families.experts import expert_names, hf_experts
+from tramontane.models.families.gguf import EXPERT_KEYS, gguf_decoder
 from tramontane.models.fields import Fields
 from tramontane.models.names import HF_NAMES
 from tramontane.models.spec import LatentSpec, MLPSpec, ModelSpec, NormSpec, RouterSpec
@@ -86,6 +88,47 @@ def _deepseek_v3(fields: Fields) -> ModelSpec:
     return shared_experts(fields, _latent(fields, "deepseek_v3"), grouped_router(fields, 8, 4))
 
 
+def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
+    """V2 and V3, told apart by what their experts' gates are."""
+    rotated, heads = fields.integer("rope.dimension_count"), fields.integer("attention.head_count")
+    head_dim = fields.integer("attention.key_length")
+    if fields.integer("attention.head_count_kv", heads) != heads:
+        raise fields.unsupported("attention.head_count_kv", "Use a file with attn_kv_b tensors, or safetensors.")
+    weight = fields.number("rope.scaling.yarn_log_multiplier", 0.0, low=-1.0) / 0.1
+    second = fields.integer("expert_gating_func", 1) == 1
+    router = RouterSpec(normalize=not second, group_score="max" if second else "top2")
+    plain = fields.changed(
+        **{
+            f"{fields.prefix}{key}": value
+            for key, value in {
+                "attention.key_length": rotated,
+                "attention.value_length": rotated,
+                "rope.scaling.yarn_log_multiplier": None,
+            }.items()
+        }
+    )
+    spec = gguf_decoder(plain, tensors, "deepseek_v2" if second else "deepseek_v3", interleaved=True, router=router)
+    rope = spec.layers[0].attention.rope
+    assert rope is not None
+    factor = 1.0
+    if rope.scaling is not None and weight:  # cos and sin keep their size, the scores do not
+        factor = rope.scaling.factor
+        rope = replace(rope, scaling=replace(rope.scaling, attention_factor=1.0))
+    return change_attention(
+        spec,
+        rope=rope,
+        head_dim=head_dim,
+        value_dim=fields.integer("attention.value_length"),
+        scale=head_dim**-0.5 * yarn_magnitude(factor, weight) ** 2,
+        qkv_bias="blk.0.attn_kv_a_mqa.bias" in tensors.shapes,
+        latent=LatentSpec(
+            fields.integer("attention.kv_lora_rank"),
+            fields.integer("attention.q_lora_rank") if fields.get("attention.q_lora_rank") else None,
+            NormSpec(eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0)),
+        ),
+    )
+
+
 _NAMES = HF_NAMES.with_layer(
     {
         **expert_names(),
@@ -102,4 +145,8 @@ _NAMES = HF_NAMES.with_layer(
 FAMILIES = {
     "deepseek_v2": Family(_deepseek_v2, names=_NAMES),
     "deepseek_v3": Family(_deepseek_v3, names=_NAMES),
+    "deepseek2": Family(
+        from_gguf=_from_gguf,
+        gguf_keys=EXPERT_KEYS | {"attention.kv_lora_rank", "attention.q_lora_rank"},
+    ),
 }
