@@ -153,9 +153,9 @@ def _outputs(wanted: Wanted | None) -> int:
 
 
 def _groups(target: Target, spec: ModelSpec) -> int:
-    """Groups of key-value heads of the layer that a target lies in."""
-    if target.layout != "grouped":
-        return 1
+    """Groups of rows: mostly those of key-value heads of the layer that a target lies in."""
+    if target.layout != "grouped" or target.groups:
+        return target.groups or 1
     return spec.layers[int(target.parts[0].split(".")[1])].attention.num_kv_heads
 
 

@@ -19,6 +19,8 @@ class Fused:
     parts: tuple[str, ...]
     layout: Literal["stacked", "grouped", "alternating"] = "stacked"
     """One after the other; the same within each group of key-value heads; row by row in turn."""
+    groups: int = 0
+    """Of "grouped", where they are not those of key-value heads."""
 
 
 QKV = ("attention.q", "attention.k", "attention.v")
@@ -96,7 +98,9 @@ class NameMap:
         found = names[key]
         fused = found if isinstance(found, Fused) else Fused((found,))
         parts = tuple(f"{layer}{part}{ending}" for part in fused.parts)
-        return Target(parts, fused.layout, number, transposed=key in self.transposed and not ending)
+        return Target(
+            parts, fused.layout, number, transposed=key in self.transposed and not ending, groups=fused.groups
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class Target:
     number: int | None
     """Which piece of them it is, where pieces are tensors of their own."""
     transposed: bool
+    groups: int = 0
+    """As of `Fused`."""
 
 
 HF_NAMES = NameMap(

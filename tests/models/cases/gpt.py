@@ -57,6 +57,7 @@ CASES: Mapping[str, Case] = {
         },
     ),
     "gptj": Case("gptj", {**_GPT2, "rotary_dim": 4}),
+    "codegen": Case("codegen", {**_GPT2, "n_head": 8, "rotary_dim": 8}),
     "gpt_neox": Case("gpt_neox", _NEOX, gguf=True),
     "gpt_neox-steps": Case("gpt_neox", {**_NEOX, "use_parallel_residual": False}, gguf=True),
     "gpt_neox-plain": Case(

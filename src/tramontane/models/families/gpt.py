@@ -102,6 +102,13 @@ def _gptj(fields: Fields, family: str = "gptj") -> ModelSpec:
     return replace(spec, head_bias=True)
 
 
+def _codegen(fields: Fields) -> ModelSpec:
+    heads = fields.told(_KEYS).integer("num_attention_heads")
+    if heads % _CODEGEN_PARTS:
+        raise fields.corrupt("n_head", f"is {heads}, which does not divide into the {_CODEGEN_PARTS} parts of files")
+    return _gptj(fields, "codegen")
+
+
 def _gpt_neox(fields: Fields) -> ModelSpec:
     names = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
     fields = fields.told(names, hidden_act="gelu", partial_rotary_factor=0.25)
@@ -172,6 +179,11 @@ _GPTJ = _BIGCODE.with_layer({
     "mlp.fc_in": "mlp.up",
     "mlp.fc_out": "mlp.down",
 })  # fmt: skip
+_CODEGEN_PARTS = 4
+"""Its projections are stored in so many parts, those of the machines that it was trained on."""
+_CODEGEN = _GPTJ.with_layer({
+    "attn.qkv_proj": Fused(("attention.q", "attention.v", "attention.k"), "grouped", _CODEGEN_PARTS),
+})  # fmt: skip
 _NEOX = NameMap(
     fixed={"embed_in": "embedding", "final_layer_norm": "norm", "embed_out": "head"},
     layer_prefix="layers.",
@@ -217,6 +229,7 @@ FAMILIES = {
     "starcoder": Family(from_gguf=_starcoder_from_gguf),
     "gpt_neo": Family(_gpt_neo, _NEO),
     "gptj": Family(_gptj, _GPTJ),
+    "codegen": Family(_codegen, _CODEGEN),
     "gpt_neox": Family(_gpt_neox, _NEOX),
     "gptneox": Family(from_gguf=_gpt_neox_from_gguf, gguf_keys=frozenset({"use_parallel_residual"})),
     "opt": Family(_opt, _OPT),
