@@ -55,7 +55,7 @@ def _smollm3(fields: Fields) -> ModelSpec:
     plain = [index for index, one in enumerate(rotated) if not one]
     window = hf_window(fields) if fields.boolean("use_sliding_window", False) else None
     windows = hf_layer_types(fields, count, window) or [window if i in plain else None for i in range(count)]
-    spec = hf_decoder(fields, "smollm3", windows=windows, tied=True)
+    spec = hf_decoder(fields.told(rope_theta=2e6), "smollm3", windows=windows, tied=True)
     return without_rope(_with_biases(fields, spec), plain)
 
 
