@@ -34,6 +34,7 @@ WAYS = {
     "flex_olmo": "one row",  # experts
     "gpt2": "one row",  # matrices the other way round
     "minicpm3": "one row",  # keys wider than values
+    "gemma4_text": "one row",  # layers that share keys and values
     "codegen": "sequence by sequence",  # branches side by side, attention of its own
     "lfm3": "sequence by sequence",  # convolutions beside attention
     "mamba": "token by token",  # states alone, continued a token at a time
@@ -96,6 +97,7 @@ def test_the_spec_tells_what_the_engine_asks(tiny: Any) -> None:
     assert {group.window for group in cache_groups(spec)} == {None, 9}
     assert load(tiny("biogpt")[1], make("cpu")).model.spec.context_length == 128  # its table has two rows more
     assert load(tiny("lfm3")[1], make("cpu")).model.spec.block_state > 0
+    assert len(load(tiny("gemma4_text")[1], make("cpu")).model.spec.layers) == zoo.LAYERS - 2  # two are handed theirs
 
 
 # ---- weights ------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Module:
         self._base = _base(model)
         accepted = inspect.signature(self._base.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self._takes_kept = "logits_to_keep" in accepted
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         if not self._takes_positions:
             _hook_positions(self._base)
@@ -51,12 +52,14 @@ class Module:
     def hidden(self, tokens: Any, positions: Any, past: Any = None) -> Any:
         """float32 [T,H] after the last layer, for tokens and positions int64 [T], with transformers' cache `past`."""
         positions = positions + self.offset
-        token = _POSITIONS.set(positions)
+        token = _POSITIONS.set(positions if past is None else None)  # a cache tells how many tokens there were
         inputs: dict[str, Any] = {"input_ids": tokens[None], "use_cache": past is not None}
         if past is not None:
             inputs[self._cache_name] = past
         if self._takes_positions:
             inputs["position_ids"] = positions[None]
+        if self._takes_kept:  # a number would let some models drop tokens on the way
+            inputs["logits_to_keep"] = slice(None)
         try:
             output = self._base(**inputs)
         finally:

@@ -57,21 +57,23 @@ class Row:
         recording = _Recording(ops, context_length)
         with running(recording):
             module.hidden(tokens, torch.arange(len(tokens), device=tokens.device))
-        if not recording.layers:
+        if not recording.calls:
             raise Refused("it never calls the attention function that transformers offers to replace")
-        self.layers = tuple(recording.layers)
+        self.layers = tuple(layer for number, (layer, kept) in enumerate(recording.calls) if kept == number)
+        places = {number: place for place, number in enumerate(dict.fromkeys(kept for _, kept in recording.calls))}
+        self._calls = [(layer, places[kept]) for layer, kept in recording.calls]
 
     def new_cache(self, *args: Any, **options: Any) -> KVCache:
         return KVCache(*args, **options)
 
     def hidden(self, batch: BatchContext, cache: KVCache, groups: Sequence[int]) -> Any:
         """float32 [T,H]; `groups`: the cache group of each layer."""
-        step = _Step(self.layers, groups, batch, cache)
+        step = _Step(self._calls, groups, batch, cache)
         tokens, positions = (to_tensor(array).long() for array in (batch.tokens, batch.positions))
         with running(step):
             hidden = self._module.hidden(tokens, positions)
-        if step.calls != len(self.layers):
-            raise RuntimeError(f"{step.calls} calls of attention instead of {len(self.layers)}")
+        if step.made != len(self._calls):
+            raise RuntimeError(f"{step.made} calls of attention instead of {len(self._calls)}")
         return hidden
 
 
@@ -79,8 +81,11 @@ class _Recording:
     """A pass that notes how each layer attends."""
 
     def __init__(self, ops: Ops, context_length: int) -> None:
-        self.layers: list[Layer] = []
+        self.calls: list[tuple[Layer, int]] = []
+        """Each with the number of the call that keeps its keys and values: its own, unless a layer is handed those of
+        an earlier one."""
         self._ops, self._context_length = ops, context_length
+        self._seen: list[tuple[Any, Any]] = []
 
     def mask(self, allowed: Callable[..., Any]) -> Callable[..., Any]:
         return allowed
@@ -94,41 +99,60 @@ class _Recording:
         if k.shape[2] != q.shape[2] or k.shape[0] != 1:
             raise Refused("its attention sees other tokens than those of the batch")
         scale, sinks = options.get("scaling"), options.get("s_aux")
-        self.layers.append(
-            Layer(
-                num_heads=q.shape[1],
-                num_kv_heads=k.shape[1],
-                head_dim=q.shape[3],
-                value_dim=v.shape[3],
-                scale=q.shape[3] ** -0.5 if scale is None else float(scale),
-                window=window_of(mask, self._context_length),
-                softcap=float(options.get("softcap") or 0.0),
-                sinks=None if sinks is None else to_array(self._ops, sinks.reshape(-1).to(torch.float32)),
-            )
+        layer = Layer(
+            num_heads=q.shape[1],
+            num_kv_heads=k.shape[1],
+            head_dim=q.shape[3],
+            value_dim=v.shape[3],
+            scale=q.shape[3] ** -0.5 if scale is None else float(scale),
+            window=window_of(mask, self._context_length),
+            softcap=float(options.get("softcap") or 0.0),
+            sinks=None if sinks is None else to_array(self._ops, sinks.reshape(-1).to(torch.float32)),
         )
+        self.calls.append((layer, self._keeper(k, v, layer.window)))
         return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
+
+    def _keeper(self, k: Any, v: Any, window: int | None) -> int:
+        """The call that had the same keys and values already; this one if none. (Those seen stay alive meanwhile, so
+        that no others get their memory.)"""
+        self._seen.append((k, v))
+        for number, earlier in enumerate(self._seen):
+            same = all(_same(x, y) for x, y in zip(earlier, (k, v), strict=True))
+            if same and (number == len(self.calls) or self.calls[number][0].window == window):
+                return number
+        raise AssertionError("a tensor is itself")
+
+
+def _same(x: Any, y: Any) -> bool:
+    return bool(x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride())
 
 
 class _Step:
     """A pass over a batch of the engine's."""
 
-    def __init__(self, layers: Sequence[Layer], groups: Sequence[int], batch: BatchContext, cache: KVCache) -> None:
-        self.calls = 0
-        self._layers, self._groups, self._batch, self._cache = layers, groups, batch, cache
+    def __init__(
+        self, calls: Sequence[tuple[Layer, int]], groups: Sequence[int], batch: BatchContext, cache: KVCache
+    ) -> None:
+        """`calls`: layers, and where among those of the cache each keeps its keys and values."""
+        self.made = 0
+        self._calls, self._groups, self._batch, self._cache = calls, groups, batch, cache
+        self._written: set[int] = set()
 
     def mask(self, allowed: Callable[..., Any]) -> Callable[..., Any]:
         return allowed
 
     def attend(self, q: Any, k: Any, v: Any, mask: Any, options: Mapping[str, Any]) -> Any:
-        layer, group = self._layers[self.calls], self._batch.groups[self._groups[self.calls]]
-        ops, batch, cache = self._cache.ops, self._batch, self._cache.layer(self.calls)
-        self.calls += 1
+        layer, place = self._calls[self.made]
+        group, cache = self._batch.groups[self._groups[place]], self._cache.layer(place)
+        ops, batch = self._cache.ops, self._batch
+        self.made += 1
+        if place not in self._written:
+            self._written.add(place)
+            ops.write_cache(*cache, _rows(ops, k), _rows(ops, v), group.slots)
         out = q.new_empty(q.shape[2], layer.num_heads, layer.value_dim, dtype=torch.float32)
-        q, k, v = (to_array(ops, x[0].transpose(0, 1).to(torch.float32)) for x in (q, k, v))
-        ops.write_cache(*cache, k, v, group.slots)
         ops.attention(
             to_array(ops, out),
-            q,
+            _rows(ops, q),
             *cache,
             group.block_tables,
             batch.query_start,
@@ -139,6 +163,11 @@ class _Step:
             sinks=layer.sinks,
         )
         return out[None]
+
+
+def _rows(ops: Ops, x: Any) -> Array:
+    """[1,H,T,D] as float32 [T,H,D]."""
+    return to_array(ops, x[0].transpose(0, 1).to(torch.float32))
 
 
 def window_of(allowed: Callable[..., Any], context_length: int) -> int | None:
