@@ -125,6 +125,9 @@ def test_parameters_of_other_shapes_are_refused(folder: Path) -> None:
 HOSTILE: list[dict[str, Any]] = [
     {"num_hidden_layers": 1 << 40},
     {"num_hidden_layers": 10**6},
+    {"num_hidden_layers": 5000},
+    {"intermediate_size": 1 << 30},
+    {"max_position_embeddings": 1 << 30},
     {"hidden_size": 1 << 40},
     {"hidden_size": -64},
     {"num_attention_heads": 0},

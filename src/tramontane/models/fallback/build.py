@@ -6,6 +6,7 @@ Owns how transformers is made to load what we give it. Must not know: files, att
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ _NOT_OURS = (
 )
 """Keys of a configuration that say how to load a model instead of what it is."""
 _SIZE = (1 << 31) - 1
-_MODULES = 1 << 14
-"""No model has so many layers or experts."""
+_SLACK = 1 << 20
+_FEW, _MANY = 64, 1 << 14
+"""As many layers are made in any case, as many experts at most."""
 
 
 def build(
@@ -50,12 +52,11 @@ def build(
     `tensors`, on the host, and `weights`, each a matrix or those of a stack: by the checkpoint's names. Raises
     UnsupportedModel or CorruptCheckpoint.
     """
-    _check_sizes(config, source)
+    _check_sizes(config, len(tensors) + len(weights), source)
     with _quiet():
         settings, kind = _class_of(config, source)
+        turned = _checked(settings, kind, tensors, weights, source)
         try:
-            with torch.device("meta"):
-                turned = [name for name, part in kind(settings).named_modules() if isinstance(part, Conv1D)]
             state = {name: _state(array, ops) for name, array in tensors.items()}
             for name, held in weights.items():
                 flipped = _ends(name, turned)
@@ -92,12 +93,18 @@ def knows(config: Mapping[str, Any]) -> bool:
     return model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
-def _check_sizes(config: Mapping[str, Any], source: str) -> None:
-    """Refuse what would take all memory before a single tensor is looked at: modules are made as the settings say."""
+def _check_sizes(config: Mapping[str, Any], tensors: int, source: str) -> None:
+    """Refuse what would take hours before a tensor is looked at: modules are made as the settings say.
+
+    `tensors`: how many there are, of which each layer has one at least.
+    """
     for key, value in _leaves(config):
-        modules = re.search("layers|experts|blocks|groups", key) and not re.search("size|dim|vocab|per_", key)
-        if isinstance(value, int) and value > (_MODULES if modules else _SIZE):
-            raise CorruptCheckpoint(source, f"{key} is {value}, too many for any model")
+        if re.search("(layers?|blocks|stack)$", key):
+            most = max(_FEW, tensors)
+        else:
+            most = _MANY if re.search("(experts|groups)$", key) else _SIZE
+        if isinstance(value, int) and value > most:
+            raise CorruptCheckpoint(source, f"{key} is {value}, too many for {tensors} tensors")
 
 
 def _leaves(value: Any, key: str = "config.json") -> Iterator[tuple[str, Any]]:
@@ -135,6 +142,26 @@ def _class_of(config: Mapping[str, Any], source: str) -> tuple[Any, Any]:
     if kind.config_class is settings.sub_configs.get("text_config"):
         settings = settings.get_text_config()
     return settings, kind
+
+
+def _checked(
+    settings: Any, kind: Any, tensors: Mapping[str, Array], weights: Mapping[str, Sequence[Weight]], source: str
+) -> list[str]:
+    """The names of the modules that want their matrices turned. Refuses a model larger than its tensors before memory
+    is taken for it."""
+    try:
+        with torch.device("meta"):
+            model = kind(settings)
+    except Exception as error:
+        raise UnsupportedModel(f"transformers does not make the model of {source}: {str(error)[:400]}.") from error
+    held = sum(array.size for array in tensors.values())
+    held += sum(math.prod(one.shape) for each in weights.values() for one in each)
+    wanted = sum(value.numel() for value in model.parameters())
+    kept = max((value.numel() for value in model.buffers()), default=0)
+    # Tied matrices may count twice; buffers follow from the settings and are in no file.
+    if wanted > 2 * held + _SLACK or kept > _SIZE:
+        raise CorruptCheckpoint(source, f"its settings describe {wanted} parameters, its files hold {held}")
+    return [name for name, part in model.named_modules() if isinstance(part, Conv1D)]
 
 
 def _state(array: Array, ops: Ops) -> Any:
