@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine import checkpoints
 from tramontane import LLM, UnsupportedModel
+from tramontane.loading import build
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -25,6 +26,12 @@ OPTIONS: dict[str, Any] = {
     "max_num_batched_tokens": 16,
 }
 TYPES = ["cwm", "granite_swa", "codegen", "lfm3", "mamba2"]
+
+
+@pytest.fixture(autouse=True)
+def none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through transformers even where this build has a decoder of its own."""
+    monkeypatch.setattr(build, "refusal_of", lambda *_: UnsupportedModel("It is tried.", ""))
 
 
 @pytest.fixture(scope="module", params=TYPES)
