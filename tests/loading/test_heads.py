@@ -152,6 +152,7 @@ def test_the_tokenizers_length_holds_where_no_other_does(folder: Path) -> None:
         ({"config_sentence_transformers": {"prompts": {"a": 3}}}, "prompts"),
         ({"config_sentence_transformers": {"prompts": {}, "default_prompt_name": "a"}}, "default_prompt_name"),
         ({"sentence_bert_config": {"do_lower_case": 3}}, "do_lower_case"),
+        ({"sentence_bert_config": {"max_seq_length": "many"}}, "max_seq_length"),
     ],
 )
 def test_what_is_not_understood_is_named(folder: Path, files: dict[str, Any], word: str) -> None:

@@ -47,6 +47,19 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "bert-relu": ("bert", {**_SHAPE, "hidden_act": "relu", "type_vocab_size": 3}),
     "roberta": ("roberta", {**_SHAPE, "pad_token_id": 1, "type_vocab_size": 1}),
     "xlm-roberta": ("xlm-roberta", {**_SHAPE, "pad_token_id": 1, "type_vocab_size": 1, "hidden_act": "gelu_new"}),
+    "distilbert": (
+        "distilbert",
+        {
+            "vocab_size": VOCAB,
+            "dim": 48,
+            "hidden_dim": 80,
+            "n_layers": 3,
+            "n_heads": 4,
+            "max_position_embeddings": 96,
+            "activation": "relu",
+            "pad_token_id": 1,
+        },
+    ),
     "nomic_bert": (
         "nomic_bert",
         {**_SHAPE, "rope_parameters": {"rope_type": "default", "rope_theta": 70.0}},

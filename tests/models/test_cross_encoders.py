@@ -19,6 +19,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}),
     "roberta": ("roberta", {}),
     "xlm-roberta": ("xlm-roberta", {}),
+    "distilbert": ("distilbert", {}),
     "modernbert": ("modernbert", {}),
     "modernbert-mean": ("modernbert", {"classifier_pooling": "mean", "classifier_bias": True, "norm_bias": True}),
 }

@@ -15,7 +15,9 @@ from tests.models.encoders import CASES, TinyEncoder, TinyEncoders, text
 from tramontane import LLM, ContextLengthExceeded, UnsupportedModel
 from tramontane.engine.encoder import Encoder, Task, Text
 from tramontane.kernels.workspace import Workspace
-from tramontane.loading.build import load_model
+from tramontane.loading.build import checked_plan, load_model
+from tramontane.loading.checkpoint import open_checkpoint
+from tramontane.loading.memory import estimate
 from tramontane.models.decoder import Decoder
 from tramontane.models.spec import ModelSpec
 
@@ -241,3 +243,14 @@ def test_what_is_not_honoured_is_refused_by_its_key(tmp_path: Path, name: str, c
     encoder.configure(**changes)
     with pytest.raises(UnsupportedModel, match=word):
         LLM(encoder.path, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["bert", "nomic_bert", "modernbert"])
+def test_memory_is_what_was_estimated(encoders: TinyEncoders, name: str) -> None:
+    with open_checkpoint(encoders.get(name).path) as checkpoint:
+        needed = estimate(checked_plan(checkpoint), context_length=96, batch=1, max_num_batched_tokens=48)
+    with LLM(encoders.get(name).path, **OPTIONS) as llm:
+        llm.embed(TEXTS)
+        stats = llm.stats()
+    assert stats.weight_bytes == needed.weights
+    assert stats.workspace_bytes == pytest.approx(needed.workspace, rel=0.05)

@@ -18,7 +18,7 @@ from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.loading.checkpoint import Checkpoint, optional_json, read_list
 from tramontane.loading.safetensors import SafetensorsFolder
 from tramontane.models.families.base import ACTIVATIONS as HF_ACTIVATIONS
-from tramontane.models.fields import Fields
+from tramontane.models.fields import POSITIONS, Fields
 from tramontane.models.heads import Dense, EmbeddingHead, Floats, Layer, Norm, ScoringHead
 from tramontane.models.spec import ModelSpec
 from tramontane.types import Pooling
@@ -175,9 +175,9 @@ class _Folder:
         name = model.get("default_prompt_name")
         if name is not None and name not in prompts:
             raise model.corrupt("default_prompt_name", f"is {name!r:.60}, which is no prompt of the model")
-        longest = own.get("max_seq_length")
-        if longest is None:
-            longest = tokenizer_config.get("model_max_length")
+        longest = tokenizer_config.get("model_max_length")
+        if own.get("max_seq_length") is not None:
+            longest = own.integer("max_seq_length", high=POSITIONS)
         pooling, include_prompt, layers, normalize = self._read(modules)
         return EmbeddingSettings(
             EmbeddingHead(pooling, layers, normalize),
@@ -290,6 +290,10 @@ def _roberta(fields: Fields, tensors: _Tensors) -> _Classifier:
     return "cls", [tensors.dense("classifier.dense", "tanh"), tensors.dense("classifier.out_proj", "identity")]
 
 
+def _distilbert(fields: Fields, tensors: _Tensors) -> _Classifier:
+    return "cls", [tensors.dense("pre_classifier", "relu"), tensors.dense("classifier", "identity")]
+
+
 def _modernbert(fields: Fields, tensors: _Tensors) -> _Classifier:
     pooling = fields.text("classifier_pooling", "cls")
     activation = HF_ACTIVATIONS.get(fields.text("classifier_activation", "gelu"))
@@ -312,6 +316,7 @@ _CLASSIFIERS: Mapping[str, Callable[[Fields, _Tensors], _Classifier]] = {
     "Roberta": _roberta,
     "XLMRoberta": _roberta,
     "Camembert": _roberta,
+    "DistilBert": _distilbert,
     "ModernBert": _modernbert,
 }
 """transformers' classes, without their ending; all others score as decoders do."""

@@ -69,6 +69,19 @@ _ROBERTA_FIRST = 2
 """The first position: those up to the padding token's id are for padding."""
 
 
+def _distilbert(fields: Fields) -> ModelSpec:
+    return replace(_bert_like(fields.told(_DISTILBERT_KEYS), "distilbert", 0), token_types=0)
+
+
+_DISTILBERT_KEYS = {
+    "hidden_size": "dim",
+    "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+}
+
+
 def _bert_like(fields: Fields, family: str, first: int) -> ModelSpec:
     fields.only(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     hidden_size = fields.integer("hidden_size")
@@ -120,6 +133,28 @@ _BERT_NAMES = NameMap(
     },
     ignored=r"((bert|roberta)\.)?(embeddings\.position_ids|pooler\..*)|(cls|lm_head|classifier|qa_outputs)\..*",
     optional_prefixes=("bert.", "roberta."),
+)
+
+
+_DISTILBERT_NAMES = NameMap(
+    fixed={
+        "embeddings.word_embeddings": "embedding",
+        "embeddings.position_embeddings": "positions",
+        "embeddings.LayerNorm": "embedding_norm",
+    },
+    layer_prefix="transformer.layer.",
+    layer={
+        "attention.q_lin": "attention.q",
+        "attention.k_lin": "attention.k",
+        "attention.v_lin": "attention.v",
+        "attention.out_lin": "attention.o",
+        "sa_layer_norm": "attention_norm",
+        "ffn.lin1": "mlp.up",
+        "ffn.lin2": "mlp.down",
+        "output_layer_norm": "mlp_norm",
+    },
+    ignored=r"(vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier)\..*",
+    optional_prefixes=("distilbert.",),
 )
 
 
@@ -387,6 +422,7 @@ FAMILIES = {
         ("roberta", "xlm-roberta", "camembert"),
         Family(_roberta, replace(_BERT_NAMES, skipped={"positions": _ROBERTA_FIRST})),
     ),
+    "distilbert": Family(_distilbert, _DISTILBERT_NAMES),
     "nomic_bert": Family(_nomic_bert, _NOMIC_NAMES),
     "nomic-bert": Family(None, _NOMIC_NAMES, _nomic_from_gguf, _GGUF, _KEYS),
     "modernbert": Family(_modernbert, _MODERNBERT_NAMES),
