@@ -19,7 +19,6 @@ from tramontane.types import Pooling
 
 OPTIONS: dict[str, Any] = {"kernels": "reference", "threads": 1, "max_num_batched_tokens": 48, "device": "cpu"}
 TEXTS = [text(length, length) for length in (1, 4, 5, 9, 10, 30, 60, 120)]
-HIDDEN = 48
 
 
 class Embedder:
@@ -42,7 +41,7 @@ class Embedder:
 
     def modules(self, *kinds: str, pooling: Pooling, widths: Sequence[int] = (), **pooled: Any) -> None:
         """Write modules.json and the modules' folders; a Dense to each of `widths`."""
-        entries, inputs, rest = [], HIDDEN, list(widths)
+        entries, inputs, rest = [], self.model.config.hidden_size, list(widths)
         for place, kind in enumerate(kinds):
             folder = self.path / ("" if kind == "Transformer" else f"{place}_{kind}")
             folder.mkdir(exist_ok=True)
@@ -129,7 +128,7 @@ def test_embedding_gemma_out_of_gguf(tmp_path: Path) -> None:
     names, config = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA_EMBEDDING, 9), embedder.model.config
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gemma-embedding")
     writer.add_context_length(256)
-    writer.add_embedding_length(HIDDEN)
+    writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_head_count(config.num_attention_heads)
