@@ -197,6 +197,10 @@ def _cohere_keys(config: Any) -> Mapping[str, Any]:
     return {"logit_scale": config.logit_scale, "rope.scaling.type": "none", **window}
 
 
+def _nemotron_keys(config: Any) -> Mapping[str, Any]:
+    return {"rope.scaling.type": "none", "attention.layer_norm_rms_epsilon": config.norm_eps}
+
+
 def _mpt_keys(config: Any) -> Mapping[str, Any]:
     clip = config.attn_config.clip_qkv
     return {"attention.max_alibi_bias": 8.0, **({"attention.clamp_kqv": clip} if clip is not None else {})}
@@ -278,7 +282,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "gemma3_text": Convention("gemma3", _shifted, _gemma_keys),
     "starcoder2": Convention(),
     "stablelm": Convention(tensors=_stacked_norms, keys=_parallel),
-    "nemotron": Convention(tensors=_shifted, keys=lambda config: {"rope.scaling.type": "none"}),
+    "nemotron": Convention(tensors=_shifted, keys=_nemotron_keys),
     "cohere": Convention("command-r", keys=_cohere_keys),
     "cohere2": Convention(keys=_cohere_keys),
     "gpt2": Convention(tensors=_transposed),

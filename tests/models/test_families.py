@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tramontane.errors import CorruptCheckpoint, TramontaneError, UnsupportedModel
 from tramontane.models.families import FAMILIES, GGUFTensors, spec_from_gguf, spec_from_hf
-from tramontane.models.spec import LayerSpec, MLPSpec, RopeScaling
+from tramontane.models.spec import LayerSpec, MLPSpec, ModelSpec, NormSpec, RopeScaling
 
 HF: dict[str, Any] = {
     "model_type": "llama",
@@ -222,6 +222,26 @@ def test_gguf_features_are_read_off_tensors_and_keys() -> None:
     qwen2 = {key.replace("llama", "qwen2"): value for key, value in GGUF.items()}
     qwen2["general.architecture"] = "qwen2"
     assert not spec_from_gguf(qwen2, TENSORS).layers[0].attention.rope.interleaved
+
+
+def test_of_two_epsilons_a_bias_decides() -> None:
+    """Files of Nemotron, a LayerNorm, and of EXAONE, an RMSNorm, state both."""
+    both = {**GGUF, "llama.attention.layer_norm_epsilon": 1e-4}
+    biased = GGUFTensors({**TENSORS.shapes, "output_norm.bias": (64,)})
+    assert spec_from_gguf(both, biased).norm == NormSpec("layer", 1e-4, bias=True)
+    assert spec_from_gguf(both, TENSORS).norm == NormSpec("rms", 1e-5)
+
+
+def test_gguf_files_without_slopes_or_windows_have_none() -> None:
+    def told(family: str, **keys: Any) -> ModelSpec:
+        metadata = {key.replace("llama.", f"{family}."): value for key, value in GGUF.items()}
+        extra = {f"{family}.attention.{key}": value for key, value in keys.items()}
+        return spec_from_gguf({**metadata, "general.architecture": family, **extra}, TENSORS)
+
+    assert told("mpt", max_alibi_bias=0.0).layers[0].attention.slopes is None
+    assert told("mpt", max_alibi_bias=8.0).layers[0].attention.slopes is not None
+    assert {layer.attention.window for layer in told("gemma3").layers} == {None}
+    assert [layer.attention.window for layer in told("gemma2").layers] == [4096, None, 4096]
 
 
 def test_gguf_keys_are_honoured() -> None:

@@ -97,8 +97,9 @@ def _bloom_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
 
 def _mpt_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = gguf_decoder(fields, tensors, "mpt", activation="gelu", gated=False, rotary=False)
-    steepest = fields.number("attention.max_alibi_bias", 8.0)
-    return change_attention(with_slopes(spec, fields, steepest), clip=positive(fields, "attention.clamp_kqv"))
+    spec = change_attention(spec, clip=positive(fields, "attention.clamp_kqv"))
+    steepest = positive(fields, "attention.max_alibi_bias")
+    return with_slopes(spec, fields, steepest) if steepest else spec
 
 
 def _falcon_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:

@@ -104,7 +104,8 @@ def _with_ropes(spec: ModelSpec, whole: RopeSpec, local: RopeSpec) -> ModelSpec:
 def _gemma_from_gguf(fields: Fields, tensors: GGUFTensors, family: str = "gemma", every: int = 0) -> ModelSpec:
     """`every`: as in `_gemma2`; 0: no layer has a window."""
     count = fields.integer("block_count", high=MAX_LAYERS)
-    window = fields.integer("attention.sliding_window", high=POSITIONS) if every else None
+    default = 4096 if family == "gemma2" else 0
+    window = fields.integer("attention.sliding_window", default, low=0, high=POSITIONS) or None
     windows = [window if every and (i + 1) % every else None for i in range(count)]
     spec = gguf_decoder(fields, tensors, family, activation="gelu_tanh", windows=windows)
     return replace(spec, embedding_scale=math.sqrt(spec.hidden_size))

@@ -98,11 +98,13 @@ def gguf_decoder(
 
 
 def gguf_norm(fields: Fields, tensors: GGUFTensors) -> NormSpec:
-    """The norm whose epsilon the file states."""
-    if fields.get("attention.layer_norm_epsilon") is None:
-        return NormSpec(eps=fields.number("attention.layer_norm_rms_epsilon", high=1.0))
-    eps = fields.number("attention.layer_norm_epsilon", high=1.0)
-    return NormSpec("layer", eps, bias="output_norm.bias" in tensors.shapes)
+    """The norm whose epsilon the file states; of two, that of a LayerNorm where there is a bias: converters write down
+    whatever of either name a configuration has."""
+    bias = "output_norm.bias" in tensors.shapes
+    rms, layer = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    if fields.get(layer) is None or (fields.get(rms) is not None and not bias):
+        return NormSpec(eps=fields.number(rms, high=1.0))
+    return NormSpec("layer", fields.number(layer, high=1.0), bias=bias)
 
 
 def _attention(
