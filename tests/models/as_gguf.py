@@ -305,7 +305,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "deepseek_v2": Convention("deepseek2", _experts, _latent_keys),
     "deepseek_v3": Convention("deepseek2", _experts, _latent_keys),
     "gpt_oss": Convention("gpt-oss", _gpt_oss, lambda config: {**_expert_keys(config), **_window(config)}),
-    "phimoe": Convention(tensors=_experts, keys=_expert_keys),
+    "phimoe": Convention(tensors=_experts, keys=lambda config: {**_expert_keys(config), **_window(config)}),
     "internlm2": Convention(tensors=_interleaved),
     "baichuan": Convention(tensors=_interleaved),
     "exaone": Convention(),

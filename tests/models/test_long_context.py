@@ -14,6 +14,7 @@ from tramontane.loading.build import load_model
 
 STRETCHED = [
     "llama-linear", "llama-llama3", "llama-yarn", "qwen2-yarn", "gemma3", "llama-dynamic", "phi3-longrope",
+    "phimoe-longrope", "olmo3", "deepseek-v3", "gpt-oss",
 ]  # fmt: skip
 LENGTHS = (31, 32, 33, 140)
 """32 is the original length of all."""

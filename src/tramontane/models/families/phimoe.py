@@ -10,6 +10,7 @@ from tramontane.models.families.base import (
     Family,
     GGUFTensors,
     change_attention,
+    change_layers,
     hf_decoder,
     hf_window,
     with_experts,
@@ -51,8 +52,10 @@ def _one_magnitude(fields: Fields) -> Fields:
 
 
 def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
-    """llama.cpp computes plain top-2 routing for these; the model was trained with SparseMixer."""
-    return gguf_decoder(fields, tensors, "phimoe", router=RouterSpec("sparsemixer", normalize=False))
+    """As the model was trained, with LayerNorm and SparseMixer: llama.cpp takes RMSNorm and plain top-2 routing."""
+    spec = gguf_decoder(fields, tensors, "phimoe", router=RouterSpec("sparsemixer", normalize=False))
+    norm = NormSpec("layer", spec.layers[0].norm.eps, bias=True)
+    return replace(change_layers(spec, norm=norm), norm=norm)
 
 
 FAMILIES = {
