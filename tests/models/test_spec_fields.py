@@ -41,6 +41,7 @@ LENGTH = 60
 NOT_COMPUTED = {
     (ModelSpec, "family"): "for people only",
     (ModelSpec, "context_length"): "a limit that the engine keeps; no position depends on it",
+    (ModelSpec, "block_state"): "of models that transformers computes",
 }
 
 
@@ -95,6 +96,42 @@ def scaling(**values: Any) -> Change:
         assert current is not None
         assert current.scaling is not None
         return rope(scaling=replace(current.scaling, **values))(spec)
+
+    return change
+
+
+def moe(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].mlp
+        assert isinstance(current, MoESpec)
+        return layer(mlp=replace(current, **values))(spec)
+
+    return change
+
+
+def router(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].mlp
+        assert isinstance(current, MoESpec)
+        return moe(router=replace(current.router, **values))(spec)
+
+    return change
+
+
+def expert(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].mlp
+        assert isinstance(current, MoESpec)
+        return moe(expert=replace(current.expert, **values))(spec)
+
+    return change
+
+
+def latent(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].attention.latent
+        assert current is not None
+        return attention(latent=replace(current, **values))(spec)
 
     return change
 
@@ -200,6 +237,71 @@ FLIPS |= {
     (MLPSpec, "gated"): [("llama", mlp(gated=False)), ("gpt2", mlp(gated=True))],
     (RopeScaling, "short_factors"): [("phi3-longrope", scaling(short_factors=(1.0, 1.0)))],
     (RopeScaling, "long_factors"): [("phi3-longrope", scaling(long_factors=(1.0, 3.0, 4.0, 5.0)))],
+}
+
+FLIPS |= {
+    (LayerSpec, "attention"): [
+        ("llama", lambda spec: layer(attention=replace(spec.layers[0].attention, scale=0.1))(spec))
+    ],
+    (LayerSpec, "mlp"): [("mixtral", layer(mlp=MLPSpec(80))), ("llama", layer(mlp=MoESpec(4, 2, MLPSpec(80))))],
+    (AttentionSpec, "value_dim"): [
+        ("deepseek-v3", attention(value_dim=None)),
+        ("deepseek-v3", attention(value_dim=10)),
+        ("llama", attention(value_dim=6)),
+    ],
+    (AttentionSpec, "sinks"): [("gpt-oss", attention(sinks=False)), ("llama", attention(sinks=True))],
+    (AttentionSpec, "latent"): [("deepseek-v3", attention(latent=None)), ("llama", attention(latent=LatentSpec(8)))],
+    (LatentSpec, "kv_rank"): [("deepseek-v3", latent(kv_rank=19))],
+    (LatentSpec, "q_rank"): [("deepseek-v3", latent(q_rank=None)), ("deepseek-v2", latent(q_rank=28))],
+    (LatentSpec, "norm"): [
+        ("deepseek-v3", latent(norm=NormSpec(eps=0.5))),
+        ("deepseek-v3", latent(norm=NormSpec("layer", 1e-6))),
+    ],
+    (HeadNormSpec, "after_rope"): [
+        ("hunyuan", head_norm(after_rope=False)),
+        ("qwen3", head_norm(after_rope=True)),
+    ],
+    (MLPSpec, "limit"): [("gpt-oss", expert(limit=0.7))],
+    (MoESpec, "num_experts"): [("mixtral", moe(num_experts=4))],
+    (MoESpec, "top_k"): [("mixtral", moe(top_k=3)), ("deepseek-v3", moe(top_k=2))],
+    (MoESpec, "expert"): [
+        ("mixtral", expert(activation="gelu")),
+        ("mixtral", expert(intermediate_size=79)),
+        ("mixtral", expert(gated=False)),
+        ("mixtral", expert(bias=True)),
+        ("gpt-oss", expert(bias=False)),
+        ("gpt-oss", expert(activation="silu")),
+    ],
+    (MoESpec, "router"): [("mixtral", moe(router=RouterSpec("sigmoid")))],
+    (MoESpec, "shared"): [("deepseek-v3", moe(shared=None)), ("mixtral", moe(shared=MLPSpec(80)))],
+    (MoESpec, "shared_gate"): [("qwen2-moe", moe(shared_gate=False)), ("deepseek-v3", moe(shared_gate=True))],
+    (RouterSpec, "score"): [
+        ("mixtral", router(score="sigmoid")),
+        ("deepseek-v3", router(score="softmax")),
+        ("phimoe", router(score="softmax")),
+        ("mixtral", router(score="sparsemixer")),
+    ],
+    (RouterSpec, "normalize"): [
+        ("mixtral", router(normalize=False)),
+        ("qwen2-moe", router(normalize=True)),
+        ("phimoe", router(normalize=True)),
+    ],
+    (RouterSpec, "scale"): [("deepseek-v3", router(scale=1.0)), ("mixtral", router(scale=0.9))],
+    (RouterSpec, "bias"): [("gpt-oss", router(bias=False)), ("mixtral", router(bias=True))],
+    (RouterSpec, "correction"): [("deepseek-v3", router(correction=False)), ("mixtral", router(correction=True))],
+    (RouterSpec, "groups"): [
+        ("deepseek-v3", router(groups=2, top_groups=1)),
+        ("deepseek-v2-groups", router(groups=8, top_groups=4)),
+    ],
+    (RouterSpec, "top_groups"): [
+        ("deepseek-v3", router(top_groups=3)),
+        ("deepseek-v2-groups", router(top_groups=3)),
+    ],
+    (RouterSpec, "group_score"): [
+        ("deepseek-v3", router(group_score="max")),
+        ("deepseek-v2-groups", router(group_score="top2")),
+    ],
+    (RouterSpec, "jitter"): [("phimoe", router(jitter=0.05))],
 }
 
 CASES = [
