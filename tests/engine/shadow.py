@@ -2,7 +2,8 @@
 
 The content of a slot is (cache group, position, digest of the salt and all tokens up to there), as a key and a value
 of a real model depend on the whole prefix. Before drawing, every slot that the step's rows see is compared with the
-truth: a wrong copy, hash, eviction or freed window shows as a difference. The next token is a function of that digest,
+truth: a wrong copy, hash, eviction or freed window shows as a difference. A state is the digest of all tokens that it
+stands for, and is checked before a step advances it. The next token is a function of that digest,
 the seed and the length of the output, so that the answer to a request is known beforehand.
 """
 
@@ -68,11 +69,14 @@ class Memory:
         self.windows = windows
         self.block_size = block_size
         self.slots: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self.states: dict[int, tuple[int, int]] = {}
 
-    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        targets = [target for _, target in copies]
-        assert len(set(targets)) == len(targets), "a block is copied over twice"
-        assert not {source for source, _ in copies} & set(targets), "a copy's source is overwritten by another"
+    def copy(self, copies: Sequence[tuple[int, int]], state_copies: Sequence[tuple[int, int]] = ()) -> None:
+        for pairs in (copies, state_copies):
+            targets = [target for _, target in pairs]
+            assert len(set(targets)) == len(targets), "a block is copied over twice"
+            assert not {source for source, _ in pairs} & set(targets), "a copy's source is overwritten by another"
+        self.states.update({target: self.states[source] for source, target in state_copies if source in self.states})
         for source, target in copies:
             for offset in range(self.block_size):
                 if (source, offset) in self.slots:
@@ -90,6 +94,12 @@ class Memory:
                 self.slots[slot] = (group, position, truth[position])
         return written
 
+    def advance(self, state: int, start: int, end: int, truth: Sequence[int]) -> None:
+        """A state goes from what stands for `start` tokens to what stands for `end`."""
+        assert state >= 0, "a sequence has no state"
+        assert not start or self.states.get(state) == (start, truth[start - 1]), f"state {state} is another's"
+        self.states[state] = (end, truth[end - 1])
+
     def verify(self, tables: Sequence[Sequence[int]], start: int, end: int, truth: Sequence[int]) -> None:
         """What rows start .. end - 1 see is there, in every group."""
         for group, (table, window) in enumerate(zip(tables, self.windows, strict=True)):
@@ -100,9 +110,16 @@ class Memory:
 
 
 class ShadowExecutor:
-    def __init__(self, windows: Sequence[int | None], block_size: int, stretch: Stretch | None = None) -> None:
+    def __init__(
+        self,
+        windows: Sequence[int | None],
+        block_size: int,
+        stretch: Stretch | None = None,
+        has_states: bool = False,
+    ) -> None:
         self.memory = Memory(windows, block_size)
         self.stretch = stretch
+        self.has_states = has_states
         self.sequences: dict[int, sequence.Sequence] = {}
 
     def learn(self, sequences: Iterable[sequence.Sequence]) -> None:
@@ -110,7 +127,9 @@ class ShadowExecutor:
         self.sequences.update({s.id: s for s in sequences})
 
     def submit(self, step: Step) -> StepResult:
-        self.memory.copy(step.copies)
+        self.memory.copy(step.copies, step.state_copies)
+        states = [scheduled.state for scheduled in step.sequences if self.has_states]
+        assert len(set(states)) == len(states), "two sequences write one state"
         written: set[tuple[int, int]] = set()
         truths = []
         for scheduled in step.sequences:
@@ -122,7 +141,9 @@ class ShadowExecutor:
                 whole, prompt = self.stretch.whole, len(owner.request.prompt_ids)
                 assert scheduled.rope_length == (len(owner.token_ids) if whole else prompt)
             assert list(scheduled.tokens) == owner.token_ids[scheduled.start : end]
-            assert {len(t) for t in scheduled.block_tables} == {-(-end // self.memory.block_size)}
+            assert {len(t) for t in scheduled.block_tables} <= {-(-end // self.memory.block_size)}
+            if self.has_states:
+                self.memory.advance(scheduled.state, scheduled.start, end, truth)
             own = self.memory.write(scheduled.block_tables, scheduled.start, end, truth)
             assert not own & written, "two sequences write one slot"
             written |= own

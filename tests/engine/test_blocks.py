@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.engine.shadow import Memory, digests
-from tramontane.config import CacheConfig
-from tramontane.engine.blocks import BlockPool, BlockTables, ContiguousPool, Pool, make_pool
+from tramontane.engine.blocks import BlockPool, BlockTables, ContiguousPool, Pool
 
 CONTEXT = 24
 
@@ -19,9 +19,10 @@ CONTEXT = 24
 class PoolMachine(RuleBasedStateMachine):
     """Sequences that appear, compute, fork and vanish in any order; each is (tables, its tokens)."""
 
-    def __init__(self, pool: Pool, windows: tuple[int | None, ...], block_size: int) -> None:
+    def __init__(self, pool: Pool, windows: tuple[int | None, ...], block_size: int, has_states: bool) -> None:
         super().__init__()
         self.pool = pool
+        self.has_states = has_states
         self.memory = Memory(windows, block_size)
         self.live: list[tuple[BlockTables, list[int]]] = []
 
@@ -38,6 +39,8 @@ class PoolMachine(RuleBasedStateMachine):
             for position in range(0 if window is None else max(0, hit - window + 1), hit):
                 slot = (visible[group][position // self.pool.block_size], position % self.pool.block_size)
                 assert self.memory.slots[slot] == (group, position, truth[position])
+        if self.has_states and hit:
+            assert self.memory.states[tables.state] == (hit, truth[hit - 1])
         self.live.append((tables, tokens))
 
     @precondition(lambda self: self.live)
@@ -48,7 +51,7 @@ class PoolMachine(RuleBasedStateMachine):
         work = []
         for i in chosen:
             tables, tokens = self.live[i]
-            count = data.draw(st.integers(1, 6))
+            count = self.pool.until_state(tables, data.draw(st.integers(1, 6)))
             if tables.num_tokens + count > CONTEXT:
                 continue
             before = [list(table) for table in tables.groups]
@@ -61,9 +64,13 @@ class PoolMachine(RuleBasedStateMachine):
         idle = [i for i in range(len(self.live)) if i not in chosen]
         if idle and data.draw(st.booleans()):
             self.pool.release(self.live.pop(data.draw(st.sampled_from(idle)))[0])
-        self.memory.copy(self.pool.take_copies())
+        self.memory.copy(self.pool.take_copies(), self.pool.take_state_copies())
         truths = [digests(tables.salt, tokens) for tables, tokens, _ in work]
+        states = [tables.state for tables, _, _ in work if self.has_states]
+        assert len(set(states)) == len(states), "two sequences write one state"
         for (tables, _, count), truth in zip(work, truths, strict=True):
+            if self.has_states:
+                self.memory.advance(tables.state, tables.num_tokens, tables.num_tokens + count, truth)
             self.memory.write(tables.groups, tables.num_tokens, tables.num_tokens + count, truth)
         for (tables, tokens, count), truth in zip(work, truths, strict=True):
             self.memory.verify(tables.groups, tables.num_tokens, tables.num_tokens + count, truth)
@@ -92,29 +99,48 @@ class PoolMachine(RuleBasedStateMachine):
         for tables, _ in self.live:
             self.pool.release(tables)
         self.pool.take_copies()
+        self.pool.take_state_copies()
         self.pool.check([])
         assert self.pool.used == 0
 
 
-POOLS: dict[str, tuple[tuple[int | None, ...], int, int, bool, bool]] = {
-    # name: windows, block size, blocks, prefix caching, paged
-    "full": ((None,), 2, 18, True, True),
-    "full, window": ((None, 8), 3, 22, True, True),
-    "windows, full": ((5, None, 5), 2, 34, True, True),
-    "windows only": ((3, 1), 2, 14, True, True),
-    "blocks of one token": ((None, 4), 1, 30, True, True),
-    "no prefix cache": ((None, 8), 3, 22, False, True),
-    "contiguous": ((None, 8), 4, 50, True, False),
+# a pool, its windows, its block size, and whether it has states
+Maker = Callable[[], tuple[Pool, tuple[int | None, ...], int, bool]]
+
+
+def paged(
+    windows: tuple[int | None, ...], size: int, blocks: int, caching: bool = True, states: int = 0, interval: int = 1
+) -> Maker:
+    return lambda: (BlockPool(blocks, size, windows, caching, states, interval), windows, size, states > 0)
+
+
+def contiguous(windows: tuple[int | None, ...], size: int, blocks: int, states: int = 0) -> Maker:
+    return lambda: (ContiguousPool(blocks, size, len(windows), CONTEXT, states), windows, size, states > 0)
+
+
+POOLS = {
+    "full": paged((None,), 2, 18),
+    "full, window": paged((None, 8), 3, 22),
+    "windows, full": paged((5, None, 5), 2, 34),
+    "windows only": paged((3, 1), 2, 14),
+    "blocks of one token": paged((None, 4), 1, 30),
+    "no prefix cache": paged((None, 8), 3, 22, caching=False),
+    "contiguous": contiguous((None, 8), 4, 50),
+    "full, state": paged((None,), 2, 30, states=6, interval=2),
+    "full, window, state": paged((None, 8), 3, 30, states=4),
+    "full, few states": paged((None,), 2, 40, states=2),
+    "full, one state": paged((None,), 1, 40, states=1),
+    "state": paged((), 2, 0, states=5),
+    "state, no prefix cache": paged((), 2, 0, caching=False, states=5),
+    "contiguous, state": contiguous((None,), 4, 50, states=3),
+    "contiguous, nothing but state": contiguous((), 4, 0, states=3),
 }
 
 
 def run_machine(name: str, examples: int) -> None:
-    windows, block_size, num_blocks, prefix_caching, paged = POOLS[name]
-
     class Machine(PoolMachine):
         def __init__(self) -> None:
-            config = CacheConfig(block_size=block_size, prefix_caching=prefix_caching, paged_attention=paged)
-            super().__init__(make_pool(config, num_blocks, windows, CONTEXT), windows, block_size)
+            super().__init__(*POOLS[name]())
 
     case = Machine.TestCase
     case.settings = settings(max_examples=examples, stateful_step_count=40, derandomize=True)
@@ -346,11 +372,12 @@ def test_a_hit_counts_only_where_every_group_still_holds_it() -> None:
     pool = BlockPool(12, 2, (None, 4))
     tables = computed(pool, list(range(8)))
     for depth in (2, 3):  # as if the window group had lost its last blocks to eviction
-        block = tables.groups[1][depth]
-        del pool._block_of[pool._key_of.pop(block)]
+        pool._blocks.unseal(tables.groups[1][depth])
     # the token after 6 sees 3..6, that is blocks 1 and 2; the token after 4 sees 1..4: blocks 0 and 1 are enough
     assert hit(pool, [*range(8), 9]) == 4
-    del pool._block_of[1, tables.hashes[1]]
+    lost = pool._blocks.find((1, tables.hashes[1]))
+    assert lost is not None
+    pool._blocks.unseal(lost)
     assert hit(pool, [*range(8), 9]) == 2
 
 
@@ -391,5 +418,6 @@ def test_check_finds_what_is_broken() -> None:
     with pytest.raises(AssertionError, match="references"):
         pool.check([])
     tables.groups[0].append(7)
+    tables.length += 1
     with pytest.raises(AssertionError, match="count of blocks"):
         pool.check([tables])

@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.shadow import EOS, ShadowExecutor, expected, truth_of
 from tramontane.config import CacheConfig, SchedulerConfig
-from tramontane.engine.blocks import make_pool
+from tramontane.engine.blocks import BlockPool, make_pool
 from tramontane.engine.scheduler import Scheduler
 from tramontane.engine.sequence import EngineRequest, Event, Stretch, choice_seed
 from tramontane.engine.step import SequenceResult, Step, StepResult, TokenInfo
@@ -30,15 +30,22 @@ class Setup:
     prefix_caching: bool = True
     paged_attention: bool = True
     stretch: Stretch | None = None
+    num_states: int = 0
+    state_interval: int = 1
 
     def build(self) -> tuple[Scheduler, ShadowExecutor]:
         cache = CacheConfig(
             block_size=self.block_size, prefix_caching=self.prefix_caching, paged_attention=self.paged_attention
         )
-        pool = make_pool(cache, self.num_blocks, self.windows, self.context_length)
+        pool = make_pool(cache, self.num_blocks, self.windows, self.context_length, self.num_states)
+        if self.num_states and self.paged_attention:
+            pool = BlockPool(
+                *(self.num_blocks, self.block_size, self.windows, self.prefix_caching),
+                *(self.num_states, self.state_interval),
+            )
         config = SchedulerConfig(self.max_num_seqs, self.max_num_batched_tokens)
-        scheduler = Scheduler(config, pool, self.context_length, self.stretch)
-        return scheduler, ShadowExecutor(self.windows, self.block_size, self.stretch)
+        executor = ShadowExecutor(self.windows, self.block_size, self.stretch, self.num_states > 0)
+        return Scheduler(config, pool, self.context_length, self.stretch), executor
 
 
 def request(id: str, prompt: list[int], seed: int = 0, salt: str = "", **params: Any) -> EngineRequest:
@@ -217,6 +224,12 @@ SETUPS: dict[str, Setup] = {
     "windows, full": Setup((5, None, 5), block_size=3, num_blocks=40),
     "windows only": Setup((3, 9), block_size=2, num_blocks=24, max_num_batched_tokens=40),
     "few tokens a step": Setup((None, 8), num_blocks=30, max_num_seqs=8, max_num_batched_tokens=5),
+    "full, state": Setup(num_states=16, num_blocks=16),
+    "full, window, state": Setup((None, 8), num_blocks=26, num_states=9, state_interval=2),
+    "as many states as seats": Setup(num_blocks=16, num_states=6),
+    "few tokens a step, states": Setup(num_blocks=24, num_states=8, max_num_seqs=8, max_num_batched_tokens=5),
+    "contiguous, states": Setup(paged_attention=False, num_blocks=60, num_states=3, max_num_seqs=3),
+    "stretched whole, states": Setup(num_states=10, stretch=Stretch(14, whole=True)),
     "stretched whole": Setup(stretch=Stretch(14, whole=True)),
     "stretched whole, window, few blocks": Setup((None, 8), num_blocks=22, stretch=Stretch(11, whole=True)),
     "stretched token by token": Setup(stretch=Stretch(14, whole=False)),

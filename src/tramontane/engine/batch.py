@@ -33,6 +33,7 @@ class BatchBuilder:
         self._positions = np.empty(max_tokens, np.int32)
         self._query_start = np.zeros(max_seqs + 1, np.int32)
         self._context_lens = np.empty(max_seqs, np.int32)
+        self._states = np.empty(max_seqs, np.int32)
         self._slots = [np.empty(max_tokens, np.int32) for _ in range(num_groups)]
         self._tables = [_Tables(max_seqs, max_blocks) for _ in range(num_groups)]
 
@@ -53,6 +54,8 @@ class BatchBuilder:
         tokens[:] = np.fromiter(chain.from_iterable(s.tokens for s in sequences), np.int32, total)
         owners = np.repeat(np.arange(count), lengths)
         np.add((starts - query_start[:-1])[owners], np.arange(total, dtype=np.int32), out=positions)
+        states = self._states[:count]
+        states[:] = np.fromiter((s.state for s in sequences), np.int32, count)
         device = self._ops.from_host
         return BatchContext(
             num_tokens=total,
@@ -61,6 +64,7 @@ class BatchBuilder:
             positions=device(positions),
             query_start=device(query_start),
             context_lens=device(context_lens),
+            states=device(states),
             groups=tuple(self._group(group, step, owners, positions) for group in range(len(self._tables))),
             rope_lengths=_rope_lengths(step, owners, positions),
         )

@@ -74,6 +74,8 @@ class Runner:
         """Compute the step. Raises InvalidRequest where a custom logits processor breaks its contract."""
         if step.copies:
             self._cache.copy(step.copies)
+        if step.state_copies:
+            self._cache.copy_states(step.state_copies)
         if not step.sequences:
             return StepResult(step.id, ())
         batch = self._batches.build(step)

@@ -184,7 +184,8 @@ class Scheduler:
         while len(flights) < len(self._running):
             sequence = self._running[len(flights)]
             behind = len(self._running) - len(flights) - 1  # each keeps a token, so none starves
-            count = self._make_room(sequence, min(sequence.remaining, budget - behind))
+            wanted = self._pool.until_state(sequence.tables, min(sequence.remaining, budget - behind))
+            count = self._make_room(sequence, wanted)
             if count:
                 flights.append(self._flight(sequence, count))
                 budget -= count
@@ -193,7 +194,8 @@ class Scheduler:
             raise RuntimeError(f"the scheduler is stuck: {self.waiting} waiting, {self._pool.used} blocks in use")
         self._flights = flights
         self.counters.steps += 1
-        return Step(self.counters.steps, tuple(f.scheduled for f in flights), self._pool.take_copies())
+        copies, state_copies = self._pool.take_copies(), self._pool.take_state_copies()
+        return Step(self.counters.steps, tuple(f.scheduled for f in flights), copies, state_copies)
 
     def _make_room(self, sequence: Sequence, count: int) -> int:
         """Reserve for up to `count` tokens of a running sequence, preempting from the youngest on; 0 when that was
@@ -228,7 +230,7 @@ class Scheduler:
             if len(sequence.choices) > seats:
                 return
             hit = 0 if sequence.wants_prompt_logprobs else self._pool.attach(sequence.tables, sequence.token_ids)
-            wanted = min(sequence.remaining, budget)
+            wanted = self._pool.until_state(sequence.tables, min(sequence.remaining, budget))
             room = not self._running or self._pool.has_room(
                 sequence.tables, len(sequence.token_ids), len(self._running)
             )
@@ -262,6 +264,7 @@ class Scheduler:
             start=start,
             tokens=tuple(sequence.token_ids[start:end]),
             block_tables=sequence.tables.covering(end, self._pool.block_size),
+            state=sequence.tables.state,
             draws=draws,
             prompt_logprobs=sequence.request.params.prompt_logprobs if logprobs else None,
             rope_length=self._rope_length(sequence),

@@ -35,6 +35,8 @@ class ScheduledSequence:
     tokens: tuple[int, ...]
     block_tables: tuple[tuple[int, ...], ...]
     """A table a cache group, covering start + len(tokens) tokens; -1 where a window freed the block."""
+    state: int = -1
+    """Where the model keeps one: the place of the sequence's state, read unless `start` is 0, and written."""
     draws: tuple[Draw, ...] = ()
     """Empty until the sequence has caught up; several when choices fork here."""
     prompt_logprobs: int | None = None
@@ -52,6 +54,8 @@ class Step:
     sequences: tuple[ScheduledSequence, ...]
     copies: tuple[tuple[int, int], ...] = ()
     """Blocks to copy before anything is written: (source, target)."""
+    state_copies: tuple[tuple[int, int], ...] = ()
+    """The same of states."""
 
     @property
     def num_tokens(self) -> int:

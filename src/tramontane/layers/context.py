@@ -39,6 +39,8 @@ class BatchContext:
     """int32 [S]: tokens in the cache after this step."""
     groups: tuple[GroupContext, ...]
     """In the order of `models.spec.cache_groups`."""
+    states: Array | None = None
+    """int32 [S]: the places of the sequences' states, in models that keep one."""
     rope_lengths: NDArray[np.int32] | None = None
     """int32 [T] on the host: the length of sequence that a token's rotation is stretched for, where that matters."""
     token_types: Array | None = None
