@@ -142,10 +142,14 @@ def load(path: Path, ops: Ops) -> LoadedModel:
 
 
 def rig(
-    loaded: LoadedModel, config: EngineConfig, num_blocks: int, executor: type[LocalExecutor] = LocalExecutor
+    loaded: LoadedModel,
+    config: EngineConfig,
+    num_blocks: int,
+    executor: type[LocalExecutor] = LocalExecutor,
+    num_states: int = 0,
 ) -> Rig:
     groups = cache_groups(loaded.spec)
-    cache = loaded.decoder.new_cache(num_blocks, config.cache.block_size, "float32")
+    cache = loaded.decoder.new_cache(num_blocks, config.cache.block_size, "float32", num_states)
     runner = Runner(
         loaded.decoder,
         loaded.ops,
@@ -156,7 +160,7 @@ def rig(
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         max_num_seqs=config.scheduler.max_num_seqs,
     )
-    pool = make_pool(config.cache, num_blocks, [group.window for group in groups], CONTEXT)
+    pool = make_pool(config.cache, num_blocks, [group.window for group in groups], CONTEXT, num_states)
     runs: Executor = executor(runner)
     return Rig(Engine(Scheduler(config.scheduler, pool, CONTEXT), runs), runner, cache.nbytes)
 

@@ -109,7 +109,7 @@ def test_the_longest_context_that_fits(spec: ModelSpec) -> None:
     size = memory.block_bytes(spec, 16, "float16")
 
     def fits(cache: CacheConfig, of: ModelSpec = spec, free: int = 1 << 30) -> int:
-        return memory.fitting_context(of, cache, free, "float16")
+        return memory.fitting_context(of, cache, SchedulerConfig(), free, "float16")
 
     assert fits(CacheConfig()) == spec.context_length
     assert fits(CacheConfig(num_blocks=7)) == 112

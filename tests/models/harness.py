@@ -37,6 +37,7 @@ class Sequence_:
     tokens: list[int] = field(default_factory=list)
     length: int = 0
     """What its positions are stretched for, where that is more than it has tokens."""
+    state: int = -1
 
 
 class Rig:
@@ -45,18 +46,27 @@ class Rig:
     def __init__(self, decoder: Decoder, *, block_size: int = 4, num_blocks: int = 160, dtype: str = "float32") -> None:
         self.decoder, self.ops, self.block_size = decoder, decoder.ops, block_size
         self.groups = cache_groups(decoder.spec)
-        self.cache = decoder.new_cache(num_blocks, block_size, dtype)
+        self.states = list(range(40)) if decoder.spec.states else []
+        random.Random(4).shuffle(self.states)
+        self.cache = decoder.new_cache(num_blocks, block_size, dtype, num_states=len(self.states))
         self.workspace = Workspace(self.ops, 256)
         self.free = list(range(num_blocks))
         random.Random(3).shuffle(self.free)
 
     def sequence(self) -> Sequence_:
-        return Sequence_([[] for _ in self.groups])
+        return Sequence_([[] for _ in self.groups], state=self._state())
+
+    def _state(self) -> int:
+        """A place for a state, which nobody gives back; -1 of a model without."""
+        return self.states.pop() if self.cache.num_states else -1
 
     def fork(self, parent: Sequence_, blocks: int) -> Sequence_:
-        """A sequence that starts with the parent's first full blocks, shared."""
+        """A sequence that starts with the parent's first full blocks, shared, and a copy of its state; the parent must
+        be as long as that where the model has states."""
         tables = [table[:blocks] for table in parent.tables]
-        return Sequence_(tables, parent.tokens[: blocks * self.block_size])
+        state = self._state()
+        self.cache.copy_states([(parent.state, state)])
+        return Sequence_(tables, parent.tokens[: blocks * self.block_size], state=state)
 
     def step(self, *work: tuple[Sequence_, Sequence[int]]) -> list[NDArray[Any]]:
         """Feed each sequence its next tokens, all in one batch; logits [n, V] of all fed positions, a sequence each."""
@@ -92,6 +102,7 @@ class Rig:
             context_lens=self._ints(lens),
             groups=groups,
             rope_lengths=np.array(lengths, np.int32),
+            states=self._ints(sequence.state for sequence, _ in work),
         )
         hidden = self.decoder.forward(batch, self.cache, self.workspace)
         logits = self.decoder.logits(hidden, self._ints(range(len(tokens))), self.workspace)

@@ -22,7 +22,7 @@ from tramontane.backends.loop import EngineLoop, public
 from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
 from tramontane.backends.reading import Read, TextReader
 from tramontane.backends.shared import SharedModel, shared_model
-from tramontane.config import EngineConfig
+from tramontane.config import EngineConfig, SchedulerConfig
 from tramontane.engine.blocks import make_pool
 from tramontane.engine.encoder import Encoder
 from tramontane.engine.engine import Engine
@@ -35,7 +35,14 @@ from tramontane.kernels.device import resolve_device
 from tramontane.kernels.workspace import Workspace
 from tramontane.loading.build import LoadedModel
 from tramontane.loading.heads import embedding_settings, scoring_head
-from tramontane.loading.memory import fitting_context, resolve_num_blocks, shown, step_rows, workspace_bytes
+from tramontane.loading.memory import (
+    fitting_context,
+    resolve_num_blocks,
+    resolve_num_states,
+    shown,
+    step_rows,
+    workspace_bytes,
+)
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.models.heads import Floats
 from tramontane.models.spec import cache_groups, length_dependent
@@ -234,7 +241,9 @@ def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int
     if config.context_length is None and not loaded.spec.generates:
         return longest
     if config.context_length is None:
-        fits = fitting_context(loaded.spec, config.cache, free, loaded.cache_dtype(config.cache.dtype))
+        fits = fitting_context(
+            loaded.spec, config.cache, config.scheduler, free, loaded.cache_dtype(config.cache.dtype)
+        )
         if fits < longest:
             log.warning(
                 "the cache holds %d tokens of the model's context of %d: sequences end there. Give the cache more room "
@@ -293,10 +302,12 @@ def _engine(
     loaded = shared.loaded
     spec, ops = loaded.spec, loaded.ops
     cache_dtype = loaded.cache_dtype(config.cache.dtype)
-    blocks = len(cache_groups(spec))  # what only reads keeps nothing
+    blocks, states = len(cache_groups(spec)), 0  # what only reads keeps nothing
     if spec.generates:
         blocks = resolve_num_blocks(spec, config.cache, config.scheduler, context_length, free, cache_dtype)
-    cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype)
+        states = resolve_num_states(spec, config.cache, config.scheduler, free)
+    seats = _seats(config.scheduler, states) if states else config.scheduler
+    cache = loaded.decoder.new_cache(blocks, config.cache.block_size, cache_dtype, states)
     groups = cache_groups(spec)
     sizes = {
         "block_size": config.cache.block_size,
@@ -314,11 +325,21 @@ def _engine(
         **sizes,
     )
     encoder = Encoder(loaded.decoder, workspace, cache_dtype=cache_dtype, turn=shared.turn, **sizes)
-    pool = make_pool(config.cache, blocks, [group.window for group in groups], context_length)
+    pool = make_pool(config.cache, blocks, [group.window for group in groups], context_length, states)
     executor = LocalExecutor(runner, shared.turn)
     scaling = length_dependent(spec)
     stretch = None
     if scaling is not None:
         stretch = Stretch(scaling.original_context_length, whole=scaling.kind == "longrope")
-    scheduler = Scheduler(config.scheduler, pool, context_length, stretch)
+    scheduler = Scheduler(seats, pool, context_length, stretch)
     return Engine(scheduler, executor), executor, encoder, cache.nbytes
+
+
+def _seats(scheduler: SchedulerConfig, states: int) -> SchedulerConfig:
+    """As configured, or so many sequences at once as there are states for them (and that is logged)."""
+    if states < scheduler.max_num_seqs:
+        log.warning(
+            "the cache has room for the states of %d sequences: no more run at once. Give it more "
+            "(memory_bytes, memory_fraction), or set max_num_seqs.", states,
+        )  # fmt: skip
+    return replace(scheduler, max_num_seqs=min(states, scheduler.max_num_seqs))

@@ -213,11 +213,12 @@ class Encoder:
         if len(first.text.tokens) > self._workspace.max_rows:
             blocks = self._blocks(first.text)
             if self._long is None:
-                cache = decoder.new_cache(blocks * self._groups, self._block_size, self._cache_dtype)
+                cache = decoder.new_cache(blocks * self._groups, self._block_size, self._cache_dtype, num_states=1)
                 self._long = first, cache
             tables = tuple(tuple(range(group * blocks, (group + 1) * blocks)) for group in range(self._groups))
             piece = first.text.tokens[first.seen : first.seen + self._max_tokens]
-            return self._long[1], [ScheduledSequence(0, first.seen, piece, tables, rope_length=len(first.text.tokens))]
+            whole = len(first.text.tokens)
+            return self._long[1], [ScheduledSequence(0, first.seen, piece, tables, state=0, rope_length=whole)]
         if self._scratch is None:
             blocks = -(-self._workspace.max_rows // self._block_size) + self._max_seqs
             self._scratch = decoder.new_scratch(blocks, self._block_size)

@@ -148,6 +148,10 @@ class Ops(Protocol):
         """In place: out[T,K] += sigmoid(gate[T,1]) * x[T,K]."""
         ...
 
+    def multiply(self, out: Array, x: Array) -> None:
+        """In place: out[T,K] *= x[T,K]."""
+        ...
+
     def scale(self, x: Array, factor: float) -> None:
         """In place: x[T,K] *= factor."""
         ...
@@ -224,6 +228,74 @@ class Ops(Protocol):
         A score is scale * q.k, then cap * tanh(score / cap) where softcap > 0, then minus slopes[h] * (own - p)
         (slopes float32 [Hq], with causal only; Press et al., 2022). sinks float32 [Hq]: one more score of each
         head's softmax, with no value.
+        """
+        ...
+
+    def causal_conv(
+        self,
+        out: Array,
+        x: Array,
+        state: Array,
+        weight: Array,
+        bias: Array | None,
+        places: Array,
+        query_start: Array,
+        context_lens: Array,
+        silu: bool = False,
+    ) -> None:
+        """out[T,C]: of each channel, sum over j of weight[c,j] * x[t - kernel + 1 + j, c] (+ bias[c]), then silu.
+
+        Rows are ragged as in `attention`. What came before a sequence's rows is state[places[s]], the last kernel - 1
+        inputs, and zeros where these rows are its first; afterwards the state holds the new last inputs. x float32
+        [T,C], state float32 [places,1,kernel-1,C], weight [C,kernel], places int32 [S], each once; -1: of a sequence
+        that has all its rows here, and whose state is not kept. So it is with `state_scan` and `delta_scan`, whose
+        states start with zeros too.
+        """
+        ...
+
+    def state_scan(
+        self,
+        out: Array,
+        mixed: Array,
+        step: Array,
+        state: Array,
+        step_bias: Array,
+        decay: Array,
+        skip: Array,
+        places: Array,
+        query_start: Array,
+        context_lens: Array,
+        low: float,
+        high: float,
+    ) -> None:
+        """The selective state space of Mamba-2 (Dao and Gu, 2024): out [T,H*P] of rows mixed [T, x: H*P, B: G*N,
+        C: G*N], H a multiple of G, and step [T,H].
+
+        For each token and head h, with d = clamp(softplus(step + step_bias), low, high), the state [P,N] becomes
+        exp(d * decay) * state + d * x B^T, and the output is state C + skip * x; decay (below zero), skip and step_bias
+        [H], state [places,H,P,N].
+        """
+        ...
+
+    def delta_scan(
+        self,
+        out: Array,
+        mixed: Array,
+        step: Array,
+        rate: Array,
+        state: Array,
+        step_bias: Array,
+        decay: Array,
+        places: Array,
+        query_start: Array,
+        context_lens: Array,
+    ) -> None:
+        """The gated delta rule (Yang et al., 2024): out [T,H*V] of rows mixed [T, q: G*K, k: G*K, v: H*V], H a
+        multiple of G, and step, rate [T,H].
+
+        q and k are divided by sqrt(sum of squares + 1e-6), q by sqrt(K) too. For each token and head, the state [K,V]
+        decays to S = exp(decay * softplus(step + step_bias)) * state, becomes S + k (sigmoid(rate) * (v - S^T k))^T,
+        and the output is its product with q; decay (below zero) and step_bias [H], state [places,H,K,V].
         """
         ...
 

@@ -33,6 +33,7 @@ from tramontane.kernels.checks import (
     check_sample,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode_host
+from tramontane.kernels.recurrence import RecurrentOps
 
 __all__ = ["ReferenceOps", "dequantize"]
 
@@ -233,7 +234,7 @@ def _draw(logits: Floats, temperature: float, top_k: int, top_p: float, min_p: f
     return int(order[min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), kept - 1)])
 
 
-class ReferenceOps:
+class ReferenceOps(RecurrentOps):
     """Every op of `Ops` in numpy. `threads` is only what the caller asked for: numpy's BLAS has its own setting.
 
     Not deterministic, products go through BLAS, whose rounding differs with the number of rows; deterministic, each
@@ -369,6 +370,10 @@ class ReferenceOps:
     def add_gated(self, out: Array, x: Array, gate: Array) -> None:
         check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
         out += _sigmoid(gate) * x
+
+    def multiply(self, out: Array, x: Array) -> None:
+        check("multiply", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32))
+        out *= x
 
     def scale(self, x: Array, factor: float) -> None:
         check_same("scale", x=x)

@@ -35,6 +35,7 @@ from tramontane.kernels.checks import (
     check_sample,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
+from tramontane.kernels.recurrence import RecurrentOps
 from tramontane.kernels.tables import table
 from tramontane.kernels.torch_attention import Scoring, Step, attend, attend_rows, row_groups
 
@@ -150,7 +151,7 @@ def _integers(array: Array) -> list[int]:
     return values
 
 
-class TorchOps:
+class TorchOps(RecurrentOps):
     """Every op of `Ops` in torch, on one device.
 
     `threads` sets torch's own number of CPU threads (of the whole process) when the device is the CPU. Deterministic,
@@ -159,6 +160,8 @@ class TorchOps:
     """
 
     name = "torch"
+    library = torch
+    _integers = staticmethod(_integers)
 
     def __init__(self, device: str = "cpu", threads: int = 1, deterministic: bool = False) -> None:
         self.device = device
@@ -324,6 +327,10 @@ class TorchOps:
         check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
         for rows in self._rows(len(out)):
             out[rows] += torch.sigmoid(gate[rows]) * x[rows]
+
+    def multiply(self, out: Array, x: Array) -> None:
+        check("multiply", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32))
+        out.mul_(x)
 
     def scale(self, x: Array, factor: float) -> None:
         check_same("scale", x=x)

@@ -17,7 +17,7 @@ from tramontane.errors import UnsupportedModel
 from tramontane.loading.tensors import TensorEntry
 from tramontane.models.names import NameMap, Target
 from tramontane.models.parameters import Wanted, wanted_parameters
-from tramontane.models.spec import ModelSpec
+from tramontane.models.spec import DeltaSpec, ModelSpec
 
 Rows = slice | NDArray[np.int64] | None
 """Of the matrix's rows (of each expert's, where a tensor holds all of them); of a vector's last axis. None: all."""
@@ -153,10 +153,13 @@ def _outputs(wanted: Wanted | None) -> int:
 
 
 def _groups(target: Target, spec: ModelSpec) -> int:
-    """Groups of rows: mostly those of key-value heads of the layer that a target lies in."""
+    """Groups of rows: mostly those of heads that share a key, of the layer that a target lies in."""
     if target.layout != "grouped" or target.groups:
         return target.groups or 1
-    return spec.layers[int(target.parts[0].split(".")[1])].attention.num_kv_heads
+    layer = spec.layers[int(target.parts[0].split(".")[1])]
+    if isinstance(layer.state, DeltaSpec):
+        return layer.state.num_key_heads
+    return layer.attention.num_kv_heads if layer.attention else 1
 
 
 def _rows(layout: str, sizes: list[int], index: int, groups: int) -> slice | NDArray[np.int64]:

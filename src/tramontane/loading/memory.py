@@ -17,7 +17,17 @@ from tramontane.errors import InvalidRequest, OutOfMemory
 from tramontane.loading.binding import Binding
 from tramontane.loading.tensors import TensorEntry
 from tramontane.models.decoder import slot_shapes
-from tramontane.models.spec import AttentionSpec, MLPSpec, ModelSpec, MoESpec, cache_groups
+from tramontane.models.spec import (
+    AttentionSpec,
+    ConvSpec,
+    DeltaSpec,
+    MLPSpec,
+    ModelSpec,
+    MoESpec,
+    StateSpec,
+    cache_groups,
+    state_shapes,
+)
 
 ITEMSIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 DENSE: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -27,6 +37,8 @@ LOGITS_ROWS = 64
 
 _LEFT_FREE = 4
 """Without a configured size the cache takes at most one part in so many of the free memory."""
+_REMEMBERED = 3
+"""States a seat that the prefix cache remembers, where there is room."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ def estimate(
     resolved = resolve_cache_dtype(cache_dtype, stored.values())
     return MemoryEstimate(
         weights=plan.weight_bytes(stored),
-        cache=blocks * block_bytes(spec, block_size, resolved),
+        cache=blocks * block_bytes(spec, block_size, resolved) + batch * state_bytes(spec),
         workspace=workspace_bytes(spec, rows),
     )
 
@@ -116,8 +128,13 @@ def resolve_cache_dtype(choice: str, formats: Iterable[str]) -> str:
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Keys and values of one token in all layers (in those with a window, while it is in sight)."""
-    layers = [layer.attention for layer in spec.layers]
+    layers = spec.attentions
     return sum(layer.num_kv_heads * (layer.head_dim + layer.value_size) for layer in layers) * ITEMSIZE[dtype]
+
+
+def state_bytes(spec: ModelSpec) -> int:
+    """What all layers with a state keep of one sequence, however long it is."""
+    return 4 * sum(math.prod(shape) for state in spec.states for shape in state_shapes(state))
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
@@ -141,17 +158,20 @@ def workspace_bytes(spec: ModelSpec, max_num_batched_tokens: int, logits_rows: i
     # One buffer for every width that some layer has: layers of equal widths share theirs.
     widths = {("hidden", spec.hidden_size), ("branch", spec.hidden_size), ("embedding", spec.embedding_size or 0)}
     for layer in spec.layers:
-        widths |= {*_attention_widths(layer.attention), *_mlp_widths(layer.mlp, spec.hidden_size)}
+        widths |= {*_attention_widths(layer.attention), *_state_widths(layer.state)}
+        widths |= {*_mlp_widths(layer.mlp, spec.hidden_size)}
         widths |= {("second", spec.hidden_size)} if layer.parallel else set()
-    angles = sum(rope.dim for rope in {layer.attention.rope for layer in spec.layers} if rope is not None)
+    angles = sum(rope.dim for rope in {attention.rope for attention in spec.attentions} if rope is not None)
     per_token = sum(width for _, width in widths) + angles
     head = spec.hidden_size + spec.vocab_size + (spec.embedding_size or 0) if spec.head else 0
     experts = {layer.mlp.num_experts + 1 for layer in spec.layers if isinstance(layer.mlp, MoESpec)}
     return 4 * (max_num_batched_tokens * per_token + logits_rows * head + sum(experts))
 
 
-def _attention_widths(spec: AttentionSpec) -> Iterator[tuple[str, int]]:
+def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
     """Buffers of `layers.attention`, elements a token."""
+    if spec is None:
+        return
     yield "q", spec.num_heads * spec.head_dim
     yield "k", spec.num_kv_heads * spec.head_dim
     yield "v", spec.num_kv_heads * spec.value_size
@@ -164,8 +184,27 @@ def _attention_widths(spec: AttentionSpec) -> Iterator[tuple[str, int]]:
         yield "kv", spec.num_heads * (spec.head_dim - spec.rope.dim + spec.value_size)
 
 
-def _mlp_widths(spec: MLPSpec | MoESpec, hidden: int) -> Iterator[tuple[str, int]]:
+def _state_widths(spec: StateSpec | None) -> Iterator[tuple[str, int]]:
+    """Buffers of `layers.state`, elements a token."""
+    if spec is None:
+        return
+    yield "state.mixed", spec.channels
+    yield "state.convolved", spec.channels
+    if isinstance(spec, ConvSpec):
+        yield "state.gate", spec.channels
+        return
+    yield "state.gate", spec.inner_size
+    yield "state.scanned", spec.inner_size
+    yield "state.step", spec.num_heads
+    if isinstance(spec, DeltaSpec):
+        keys = spec.num_key_heads * spec.key_dim
+        yield from (("state.rate", spec.num_heads), ("state.q", keys), ("state.k", keys), ("state.v", spec.inner_size))
+
+
+def _mlp_widths(spec: MLPSpec | MoESpec | None, hidden: int) -> Iterator[tuple[str, int]]:
     """Buffers of `layers.mlp` and `layers.moe`, elements a token."""
+    if spec is None:
+        return
     if isinstance(spec, MLPSpec):
         yield "up", spec.intermediate_size
         if spec.gated:
@@ -204,6 +243,35 @@ def _blocks_wanted(spec: ModelSpec, cache: CacheConfig, scheduler: SchedulerConf
     return scheduler.max_num_seqs * blocks_per_sequence(spec, cache, context_length) + step
 
 
+def _cache_budget(cache: CacheConfig, free_bytes: int) -> tuple[str, int]:
+    """The field that sets how many bytes the cache may take, "" for none, and how many; where the field is num_blocks,
+    what it may take besides."""
+    if cache.memory_bytes is not None:
+        return "memory_bytes", cache.memory_bytes
+    if cache.memory_fraction is not None:
+        return "memory_fraction", int(free_bytes * cache.memory_fraction)
+    return "", free_bytes // _LEFT_FREE
+
+
+def resolve_num_states(spec: ModelSpec, cache: CacheConfig, scheduler: SchedulerConfig, free_bytes: int) -> int:
+    """How many states the cache has places for: one a seat, and more to remember; 0 for a model without states.
+
+    Beside keys and values they take at most half of what the cache may take; then fewer sequences run at once. Raises
+    InvalidRequest or OutOfMemory where there is no room for one.
+    """
+    size = state_bytes(spec)
+    if not size:
+        return 0
+    field, budget = _cache_budget(cache, free_bytes)
+    remembered = _REMEMBERED if cache.prefix_caching and cache.paged_attention else 0
+    count = min(scheduler.max_num_seqs * (1 + remembered), (budget // 2 if spec.attentions else budget) // size)
+    if count:
+        return count
+    need = f"{shown(budget)} of cache hold no state of {shown(size)}, which each sequence of this model keeps"
+    remedy = "Give the cache more room (memory_bytes, memory_fraction), or free memory."
+    raise InvalidRequest(field, need, remedy) if field else OutOfMemory(need, remedy)
+
+
 def resolve_num_blocks(
     spec: ModelSpec,
     cache: CacheConfig,
@@ -212,45 +280,55 @@ def resolve_num_blocks(
     free_bytes: int,
     dtype: str,
 ) -> int:
-    """How many blocks the cache gets, by the rules of `CacheConfig`; `dtype` is the cache's, resolved.
+    """How many blocks the cache gets, by the rules of `CacheConfig`; `dtype` is the cache's, resolved. 0 for a model
+    without attention.
 
     Raises InvalidRequest where a configured size cannot hold one sequence of the full context, and OutOfMemory where
     the size, or that one sequence, does not fit in `free_bytes`.
     """
     size = block_bytes(spec, cache.block_size, dtype)
+    states = state_bytes(spec) * resolve_num_states(spec, cache, scheduler, free_bytes)
+    if not size:
+        if cache.num_blocks is not None:
+            raise InvalidRequest("num_blocks", "a model without attention has no blocks in its cache", "Leave it out.")
+        return 0
     least = blocks_per_sequence(spec, cache, context_length)
+    budget = _cache_budget(cache, free_bytes)[1] - states
     remedy = "Set a smaller context_length or a larger cache (num_blocks, memory_bytes, memory_fraction)."
     if cache.num_blocks is not None:
         field, blocks = "num_blocks", cache.num_blocks
     elif cache.memory_bytes is not None:
-        field, blocks = "memory_bytes", cache.memory_bytes // size
+        field, blocks = "memory_bytes", budget // size
     elif cache.memory_fraction is not None:
-        field, blocks = "memory_fraction", int(free_bytes * cache.memory_fraction) // size
+        field, blocks = "memory_fraction", budget // size
     else:
         wanted = _blocks_wanted(spec, cache, scheduler, context_length)
-        field, blocks = "", min(wanted, free_bytes // _LEFT_FREE // size)
+        field, blocks = "", min(wanted, budget // size)
     need = f"one sequence of {context_length} tokens needs {least} blocks of {size} bytes, {shown(least * size)}"
     if blocks < least and field:
         raise InvalidRequest(field, f"it gives a cache of {blocks} blocks where {need}", remedy)
     if blocks < least:
+        less = f", less {shown(states)} of states," if states else ","
         quarter = shown(free_bytes // _LEFT_FREE)
-        raise OutOfMemory(f"a quarter of the free memory, {quarter}, is too small: {need}", remedy)
-    if blocks * size > free_bytes:
-        raise OutOfMemory(f"a cache of {shown(blocks * size)} does not fit in {shown(free_bytes)} of free memory")
+        raise OutOfMemory(f"a quarter of the free memory, {quarter}{less} is too small: {need}", remedy)
+    if blocks * size + states > free_bytes:
+        needed = shown(blocks * size + states)
+        raise OutOfMemory(f"a cache of {needed} does not fit in {shown(free_bytes)} of free memory")
     return blocks
 
 
-def fitting_context(spec: ModelSpec, cache: CacheConfig, free_bytes: int, dtype: str) -> int:
+def fitting_context(
+    spec: ModelSpec, cache: CacheConfig, scheduler: SchedulerConfig, free_bytes: int, dtype: str
+) -> int:
     """The longest context, up to the model's, of which the configured cache holds one sequence; at least one block."""
     size = block_bytes(spec, cache.block_size, dtype)
+    if not size:
+        return spec.context_length
     if cache.num_blocks is not None:
         blocks = cache.num_blocks
-    elif cache.memory_bytes is not None:
-        blocks = cache.memory_bytes // size
-    elif cache.memory_fraction is not None:
-        blocks = int(free_bytes * cache.memory_fraction) // size
     else:
-        blocks = free_bytes // _LEFT_FREE // size
+        states = state_bytes(spec) * resolve_num_states(spec, cache, scheduler, free_bytes)
+        blocks = (_cache_budget(cache, free_bytes)[1] - states) // size
     whole = -(-spec.context_length // cache.block_size)
     # monotonic: a longer context never needs fewer blocks
     held = bisect_right(

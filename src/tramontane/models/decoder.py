@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +24,21 @@ from tramontane.layers.mlp import MLP
 from tramontane.layers.moe import ExpertLinear, MoE, Router
 from tramontane.layers.norm import Norm
 from tramontane.layers.rope import LengthRotary, Rotary
+from tramontane.layers.state import Conv, Decay, DeltaRule, GatedConv, Mixer, StateSpace
 from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import (
     AttentionSpec,
+    ConvSpec,
     LayerSpec,
     MLPSpec,
     ModelSpec,
     MoESpec,
     NormSpec,
     RopeSpec,
+    StateSpaceSpec,
+    StateSpec,
     cache_groups,
+    state_shapes,
 )
 
 
@@ -45,16 +51,21 @@ class _Branch:
     behind_sum: Norm | None
 
 
+_NO_NORMS = _Branch(None, None, None)
+
+
 @dataclass(frozen=True)
 class _Layer:
-    attention: Attention
-    mlp: MLP | MoE
+    attention: Attention | None
+    state: Mixer | None
+    mlp: MLP | MoE | None
     attention_norms: _Branch
+    """Around attention, or the mixer in its place."""
     mlp_norms: _Branch
     parallel: bool
     residual_scale: float
-    group: int
-    """Which cache group it is in."""
+    group: int | None
+    """Which cache group it is in; None without attention."""
 
 
 class _Parameters:
@@ -174,6 +185,29 @@ class _Parameters:
         q, k = (self.norm(name, norm.norm, width) for name in ("q_norm", "k_norm"))
         return HeadNorm(q, k, norm.over == "all", norm.after_rope)
 
+    def state(self, spec: StateSpec) -> Mixer:
+        def linears(*names: str) -> dict[str, Any]:
+            return {name: self.linear(name) for name in names}
+
+        conv = Conv(self["conv"], self.get("conv.bias"), silu=not isinstance(spec, ConvSpec))
+        parts = (self.ops, conv, self.linear("out"))
+        if isinstance(spec, ConvSpec):
+            return GatedConv(*parts, **linears("input_gate", "output_gate", "value"))
+        rate = self.ops.from_host(-np.exp(self.ops.to_host(self["log_decay"])))
+        decay = Decay(rate, self["step_bias"])
+        if isinstance(spec, StateSpaceSpec):
+            return StateSpace(
+                *parts,
+                **linears("gate", "mixed", "step"),
+                decay=decay,
+                skip=self["skip"],
+                norm=self.norm("norm", spec.norm, spec.inner_size // spec.num_groups),
+                num_groups=spec.num_groups,
+                step_limit=spec.step_limit,
+            )
+        norm = self.norm("norm", spec.norm)
+        return DeltaRule(*parts, **linears("q", "k", "v", "gate", "step", "rate"), decay=decay, norm=norm)
+
     def branch(self, name: str, spec: LayerSpec, bare: bool) -> _Branch:
         """The norms around the branch `name` of a layer; `bare`: it has none before it, or none of its own."""
 
@@ -214,30 +248,42 @@ class Decoder:
 
     def _layer(self, index: int, spec: LayerSpec, parameters: Mapping[str, Parameter]) -> _Layer:
         here = _Parameters(self.ops, parameters, f"layers.{index}.")
-        rope = spec.attention.rope
+        attention, mlp, mixes = None, None, spec.attention is not None or spec.state is not None
+        if spec.attention is not None:
+            rope = spec.attention.rope
+            attention = here.below("attention").attention(spec.attention, self._rotaries[rope] if rope else None)
+        if spec.mlp is not None:
+            mlp = here.below("moe").moe(spec.mlp) if isinstance(spec.mlp, MoESpec) else here.below("mlp").mlp(spec.mlp)
         return _Layer(
-            attention=here.below("attention").attention(spec.attention, self._rotaries[rope] if rope else None),
-            mlp=here.below("moe").moe(spec.mlp) if isinstance(spec.mlp, MoESpec) else here.below("mlp").mlp(spec.mlp),
-            attention_norms=here.branch("attention", spec, bare=not spec.attention_norm),
-            mlp_norms=here.branch("mlp", spec, bare=spec.parallel and spec.shared_norm),
+            attention=attention,
+            state=here.below("state").state(spec.state) if spec.state is not None else None,
+            mlp=mlp,
+            attention_norms=here.branch("attention", spec, bare=not spec.attention_norm) if mixes else _NO_NORMS,
+            mlp_norms=here.branch("mlp", spec, bare=spec.parallel and spec.shared_norm) if spec.mlp else _NO_NORMS,
             parallel=spec.parallel,
             residual_scale=spec.residual_scale,
-            group=self._groups[index],
+            group=self._groups.get(index),
         )
 
-    def new_cache(self, num_blocks: int, block_size: int, dtype: str) -> KVCache:
-        """A cache for this model; `dtype` float32, float16 or bfloat16."""
+    def new_cache(self, num_blocks: int, block_size: int, dtype: str, num_states: int = 0) -> KVCache:
+        """A cache for this model; `dtype` float32, float16 or bfloat16; `num_states`: places for states, in models that
+        keep one."""
         slots = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
-        in_order = [slots[index] for index in range(len(self.spec.layers))]
-        return KVCache(self.ops, in_order, self._slot_shapes, num_blocks=num_blocks, block_size=block_size, dtype=dtype)
+        in_order = [slots.get(index) for index in range(len(self.spec.layers))]
+        sizes = {"num_blocks": num_blocks, "block_size": block_size, "num_states": num_states}
+        return KVCache(self.ops, in_order, self._slot_shapes, dtype=dtype, states=_state_shapes(self.spec), **sizes)
 
     def new_scratch(self, num_blocks: int, block_size: int) -> KVCache:
         """Memory for the keys and values of whole sequences that one step computes, float32: as no step needs those of
         another, all layers of one shape share it."""
         shapes = list(dict.fromkeys(self._slot_shapes))
         own = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
-        slots = [shapes.index(self._slot_shapes[own[index]]) for index in range(len(self.spec.layers))]
-        return KVCache(self.ops, slots, shapes, num_blocks=num_blocks, block_size=block_size, dtype="float32")
+        slots = [
+            shapes.index(self._slot_shapes[own[index]]) if index in own else None
+            for index in range(len(self.spec.layers))
+        ]
+        sizes = {"num_blocks": num_blocks, "block_size": block_size, "num_states": 1}
+        return KVCache(self.ops, slots, shapes, dtype="float32", states=_state_shapes(self.spec), **sizes)
 
     def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
         """Hidden states after the final norm, float32 [T,H] in the workspace; keys and values go to the cache."""
@@ -248,15 +294,20 @@ class Decoder:
         self._embed(hidden, branch, batch, workspace)
         angles = {rotary: rotary.angles(batch, workspace) for rotary in self._rotaries.values()}
         for index, layer in enumerate(self._layers):
-            group, arrays = batch.groups[layer.group], cache.layer(index)
-            rotary = layer.attention.rotary
-            turned = None if rotary is None else angles[rotary]
             second = workspace.take("second", rows, width) if layer.parallel else branch
             self._enter(layer.attention_norms, branch, hidden)
             if layer.parallel:
                 self._enter(layer.mlp_norms, second, hidden if layer.mlp_norms.before else branch)
-            layer.attention(branch, branch, turned, batch, group, arrays, workspace)
-            self._leave(layer.attention_norms, hidden, branch, layer.residual_scale)
+            if layer.attention is not None and layer.group is not None:
+                rotary, group = layer.attention.rotary, batch.groups[layer.group]
+                turned = None if rotary is None else angles[rotary]
+                layer.attention(branch, branch, turned, batch, group, cache.layer(index), workspace)
+                self._leave(layer.attention_norms, hidden, branch, layer.residual_scale)
+            elif layer.state is not None:
+                layer.state(branch, branch, batch, cache.state(index), workspace)
+                self._leave(layer.attention_norms, hidden, branch, layer.residual_scale)
+            if layer.mlp is None:
+                continue
             if not layer.parallel:
                 self._enter(layer.mlp_norms, second, hidden)
             layer.mlp(second, second, rows, workspace)
@@ -333,6 +384,7 @@ def slot_shapes(spec: ModelSpec) -> list[tuple[int, int, int]]:
     for group in cache_groups(spec):
         for slot, index in enumerate(group.layers):
             layer = spec.layers[index].attention
+            assert layer is not None
             shape = (layer.num_kv_heads, layer.head_dim, layer.value_size)
             if slot == len(shapes):
                 shapes.append(shape)
@@ -345,9 +397,14 @@ def slot_shapes(spec: ModelSpec) -> list[tuple[int, int, int]]:
     return shapes
 
 
+def _state_shapes(spec: ModelSpec) -> dict[int, tuple[tuple[int, int, int], ...]]:
+    """The shapes of the state of each layer that has one, by its index."""
+    return {index: state_shapes(layer.state) for index, layer in enumerate(spec.layers) if layer.state is not None}
+
+
 def _rotaries(spec: ModelSpec, ops: Ops) -> dict[RopeSpec, Rotary]:
     """One Rotary a distinct RopeSpec, so that layers share a step's angles."""
-    distinct = dict.fromkeys(layer.attention.rope for layer in spec.layers)
+    distinct = dict.fromkeys(attention.rope for attention in spec.attentions)
     return {rope: _rotary(rope, ops, f"rope.{number}") for number, rope in enumerate(distinct) if rope is not None}
 
 

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tramontane.errors import UnsupportedModel
-from tramontane.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, MoESpec, NormSpec
+from tramontane.models.spec import (
+    AttentionSpec,
+    ConvSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    MoESpec,
+    NormSpec,
+    StateSpaceSpec,
+    StateSpec,
+)
 
 Parameter = Any
 """A Weight (matrix), Experts (one matrix an expert), or a float32 array (vector)."""
@@ -77,16 +87,20 @@ def _model(spec: ModelSpec) -> Named:
 
 
 def _layer(layer: LayerSpec, hidden: int) -> Named:
-    for branch in ("attention", "mlp"):
+    branches = {"attention": layer.attention or layer.state, "mlp": layer.mlp}
+    for branch in (name for name, part in branches.items() if part is not None):
         own = not (layer.parallel and layer.shared_norm) if branch == "mlp" else layer.attention_norm
         if layer.placement != "post" and own:
             yield from _norm(f"{branch}_norm", layer.norm, hidden)
         if layer.placement in ("post", "sandwich"):
             yield from _norm(f"{branch}_post_norm", layer.norm, hidden)
-    yield from ((f"attention.{name}", wanted) for name, wanted in _attention(layer.attention, hidden))
+    if layer.attention is not None:
+        yield from ((f"attention.{name}", wanted) for name, wanted in _attention(layer.attention, hidden))
+    if layer.state is not None:
+        yield from ((f"state.{name}", wanted) for name, wanted in _state(layer.state, hidden))
     if isinstance(layer.mlp, MoESpec):
         yield from ((f"moe.{name}", wanted) for name, wanted in _moe(layer.mlp, hidden))
-    else:
+    elif layer.mlp is not None:
         yield from ((f"mlp.{name}", wanted) for name, wanted in _mlp(layer.mlp, hidden))
 
 
@@ -123,6 +137,32 @@ def _latent(spec: AttentionSpec, hidden: int) -> Named:
     yield from _linear("kv_down", latent.kv_rank + rope.dim, hidden, spec.qkv_bias)
     yield from _norm("kv_norm", latent.norm, latent.kv_rank)
     yield from _linear("kv", spec.num_heads * (plain + spec.value_size), latent.kv_rank, False)
+
+
+def _state(spec: StateSpec, hidden: int) -> Named:
+    heads, biased = 0, False
+    if isinstance(spec, ConvSpec):
+        inner, biased, conv_bias = spec.channels, spec.bias, spec.bias
+        projected = {"input_gate": inner, "output_gate": inner, "value": inner}
+    elif isinstance(spec, StateSpaceSpec):
+        inner, heads, biased, conv_bias = spec.inner_size, spec.num_heads, spec.bias, spec.conv_bias
+        projected = {"gate": inner, "mixed": spec.channels, "step": heads}
+        yield "skip", Wanted((heads,), "vector")
+        yield from _norm("norm", spec.norm, inner)
+    else:
+        inner, heads, conv_bias = spec.inner_size, spec.num_heads, False
+        keys = spec.num_key_heads * spec.key_dim
+        projected = {"q": keys, "k": keys, "v": inner, "gate": inner, "rate": heads, "step": heads}
+        yield from _norm("norm", spec.norm, spec.value_dim)
+    for name, outputs in projected.items():
+        yield from _linear(name, outputs, hidden, biased)
+    yield "conv", Wanted((spec.channels, spec.kernel), "vector")
+    if conv_bias:
+        yield "conv.bias", Wanted((spec.channels,), "vector")
+    if heads:
+        yield "log_decay", Wanted((heads,), "vector")
+        yield "step_bias", Wanted((heads,), "vector")
+    yield from _linear("out", hidden, inner, biased)
 
 
 def _mlp(spec: MLPSpec, hidden: int) -> Named:

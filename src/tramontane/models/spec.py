@@ -6,6 +6,7 @@ Must not know: arrays, files, a family's name as a condition.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,6 +114,72 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True)
+class ConvSpec:
+    """A short causal convolution between two gates (LFM2, 2025); its state is what it saw of the last tokens."""
+
+    channels: int
+    kernel: int
+    """Tokens that a token sees, itself included."""
+    bias: bool = False
+    """Of the projections and of the convolution."""
+
+
+@dataclass(frozen=True)
+class StateSpaceSpec:
+    """A selective state space with a scalar decay a head (Mamba-2; Dao and Gu, 2024)."""
+
+    num_heads: int
+    head_dim: int
+    state_size: int
+    num_groups: int
+    """Heads of a group share what writes to the state and what reads it."""
+    kernel: int
+    norm: NormSpec
+    """Of the gated output, over each of `num_groups` parts."""
+    conv_bias: bool = True
+    bias: bool = False
+    """Of the projections."""
+    step_limit: tuple[float, float] = (0.0, math.inf)
+    """Bounds of a token's step of time."""
+
+    @property
+    def inner_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: the heads' input, and what writes and reads the state."""
+        return self.inner_size + 2 * self.num_groups * self.state_size
+
+
+@dataclass(frozen=True)
+class DeltaSpec:
+    """Linear attention that corrects its memory, by the gated delta rule (Yang et al., 2024)."""
+
+    num_heads: int
+    """Of values; a multiple of num_key_heads."""
+    num_key_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: NormSpec
+    """Of a head's output, before it is gated."""
+
+    @property
+    def inner_size(self) -> int:
+        return self.num_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: queries, keys and values."""
+        return 2 * self.num_key_heads * self.key_dim + self.inner_size
+
+
+StateSpec = ConvSpec | StateSpaceSpec | DeltaSpec
+"""A mixer whose memory of all tokens before has a fixed size."""
+
+
+@dataclass(frozen=True)
 class MLPSpec:
     intermediate_size: int
     activation: Activation = "silu"
@@ -160,10 +227,11 @@ class MoESpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: attention, then a feed-forward part, each a branch that is added to the residual stream."""
+    """One layer: attention, or a mixer with a state, then a feed-forward part, each a branch that is added to the
+    residual stream. A layer may lack either."""
 
-    attention: AttentionSpec
-    mlp: MLPSpec | MoESpec
+    attention: AttentionSpec | None
+    mlp: MLPSpec | MoESpec | None
     norm: NormSpec = NormSpec()
     placement: Literal["pre", "post", "sandwich", "residual"] = "pre"
     """x + f(norm(x)); x + norm(f(x)); x + norm(f(norm(x))); norm(x + f(x))."""
@@ -175,6 +243,8 @@ class LayerSpec:
     """Of a parallel layer: one norm for both branches."""
     residual_scale: float = 1.0
     """Of what a branch adds."""
+    state: StateSpec | None = None
+    """In the place of attention."""
 
 
 @dataclass(frozen=True)
@@ -207,19 +277,30 @@ class ModelSpec:
     @property
     def causal(self) -> bool:
         """Whether no token sees those after it: then a text can be computed in pieces."""
-        return all(layer.attention.causal for layer in self.layers)
+        return all(attention.causal for attention in self.attentions)
 
     @property
     def generates(self) -> bool:
         """Whether it can write; else all it does is to read."""
         return self.head and self.causal
 
+    @property
+    def attentions(self) -> list[AttentionSpec]:
+        """Of the layers that have attention, in order."""
+        return [layer.attention for layer in self.layers if layer.attention is not None]
+
+    @property
+    def states(self) -> list[StateSpec]:
+        """Of the layers that have a state, in order."""
+        return [layer.state for layer in self.layers if layer.state is not None]
+
     def summary(self) -> dict[str, Any]:
         """What people ask of an architecture, for JSON."""
-        attention = [layer.attention for layer in self.layers]
+        attention = self.attentions
         ropes = [each.rope for each in attention if each.rope is not None]
         mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoESpec)]
-        mlps = [layer.mlp.expert if isinstance(layer.mlp, MoESpec) else layer.mlp for layer in self.layers]
+        parts = [layer.mlp.expert if isinstance(layer.mlp, MoESpec) else layer.mlp for layer in self.layers]
+        mlps = [part for part in parts if part is not None]
         return {
             "name": self.family,
             "layers": len(self.layers),
@@ -233,6 +314,7 @@ class ModelSpec:
             "experts_per_token": sorted({moe.top_k for moe in mixtures}),
             "rope_theta": sorted({rope.theta for rope in ropes}),
             "rope_scaling": sorted({rope.scaling.kind if rope.scaling else "none" for rope in ropes}),
+            "states": sorted({type(each).__name__.removesuffix("Spec") for each in self.states}),
             "windows": sorted({each.window for each in attention if each.window is not None}),
             "vocab_size": self.vocab_size,
             "context_length": self.context_length,
@@ -244,7 +326,7 @@ class ModelSpec:
 
 def length_dependent(spec: ModelSpec) -> RopeScaling | None:
     """The stretch of rotary positions that depends on the length of a sequence, where the model has one."""
-    ropes = [layer.attention.rope for layer in spec.layers]
+    ropes = [attention.rope for attention in spec.attentions]
     stretches = [rope.scaling for rope in ropes if rope is not None and rope.scaling is not None]
     return next((scaling for scaling in stretches if scaling.kind in ("dynamic", "longrope")), None)
 
@@ -262,14 +344,26 @@ def cache_groups(spec: ModelSpec) -> tuple[CacheGroup, ...]:
 
     A block of the pool holds one block of tokens for every layer of one group, so groups share a pool of equal-sized
     blocks; the size of a block follows from the largest group. Cutting at the size of the smallest kind keeps the
-    waste to the last group of each kind.
+    waste to the last group of each kind. A model without attention has no groups.
     """
     kinds: dict[int | None, list[int]] = {}
     for index, layer in enumerate(spec.layers):
-        kinds.setdefault(layer.attention.window, []).append(index)
-    size = min(len(layers) for layers in kinds.values())
+        if layer.attention is not None:
+            kinds.setdefault(layer.attention.window, []).append(index)
+    size = min((len(layers) for layers in kinds.values()), default=0)
     return tuple(
         CacheGroup(window, tuple(layers[at : at + size]))
         for window, layers in kinds.items()
         for at in range(0, len(layers), size)
     )
+
+
+def state_shapes(spec: StateSpec) -> tuple[tuple[int, int, int], ...]:
+    """Shapes of what a layer keeps of a sequence, float32: the last inputs of its convolution [1, kernel - 1, channels]
+    and, where it has one, its recurrent state [heads, rows, columns]."""
+    window = (1, spec.kernel - 1, spec.channels)
+    if isinstance(spec, StateSpaceSpec):
+        return window, (spec.num_heads, spec.head_dim, spec.state_size)
+    if isinstance(spec, DeltaSpec):
+        return window, (spec.num_heads, spec.key_dim, spec.value_dim)
+    return (window,)

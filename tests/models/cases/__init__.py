@@ -21,6 +21,7 @@ from tests.models.cases import (
     phi,
     phimoe,
     qwen,
+    recurrent,
     remote,
 )
 from tests.models.cases.base import Case
@@ -42,5 +43,6 @@ CASES: Mapping[str, Case] = {
     **phi.CASES,
     **phimoe.CASES,
     **qwen.CASES,
+    **recurrent.CASES,
     **remote.CASES,
 }

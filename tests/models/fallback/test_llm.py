@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "dtype": "float32",
     "max_num_batched_tokens": 16,
 }
-TYPES = ["cwm", "granite_swa", "codegen", "lfm3", "mamba2"]
+TYPES = ["cwm", "granite_swa", "codegen", "lfm3", "mamba"]
 
 
 @pytest.fixture(autouse=True)

@@ -139,8 +139,9 @@ class FallbackModel:
             return replace(spec, layers=tuple(LayerSpec(attention, mlp) for attention in attentions))
         return spec
 
-    def new_cache(self, num_blocks: int, block_size: int, dtype: str) -> KVCache:
-        """A cache for this model; `dtype` float32, float16 or bfloat16."""
+    def new_cache(self, num_blocks: int, block_size: int, dtype: str, num_states: int = 0) -> KVCache:
+        """A cache for this model; `dtype` float32, float16 or bfloat16. States lie in its blocks, so that there are no
+        `num_states` places for others."""
         sizes = {"num_blocks": num_blocks, "block_size": block_size, "dtype": dtype}
         return self.way.new_cache(self.ops, self._slots(), slot_shapes(self.spec), **sizes)
 

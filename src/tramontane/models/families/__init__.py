@@ -29,6 +29,7 @@ from tramontane.models.families import (
     phi,
     phimoe,
     qwen,
+    recurrent,
     remote,
 )
 from tramontane.models.families.base import Family, GGUFTensors
@@ -57,6 +58,7 @@ FAMILIES: Mapping[str, Family] = {
     **phi.FAMILIES,
     **phimoe.FAMILIES,
     **qwen.FAMILIES,
+    **recurrent.FAMILIES,
     **remote.FAMILIES,
 }
 """By `model_type` of config.json and `general.architecture` of GGUF."""

@@ -32,7 +32,7 @@ _MAX_HEADS = 4096
 def with_slopes(spec: ModelSpec, fields: Fields, steepest: float = 8.0, scale: float = 1.0) -> ModelSpec:
     """ALiBi's slopes: a geometric series down to 2 ** -steepest over a power of two of heads; further heads take the
     odd places of a series twice as fine. `scale`: of all."""
-    heads = spec.layers[0].attention.num_heads
+    heads = spec.attentions[0].num_heads
     if heads > _MAX_HEADS:
         raise fields.corrupt("num_attention_heads", f"is {heads}, more than {_MAX_HEADS}")
     whole = 1 << (heads.bit_length() - 1)
@@ -84,7 +84,7 @@ def _falcon(fields: Fields) -> ModelSpec:
     spec = change_mlp(hf_decoder(fields, "falcon", norm=norm, rotary=not alibi, tied=True), gated=False, bias=bias)
     spec = change_attention(spec, qkv_bias=bias, output_bias=bias)
     if alibi:  # the slopes are scaled along with the products
-        spec = with_slopes(spec, fields, scale=spec.layers[0].attention.head_dim ** -0.5)
+        spec = with_slopes(spec, fields, scale=spec.attentions[0].head_dim ** -0.5)
     parallel = grouped or fields.boolean("parallel_attn", True)
     shared = fields.integer("num_ln_in_parallel_attn", 2 if grouped else 1) == 1
     return change_layers(spec, parallel=parallel, shared_norm=parallel and shared)

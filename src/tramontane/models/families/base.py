@@ -88,7 +88,15 @@ def change_mlp(spec: ModelSpec, **changes: Any) -> ModelSpec:
 
 def change_attention(spec: ModelSpec, **changes: Any) -> ModelSpec:
     """The spec with these fields in every layer's attention."""
-    layers = tuple(replace(layer, attention=replace(layer.attention, **changes)) for layer in spec.layers)
+    return each_attention(spec, lambda index, attention: replace(attention, **changes))
+
+
+def each_attention(spec: ModelSpec, change: Callable[[int, AttentionSpec], AttentionSpec]) -> ModelSpec:
+    """The spec with what `change` makes of each layer's index and attention, where a layer has one."""
+    layers = tuple(
+        replace(layer, attention=change(index, layer.attention)) if layer.attention else layer
+        for index, layer in enumerate(spec.layers)
+    )
     return replace(spec, layers=layers)
 
 

@@ -11,6 +11,7 @@ from tramontane.models.families.base import (
     GGUFTensors,
     change_attention,
     change_layers,
+    each_attention,
     hf_decoder,
     hf_layer_types,
 )
@@ -42,10 +43,7 @@ def _cohere2(fields: Fields) -> ModelSpec:
 
 def _rotated_in_windows(spec: ModelSpec) -> ModelSpec:
     """Layers that see all have no positions."""
-    return replace(spec, layers=tuple(
-        replace(layer, attention=replace(layer.attention, rope=None)) if layer.attention.window is None else layer
-        for layer in spec.layers
-    ))  # fmt: skip
+    return each_attention(spec, lambda _, each: replace(each, rope=None) if each.window is None else each)
 
 
 def _cohere_from_gguf(

@@ -28,12 +28,12 @@ def _latent(fields: Fields, family: str) -> ModelSpec:
     head_dim = fields.integer("qk_nope_head_dim", 128) + rotated
     key = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
     weight = Fields(fields.mapping(key), key).number("mscale_all_dim", 0.0, low=-1.0)
-    rope = spec.layers[0].attention.rope
+    rope = spec.attentions[0].rope
     factor = rope.scaling.factor if rope is not None and rope.scaling is not None else 1.0
     bias = fields.boolean("attention_bias", False)
     return change_attention(
         spec,
-        num_kv_heads=spec.layers[0].attention.num_heads,
+        num_kv_heads=spec.attentions[0].num_heads,
         head_dim=head_dim,
         value_dim=fields.integer("v_head_dim", 128),
         scale=head_dim**-0.5 * yarn_magnitude(factor, weight) ** 2,
@@ -108,7 +108,7 @@ def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
         }
     )
     spec = gguf_decoder(plain, tensors, "deepseek_v2" if second else "deepseek_v3", interleaved=True, router=router)
-    rope = spec.layers[0].attention.rope
+    rope = spec.attentions[0].rope
     assert rope is not None
     factor = 1.0
     if rope.scaling is not None and weight:  # cos and sin keep their size, the scores do not

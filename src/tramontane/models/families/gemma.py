@@ -14,6 +14,7 @@ from tramontane.models.families.base import (
     GGUFTensors,
     change_attention,
     change_layers,
+    each_attention,
     hf_decoder,
     hf_layer_types,
     hf_rope,
@@ -68,7 +69,7 @@ def _gemma3(fields: Fields) -> ModelSpec:
         whole, local = fields.get("rope_scaling") or stated, {}
     whole_fields = fields.changed(rope_parameters=whole, rope_scaling=None).told(rope_theta=1e6)
     local_fields = fields.changed(rope_parameters=local, rope_scaling=None, rope_theta=None)
-    head_dim = spec.layers[0].attention.head_dim
+    head_dim = spec.attentions[0].head_dim
     local_fields = local_fields.told({"rope_theta": "rope_local_base_freq"})
     spec = _with_ropes(spec, hf_rope(whole_fields, head_dim), hf_rope(local_fields, head_dim))
     return _both_ways(spec) if fields.boolean("use_bidirectional_attention", False) else spec
@@ -80,11 +81,7 @@ def _both_ways(spec: ModelSpec) -> ModelSpec:
     def seen(window: int | None) -> int | None:
         return None if window is None else window // 2 + 1
 
-    layers = (
-        replace(layer, attention=replace(layer.attention, causal=False, window=seen(layer.attention.window)))
-        for layer in spec.layers
-    )
-    return replace(spec, layers=tuple(layers))
+    return each_attention(spec, lambda _, each: replace(each, causal=False, window=seen(each.window)))
 
 
 def _gemma3_text_half(fields: Fields) -> ModelSpec:
@@ -94,11 +91,7 @@ def _gemma3_text_half(fields: Fields) -> ModelSpec:
 def _with_ropes(spec: ModelSpec, whole: RopeSpec, local: RopeSpec) -> ModelSpec:
     """With these rotary positions in layers that see all and in those with a window, and with norms of heads."""
     spec = change_attention(spec, head_norm=HeadNormSpec(spec.layers[0].norm))
-    layers = (
-        replace(layer, attention=replace(layer.attention, rope=whole if layer.attention.window is None else local))
-        for layer in spec.layers
-    )
-    return replace(spec, layers=tuple(layers))
+    return each_attention(spec, lambda _, each: replace(each, rope=whole if each.window is None else local))
 
 
 def _gemma_from_gguf(fields: Fields, tensors: GGUFTensors, family: str = "gemma", every: int = 0) -> ModelSpec:
@@ -120,7 +113,7 @@ def _gemma2_from_gguf(
 ) -> ModelSpec:
     spec = change_layers(_gemma_from_gguf(fields, tensors, family, every), placement="sandwich")
     # Files do not say by what queries are divided; llama.cpp knows the one size that differs, by its layers.
-    attention = spec.layers[0].attention
+    attention = spec.attentions[0]
     divisor = spec.hidden_size / attention.num_heads if len(spec.layers) in (46, 62) else attention.head_dim
     spec = change_attention(spec, scale=divisor**-0.5, softcap=positive(fields, "attn_logit_softcapping", caps[0]))
     return replace(spec, logit_softcap=positive(fields, "final_logit_softcapping", caps[1]))
@@ -128,7 +121,7 @@ def _gemma2_from_gguf(
 
 def _gemma3_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = _gemma2_from_gguf(fields, tensors, "gemma3", 6, (0.0, 0.0))
-    whole = gguf_rope(fields.told(defaults={"rope.freq_base": 1e6}), spec.layers[0].attention.head_dim, tensors, False)
+    whole = gguf_rope(fields.told(defaults={"rope.freq_base": 1e6}), spec.attentions[0].head_dim, tensors, False)
     local = RopeSpec(fields.number("rope.freq_base_swa", 10000.0, low=1.0), whole.dim)
     return _with_ropes(spec, whole, local)
 

@@ -13,6 +13,7 @@ from tramontane.models.families.base import (
     change_attention,
     change_layers,
     change_mlp,
+    each_attention,
     hf_decoder,
 )
 from tramontane.models.families.gguf import gguf_decoder
@@ -45,13 +46,10 @@ def _gpt2(fields: Fields) -> ModelSpec:
     fields = fields.told(_KEYS, hidden_act="gelu_new")
     fields.only(add_cross_attention=False)
     spec = change_attention(_gpt(fields, "gpt2"), qkv_bias=True, output_bias=True)
-    scale = spec.layers[0].attention.head_dim ** -0.5 if fields.boolean("scale_attn_weights", True) else 1.0
+    scale = spec.attentions[0].head_dim ** -0.5 if fields.boolean("scale_attn_weights", True) else 1.0
     by_layer = fields.boolean("scale_attn_by_inverse_layer_idx", False)
-    layers = (
-        replace(layer, attention=replace(layer.attention, scale=scale / (index + 1 if by_layer else 1)))
-        for index, layer in enumerate(spec.layers)
-    )
-    return replace(spec, layers=tuple(layers), positions=spec.context_length)
+    spec = each_attention(spec, lambda index, each: replace(each, scale=scale / (index + 1 if by_layer else 1)))
+    return replace(spec, positions=spec.context_length)
 
 
 def _gpt_bigcode(fields: Fields) -> ModelSpec:
@@ -96,7 +94,7 @@ def _repeated(fields: Fields, key: str, count: int) -> list[Any]:
 def _gptj(fields: Fields, family: str = "gptj") -> ModelSpec:
     fields = fields.told(_KEYS, hidden_act="gelu_new")
     spec = _gpt(fields, family, tied=False)
-    head_dim = spec.layers[0].attention.head_dim
+    head_dim = spec.attentions[0].head_dim
     rope = RopeSpec(10000.0, fields.integer("rotary_dim", 64, high=head_dim), interleaved=True)
     spec = change_layers(change_attention(spec, rope=rope), parallel=True, shared_norm=True)
     return replace(spec, head_bias=True)

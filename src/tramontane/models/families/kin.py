@@ -12,6 +12,7 @@ from tramontane.models.families.base import (
     change_attention,
     change_layers,
     change_mlp,
+    each_attention,
     hf_activation,
     hf_decoder,
     hf_layer_types,
@@ -36,11 +37,7 @@ def _with_biases(fields: Fields, spec: ModelSpec, output: str = "attention_bias"
 def without_rope(spec: ModelSpec, layers: Iterable[int]) -> ModelSpec:
     """The spec without rotary positions in these layers (Yang et al., 2025)."""
     plain = set(layers)
-    every = (
-        replace(layer, attention=replace(layer.attention, rope=None)) if index in plain else layer
-        for index, layer in enumerate(spec.layers)
-    )
-    return replace(spec, layers=tuple(every))
+    return each_attention(spec, lambda index, each: replace(each, rope=None) if index in plain else each)
 
 
 # ---- SmolLM3 ---------------------------------------------------------------------------------------------------
@@ -104,7 +101,7 @@ def _exaone4_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
 def _norms_behind(spec: ModelSpec) -> ModelSpec:
     """EXAONE 4's norms; where some layers have windows, those that have none do without positions."""
     spec = change_attention(spec, head_norm=HeadNormSpec(spec.layers[0].norm))
-    windows = [layer.attention.window for layer in spec.layers]
+    windows = [attention.window for attention in spec.attentions]
     whole = [index for index, window in enumerate(windows) if window is None] if any(windows) else []
     return without_rope(change_layers(spec, placement="post"), whole)
 

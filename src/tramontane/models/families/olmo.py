@@ -10,6 +10,7 @@ from tramontane.models.families.base import (
     GGUFTensors,
     change_attention,
     change_layers,
+    each_attention,
     hf_decoder,
     hf_layer_types,
     hf_rope,
@@ -55,16 +56,12 @@ def _olmo3(fields: Fields) -> ModelSpec:
     spec = _behind(_biases(fields, hf_decoder(fields, "olmo3", windows=windows, rotary=False)))
     stated = fields.mapping("rope_parameters")
     whole, local = (stated.get(f"{kind}_attention") for kind in ("full", "sliding"))
-    head_dim, scaling = spec.layers[0].attention.head_dim, fields.get("rope_scaling") or whole
+    head_dim, scaling = spec.attentions[0].head_dim, fields.get("rope_scaling") or whole
     ropes = {
         True: hf_rope(fields.changed(rope_parameters=local, rope_scaling=None), head_dim),
         False: hf_rope(fields.changed(rope_parameters=scaling, rope_scaling=None), head_dim),
     }
-    layers = (
-        replace(layer, attention=replace(layer.attention, rope=ropes[layer.attention.window is not None]))
-        for layer in spec.layers
-    )
-    return replace(spec, layers=tuple(layers))
+    return each_attention(spec, lambda _, each: replace(each, rope=ropes[each.window is not None]))
 
 
 def _olmoe(fields: Fields) -> ModelSpec:
