@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import model_path
+from tests.models.dequantized import dequantized
 from tramontane import LLM
 
 pytestmark = pytest.mark.slow
@@ -57,3 +58,19 @@ def test_what_is_alike_is_near(folder: Path) -> None:
         eating, bread, girl, cheetah = (np.array(one.vector) for one in llm.embed(TEXTS[:4]))
     assert eating @ bread > 0.7
     assert eating @ bread > 2 * max(eating @ girl, eating @ cheetah)
+
+
+def test_a_chat_model(smollm2: Path) -> None:
+    """SmolLM2's last states, and their mean, beside transformers' with the file's values."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    model = dequantized(smollm2).eval().model
+    texts = [TEXTS[0], TEXTS[5], TEXTS[6]]
+    with LLM(smollm2, deterministic=True, cache_dtype="float32") as llm, torch.no_grad():
+        states = [model(torch.tensor([llm.tokenize(text)])).last_hidden_state[0] for text in texts]
+        last = torch.nn.functional.normalize(torch.stack([one[-1] for one in states]), dim=1).numpy()
+        mean = torch.nn.functional.normalize(torch.stack([one.mean(0) for one in states]), dim=1).numpy()
+        np.testing.assert_allclose([one.vector for one in llm.embed(texts, normalize=True)], last, atol=1e-4)
+        np.testing.assert_allclose(
+            [one.vector for one in llm.embed(texts, normalize=True, pooling="mean")], mean, atol=1e-4
+        )
+        assert len(llm.get_embeddings(texts[0])) == 576

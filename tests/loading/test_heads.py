@@ -144,6 +144,7 @@ def test_the_tokenizers_length_holds_where_no_other_does(folder: Path) -> None:
         ({"modules": [{"type": POOLING}]}, "a type or a path"),
         ({"modules": [{"type": POOLING, "path": "../x"}]}, "a type or a path"),
         ({"modules": [{"type": POOLING, "path": "/etc"}]}, "a type or a path"),
+        ({"modules": [{"type": POOLING, "path": "a\0b"}]}, "a type or a path"),
         (
             {"modules": modules("Transformer", "Pooling"), "1_Pooling__config": {"pooling_mode": "median"}},
             "pooling_mode",

@@ -156,6 +156,9 @@ def test_files_that_say_nothing_or_nonsense(tmp_path: Path) -> None:
         LLM(write(encoder, tmp_path / "odd.gguf", "bert", 9), **OPTIONS)
     with pytest.raises(CorruptCheckpoint, match=r"cls\.output"):
         LLM(write(encoder, tmp_path / "headless.gguf", "bert", RANK), **OPTIONS)
+    norm = {"cls.norm.weight": np.ones(48, np.float32)}
+    with pytest.raises(UnsupportedModel, match=r"cls\.norm"):
+        LLM(write(encoder, tmp_path / "normed.gguf", "bert", RANK, **norm), **OPTIONS)
 
 
 def test_a_table_of_one_type_may_be_a_vector(tmp_path: Path) -> None:

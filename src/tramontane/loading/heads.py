@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.loading.checkpoint import Checkpoint, optional_json, read_list
+from tramontane.loading.repofiles import plain
 from tramontane.loading.safetensors import SafetensorsFolder
 from tramontane.models.families.base import ACTIVATIONS as HF_ACTIVATIONS
 from tramontane.models.fields import POSITIONS, Fields
@@ -207,7 +208,7 @@ class _Folder:
         found: list[tuple[str, str]] = []
         for module in read_list(path):
             kind, place = (module.get(key) for key in ("type", "path")) if isinstance(module, dict) else (None, None)
-            if not isinstance(kind, str) or not isinstance(place, str) or not _plain(place):
+            if not isinstance(kind, str) or not isinstance(place, str) or not (place in ("", ".") or plain(place)):
                 raise CorruptCheckpoint(str(path), "a module lacks a type or a path inside the folder")
             if not kind.startswith("sentence_transformers."):
                 raise UnsupportedModel(f"{path} names the module {kind!r:.80}, which is code of the model's own.")
@@ -270,11 +271,6 @@ class _Folder:
 @dataclass(frozen=True)
 class _Entry:
     format: str
-
-
-def _plain(path: str) -> bool:
-    """Whether a path stays inside the folder that it is relative to."""
-    return not path.startswith(("/", "\\", "~")) and ".." not in path and ":" not in path
 
 
 # ---- classification heads -------------------------------------------------------------------------------------
@@ -362,6 +358,11 @@ def _gguf_scoring(checkpoint: Checkpoint, hidden_size: int) -> ScoringHead | Non
     if _gguf_pooling(checkpoint) != _GGUF_RANK:
         return None
     source = str(checkpoint.path)
+    if "cls.norm.weight" in checkpoint.tensors:
+        raise UnsupportedModel(
+            f"{source} has a classifier with a norm (cls.norm), of which GGUF does not say how it is computed.",
+            "Use the model as safetensors.",
+        )
     tensors = _Tensors(checkpoint.tensors, checkpoint.array, source)
     layers: list[Layer] = []
     if "cls.weight" in checkpoint.tensors:
