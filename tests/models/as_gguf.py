@@ -343,11 +343,12 @@ def write_gguf(model: Any, path: Path, kinds: Mapping[str, str] | None = None, t
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     for name, values in convention.tensors(tensors, config).items():
-        told = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert told is not None, name
-        kind = (kinds or {}).get(told.split(".")[-2], "F32") if values.ndim > 1 else "F32"
+        called = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert called is not None, name
+        matrix = values.ndim > 1 and called.endswith(".weight")
+        kind = (kinds or {}).get(called.split(".")[-2], "F32") if matrix else "F32"
         stored = gguf.GGMLQuantizationType[kind]
-        writer.add_tensor(told, gguf.quants.quantize(np.ascontiguousarray(values), stored), raw_dtype=stored)
+        writer.add_tensor(called, gguf.quants.quantize(np.ascontiguousarray(values), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

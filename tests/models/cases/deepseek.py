@@ -23,6 +23,16 @@ _LATENT: dict[str, Any] = {
     "routed_scaling_factor": 1.4,
 }
 _SMALL = {**_LATENT, "rms_norm_eps": 1e-6}  # as of the latent vectors: files have one
+_WIDE = {
+    **_SMALL,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "moe_intermediate_size": 32,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 16,
+}
 _YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.8, mscale_all_dim=0.5)
 _EQUAL = rope("yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.7, mscale_all_dim=0.7)
 
@@ -40,5 +50,5 @@ CASES: Mapping[str, Case] = {
     "deepseek-v2-small": Case(
         "deepseek_v2", {**_SMALL, **_EQUAL, "topk_method": "greedy", "q_lora_rank": None}, gguf=True
     ),
-    "deepseek-v3-small": Case("deepseek_v3", {**_SMALL, "n_group": 4, "topk_group": 2}, gguf=True),
+    "deepseek-v3-wide": Case("deepseek_v3", {**_WIDE, "n_group": 4, "topk_group": 2}, gguf=True),
 }

@@ -49,7 +49,10 @@ def in_mxfp4(model: Any, folder: Path) -> None:
 
 _ROUND = rope("yarn", factor=4.0, original_max_position_embeddings=32)
 
+_WIDE = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "swiglu_limit": 7.0, "rms_norm_eps": 1e-5}
+
 CASES: Mapping[str, Case] = {
+    "gpt-oss-wide": Case("gpt_oss", {**_GPT_OSS, **_WIDE, **_ROUND}, gguf=True),
     "gpt-oss": Case("gpt_oss", _GPT_OSS),
     "gpt-oss, experts in MXFP4": Case("gpt_oss", {**_GPT_OSS, **_SIZES}, save=in_mxfp4),
 }

@@ -16,9 +16,16 @@ _GRANITE: dict[str, Any] = {
     "attention_bias": True,
 }
 
+_WIDE = {"hidden_size": 96, "intermediate_size": 64}
+
 CASES: Mapping[str, Case] = {
     "granite": Case("granite", {**_GRANITE, "mlp_bias": True}, gguf=True),
     "granite-moe": Case("granitemoe", {**_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2}, gguf=True),
+    "granite-moe-wide": Case(
+        "granitemoeshared",
+        {**_GRANITE, **_WIDE, "num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 32},
+        gguf=True,
+    ),
     "granite-moe-shared": Case(
         "granitemoeshared",
         {**_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2, "shared_intermediate_size": 40},

@@ -44,7 +44,6 @@ def without_rope(spec: ModelSpec, layers: Iterable[int]) -> ModelSpec:
 
 
 def _smollm3(fields: Fields) -> ModelSpec:
-    fields = fields.told(rope_theta=2e6)
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     interval = fields.integer("no_rope_layer_interval", 4, high=MAX_LAYERS)
     rotated = fields.get("no_rope_layers") or [int((index + 1) % interval != 0) for index in range(count)]
