@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tests.models.harness import KERNELS, MAIN, Rig, make
 from tests.models.tiny import CASES, Tiny, TinyModels, tokens
 from tramontane.loading.build import load_model
+from tramontane.loading.memory import workspace_bytes
 
 TOLERANCE = 2e-4
 LENGTH = 75
@@ -48,6 +49,8 @@ def pair(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Pair:
 def test_full_prefill(pair: Pair) -> None:
     ids = tokens(LENGTH)
     pair.check(pair.rig.run(ids), ids)
+    workspace = pair.rig.workspace
+    assert workspace.nbytes == workspace_bytes(pair.rig.decoder.spec, workspace.max_rows, workspace.max_rows)
 
 
 def test_chunked_prefill(pair: Pair) -> None:

@@ -29,7 +29,7 @@ BARE: Mapping[str, dict[str, Any]] = {
         **{key: _SIZES.get(key, value) for key, value in case.settings.items() if key in _SIZES or key in _KEPT},
     }
     for case in CASES.values()
-    if "n_routed_experts" not in case.settings  # whose files state all they have
+    if not {"n_routed_experts", "state_size"} & case.settings.keys()  # whose files state all they have
 }
 """Sizes alone, of each type."""
 

@@ -16,6 +16,7 @@ from tests.models.harness import MAIN, Rig, make
 from tests.models.tiny import TinyModels, tokens
 from tramontane.errors import UnsupportedModel
 from tramontane.loading.build import load_model
+from tramontane.models.families import spec_from_hf
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -87,6 +88,6 @@ def test_the_text_half_of_gemma3_is_read_where_it_is_asked_for(
 
     rewrite(tiny.path, tmp_path / "m", change, config)
     with pytest.raises(UnsupportedModel, match="architecture='gemma3'"):
-        load_model(tmp_path / "m", make("reference"))
+        spec_from_hf(config)
     loaded = load_model(tmp_path / "m", make(str(MAIN.values[0])), architecture="gemma3")
     assert np.abs(Rig(loaded.decoder).run(ids) - tiny.logits(ids)).max() < 2e-4
