@@ -29,7 +29,7 @@ def write(name: str, folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ["lfm2", "mamba2"])
+@pytest.mark.parametrize("name", ["lfm2", "mamba2", "qwen3-next"])
 def test_greedy_answers_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     import torch
 

@@ -23,7 +23,7 @@ def spec_of(tiny: TinyModels, name: str) -> ModelSpec:
     return load_model(tiny.get(name).path, make("reference")).spec
 
 
-@pytest.mark.parametrize("name", ["lfm2", "mamba2-biases"])
+@pytest.mark.parametrize("name", ["lfm2", "mamba2-biases", "granite-hybrid", "qwen3-next"])
 def test_workspace_and_cache_are_as_large_as_estimated(name: str, tiny: TinyModels) -> None:
     rig = Rig(load_model(tiny.get(name).path, make("reference")).decoder, num_blocks=20)
     spec, states = rig.decoder.spec, rig.cache.num_states

@@ -17,9 +17,12 @@ from tests.models.tiny import TinyModels, tokens
 from tramontane.errors import UnsupportedModel
 from tramontane.loading.build import load_model
 from tramontane.models.decoder import Decoder
+from tramontane.models.families.base import change_attention
 from tramontane.models.spec import (
     AttentionSpec,
     CacheGroup,
+    ConvSpec,
+    DeltaSpec,
     HeadNormSpec,
     LatentSpec,
     LayerSpec,
@@ -30,11 +33,12 @@ from tramontane.models.spec import (
     RopeScaling,
     RopeSpec,
     RouterSpec,
+    StateSpaceSpec,
     cache_groups,
 )
 
 OWNERS: tuple[type, ...] = (ModelSpec, NormSpec, LayerSpec, AttentionSpec, LatentSpec, HeadNormSpec, MLPSpec, MoESpec)
-OWNERS += (RouterSpec, RopeSpec, RopeScaling)
+OWNERS += (RouterSpec, RopeSpec, RopeScaling, ConvSpec, StateSpaceSpec, DeltaSpec)
 Change = Callable[[ModelSpec], ModelSpec]
 LENGTH = 60
 
@@ -56,6 +60,15 @@ def layer(**values: Any) -> Change:
 
 def attention(**values: Any) -> Change:
     return lambda spec: layer(attention=replace(spec.layers[-1].attention, **values))(spec)
+
+
+def state(**values: Any) -> Change:
+    def change(spec: ModelSpec) -> ModelSpec:
+        current = spec.layers[-1].state
+        assert current is not None
+        return layer(state=replace(current, **values))(spec)
+
+    return change
 
 
 def mlp(**values: Any) -> Change:
@@ -302,6 +315,37 @@ FLIPS |= {
         ("deepseek-v2-groups", router(group_score="top2")),
     ],
     (RouterSpec, "jitter"): [("phimoe", router(jitter=0.05))],
+}
+
+FLIPS |= {
+    (LayerSpec, "state"): [("lfm2", layer(state=None)), ("llama", layer(attention=None, state=ConvSpec(48, 3)))],
+    (AttentionSpec, "output_gate"): [
+        ("qwen3-next", lambda spec: change_attention(spec, output_gate=False)),
+        ("llama", attention(output_gate=True)),
+    ],
+    (ConvSpec, "channels"): [("lfm2", state(channels=47))],
+    (ConvSpec, "kernel"): [("lfm2", state(kernel=4))],
+    (ConvSpec, "bias"): [("lfm2", state(bias=True)), ("lfm2-biases", state(bias=False))],
+    (StateSpaceSpec, "num_heads"): [("mamba2", state(num_heads=4, head_dim=24))],
+    (StateSpaceSpec, "head_dim"): [("mamba2", state(head_dim=11))],
+    # Equal products keep every shape.
+    (StateSpaceSpec, "state_size"): [("mamba2", state(state_size=20, num_groups=1))],
+    (StateSpaceSpec, "num_groups"): [("mamba2", state(state_size=5, num_groups=4))],
+    (StateSpaceSpec, "kernel"): [("mamba2", state(kernel=3))],
+    (StateSpaceSpec, "norm"): [("mamba2", state(norm=NormSpec(eps=1e-5)))],
+    (StateSpaceSpec, "conv_bias"): [("mamba2", state(conv_bias=False)), ("mamba2-biases", state(conv_bias=True))],
+    (StateSpaceSpec, "bias"): [("mamba2", state(bias=True)), ("mamba2-biases", state(bias=False))],
+    (StateSpaceSpec, "step_limit"): [
+        ("mamba2", state(step_limit=(0.3, 0.6))),
+        ("mamba2-biases", state(step_limit=(0.0, 0.9))),
+        ("mamba2-biases", state(step_limit=(0.2, 0.5))),
+    ],
+    (DeltaSpec, "num_heads"): [("qwen3-next", state(num_heads=12, value_dim=5))],
+    (DeltaSpec, "num_key_heads"): [("qwen3-next", state(num_key_heads=1, key_dim=16))],
+    (DeltaSpec, "key_dim"): [("qwen3-next", state(key_dim=7))],
+    (DeltaSpec, "value_dim"): [("qwen3-next", state(value_dim=9))],
+    (DeltaSpec, "kernel"): [("qwen3-next", state(kernel=3))],
+    (DeltaSpec, "norm"): [("qwen3-next", state(norm=NormSpec(eps=1e-5)))],
 }
 
 CASES = [

@@ -300,7 +300,8 @@ class Ops(Protocol):
         ...
 
     def activation(self, out: Array, x: Array, kind: str) -> None:
-        """out[T,N] = act(x); kind: silu, gelu (erf), gelu_tanh, gelu_quick, relu, relu_squared. out may be x."""
+        """out[T,N] = act(x); kind: silu, gelu (erf), gelu_tanh, gelu_quick, relu, relu_squared, sigmoid. out may be
+        x."""
         ...
 
     def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:

@@ -101,6 +101,7 @@ ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "gelu_quick": _gelu_quick,
+    "sigmoid": _sigmoid,
     "relu": _relu,
     "relu_squared": _relu_squared,
 }

@@ -113,6 +113,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "gelu_quick": _gelu_quick,
+    "sigmoid": torch.sigmoid,
     "relu": torch.relu,
     "relu_squared": lambda x: torch.relu(x).square(),
 }

@@ -60,9 +60,11 @@ class Attention(ABC):
         value_dim: int,
         rotary: Rotary | None,
         scores: Scores,
+        gate: Linear | None = None,
     ) -> None:
+        """`gate`: of what the heads give, before `o`."""
         self.ops = ops
-        self.o = o
+        self.o, self.gate = o, gate
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim, self.value_dim = head_dim, value_dim
         self.rotary = rotary
@@ -89,6 +91,11 @@ class Attention(ABC):
             *(attended, q, *cache, tables, starts, lens, scores.scale),
             *(scores.window, scores.causal, scores.softcap, scores.sinks, scores.slopes),
         )
+        if self.gate is not None:
+            gate = workspace.take("attention.gate", rows, self.num_heads * self.value_dim)
+            self.gate(gate, x)
+            ops.gated_activation(gate, gate, flat, "sigmoid")
+            flat = gate
         self.o(out, flat)
 
     @abstractmethod
@@ -116,6 +123,7 @@ class PlainAttention(Attention):
         scores: Scores,
         head_norm: HeadNorm | None = None,
         clip: float = 0.0,
+        gate: Linear | None = None,
     ) -> None:
         """`clip`: bound of queries, keys and values before their rotation; 0: none."""
         super().__init__(
@@ -127,6 +135,7 @@ class PlainAttention(Attention):
             value_dim=value_dim,
             rotary=rotary,
             scores=scores,
+            gate=gate,
         )
         self.q, self.k, self.v = q, k, v
         self.head_norm = head_norm

@@ -176,6 +176,7 @@ def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
     yield "k", spec.num_kv_heads * spec.head_dim
     yield "v", spec.num_kv_heads * spec.value_size
     yield "attended", spec.num_heads * spec.value_size
+    yield "attention.gate", spec.num_heads * spec.value_size if spec.output_gate else 0
     if spec.latent is not None and spec.rope is not None:
         yield "q_down", spec.latent.q_rank or 0
         yield "kv_down", spec.latent.kv_rank + spec.rope.dim

@@ -144,6 +144,7 @@ class _Parameters:
             scores=self._scores(spec),
             head_norm=self._head_norm(spec),
             clip=spec.clip,
+            gate=self.linear("gate") if spec.output_gate else None,
         )
 
     def _latent_attention(self, spec: AttentionSpec, rotary: Rotary) -> LatentAttention:

@@ -113,6 +113,8 @@ def _attention(spec: AttentionSpec, hidden: int) -> Named:
         yield from _linear("q", q, hidden, spec.qkv_bias)
         yield from _linear("k", kv, hidden, spec.qkv_bias)
         yield from _linear("v", spec.num_kv_heads * spec.value_size, hidden, spec.qkv_bias)
+        if spec.output_gate:
+            yield from _linear("gate", values, hidden, spec.qkv_bias)
     yield from _linear("o", hidden, values, spec.output_bias)
     if spec.sinks:
         yield "sinks", Wanted((spec.num_heads,), "vector")

@@ -107,6 +107,8 @@ class AttentionSpec:
     clip: float = 0.0
     """Bound of queries, keys and values before their rotation; 0: none."""
     latent: LatentSpec | None = None
+    output_gate: bool = False
+    """What is attended is weighted with the sigmoid of a projection of the input (Qiu et al., 2025)."""
 
     @property
     def value_size(self) -> int:

@@ -1,11 +1,11 @@
-"""Models with states: LFM2, Mamba-2."""
+"""Models with states: LFM2, Mamba-2, Granite 4, Qwen3-Next."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from tests.models.cases.base import VOCAB, Case
+from tests.models.cases.base import LLAMA, VOCAB, Case
 
 _LFM2: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -18,6 +18,21 @@ _LFM2: dict[str, Any] = {
     "norm_eps": 0.05,
     "layer_types": ["conv", "full_attention", "conv", "conv"],
     "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}
+
+_GRANITE: dict[str, Any] = {
+    **LLAMA,
+    "head_dim": 8,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.4,
+    "shared_intermediate_size": 40,
+    "mamba_n_heads": 8,
+    "mamba_d_state": 10,
+    "mamba_chunk_size": 16,
 }
 
 CASES: Mapping[str, Case] = {
@@ -76,6 +91,49 @@ CASES: Mapping[str, Case] = {
             "chunk_size": 8,
             "time_step_limit": [0.2, 0.9],
             "tie_word_embeddings": True,
+        },
+    ),
+    "granite-hybrid": Case(
+        "granitemoehybrid",
+        {
+            **_GRANITE,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 24,
+            "mamba_n_groups": 2,
+            "time_step_limit": [0.1, 0.8],
+        },
+    ),
+    "granite-hybrid-dense": Case(
+        "granitemoehybrid",
+        {
+            **_GRANITE,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "mamba_expand": 1,
+            "attention_bias": True,
+        },
+    ),
+    "qwen3-next": Case(
+        "qwen3_next",
+        {
+            **LLAMA,
+            "head_dim": 16,
+            "num_hidden_layers": 4,
+            "full_attention_interval": 3,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 6,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 10,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 32,
+            "mlp_only_layers": [1],
+            "attention_bias": True,
         },
     ),
 }

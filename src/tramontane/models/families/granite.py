@@ -20,9 +20,10 @@ from tramontane.models.names import HF_NAMES, Fused
 from tramontane.models.spec import MLPSpec, ModelSpec, RouterSpec
 
 
-def _granite(fields: Fields, family: str = "granite") -> ModelSpec:
+def granite(fields: Fields, family: str = "granite", rotary: bool = True) -> ModelSpec:
+    """What all of them share; `rotary`: whether there are positions."""
     bias = fields.boolean("attention_bias", False)
-    spec = change_mlp(hf_decoder(fields, family), bias=fields.boolean("mlp_bias", False))
+    spec = change_mlp(hf_decoder(fields, family, rotary=rotary), bias=fields.boolean("mlp_bias", False))
     spec = change_attention(spec, scale=fields.number("attention_multiplier", 1.0), qkv_bias=bias, output_bias=bias)
     return replace(
         change_layers(spec, residual_scale=fields.number("residual_multiplier", 1.0)),
@@ -32,7 +33,11 @@ def _granite(fields: Fields, family: str = "granite") -> ModelSpec:
 
 
 def _granite_moe(fields: Fields) -> ModelSpec:
-    spec = _granite(fields, "granitemoe")
+    return with_granite_experts(fields, granite(fields, "granitemoe"))
+
+
+def with_granite_experts(fields: Fields, spec: ModelSpec) -> ModelSpec:
+    """The spec with the experts, and the one that all share."""
     expert = spec.layers[0].mlp
     assert isinstance(expert, MLPSpec)
     inner = fields.integer("shared_intermediate_size", 0, low=0)
@@ -52,7 +57,7 @@ def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
 
 
 _KEYS = EXPERT_KEYS | {"attention.scale", "residual_scale", "embedding_scale", "logit_scale"}
-_MOE_NAMES = HF_NAMES.with_layer(
+MOE_NAMES = HF_NAMES.with_layer(
     {
         "block_sparse_moe.router": "moe.router",
         "block_sparse_moe.router.layer": "moe.router",
@@ -66,7 +71,7 @@ _MOE_NAMES = HF_NAMES.with_layer(
 )
 
 FAMILIES = {
-    "granite": Family(_granite, from_gguf=_from_gguf, gguf_keys=_KEYS),
-    "granitemoe": Family(_granite_moe, names=_MOE_NAMES, from_gguf=_from_gguf, gguf_keys=_KEYS),
-    "granitemoeshared": Family(_granite_moe, names=_MOE_NAMES),
+    "granite": Family(granite, from_gguf=_from_gguf, gguf_keys=_KEYS),
+    "granitemoe": Family(_granite_moe, names=MOE_NAMES, from_gguf=_from_gguf, gguf_keys=_KEYS),
+    "granitemoeshared": Family(_granite_moe, names=MOE_NAMES),
 }
