@@ -21,6 +21,7 @@ from tramontane.models.spec import (
     AttentionSpec,
     ConvSpec,
     DeltaSpec,
+    KeptSpec,
     MLPSpec,
     ModelSpec,
     MoESpec,
@@ -138,9 +139,9 @@ def state_bytes(spec: ModelSpec) -> int:
 
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
-    """One block of the pool: block_size tokens in the layers of one cache group, and its state."""
+    """One block of the pool: block_size tokens in the layers of one cache group."""
     rows = sum(heads * sum(sizes) for heads, *sizes in slot_shapes(spec)) * block_size
-    return rows * ITEMSIZE[dtype] + 4 * spec.block_state
+    return rows * ITEMSIZE[dtype]
 
 
 def scratch_block_bytes(spec: ModelSpec, block_size: int) -> int:
@@ -187,7 +188,7 @@ def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
 
 def _state_widths(spec: StateSpec | None) -> Iterator[tuple[str, int]]:
     """Buffers of `layers.state`, elements a token."""
-    if spec is None:
+    if spec is None or isinstance(spec, KeptSpec):
         return
     yield "state.mixed", spec.channels
     yield "state.convolved", spec.channels

@@ -29,6 +29,7 @@ from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import (
     AttentionSpec,
     ConvSpec,
+    KeptSpec,
     LayerSpec,
     MLPSpec,
     ModelSpec,
@@ -187,6 +188,8 @@ class _Parameters:
         return HeadNorm(q, k, norm.over == "all", norm.after_rope)
 
     def state(self, spec: StateSpec) -> Mixer:
+        assert not isinstance(spec, KeptSpec), "what others compute"
+
         def linears(*names: str) -> dict[str, Any]:
             return {name: self.linear(name) for name in names}
 
@@ -272,7 +275,7 @@ class Decoder:
         slots = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
         in_order = [slots.get(index) for index in range(len(self.spec.layers))]
         sizes = {"num_blocks": num_blocks, "block_size": block_size, "num_states": num_states}
-        return KVCache(self.ops, in_order, self._slot_shapes, dtype=dtype, states=_state_shapes(self.spec), **sizes)
+        return KVCache(self.ops, in_order, self._slot_shapes, dtype=dtype, states=layer_states(self.spec), **sizes)
 
     def new_scratch(self, num_blocks: int, block_size: int) -> KVCache:
         """Memory for the keys and values of whole sequences that one step computes, float32: as no step needs those of
@@ -284,7 +287,7 @@ class Decoder:
             for index in range(len(self.spec.layers))
         ]
         sizes = {"num_blocks": num_blocks, "block_size": block_size, "num_states": 1}
-        return KVCache(self.ops, slots, shapes, dtype="float32", states=_state_shapes(self.spec), **sizes)
+        return KVCache(self.ops, slots, shapes, dtype="float32", states=layer_states(self.spec), **sizes)
 
     def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
         """Hidden states after the final norm, float32 [T,H] in the workspace; keys and values go to the cache."""
@@ -398,7 +401,7 @@ def slot_shapes(spec: ModelSpec) -> list[tuple[int, int, int]]:
     return shapes
 
 
-def _state_shapes(spec: ModelSpec) -> dict[int, tuple[tuple[int, int, int], ...]]:
+def layer_states(spec: ModelSpec) -> dict[int, tuple[tuple[int, int, int], ...]]:
     """The shapes of the state of each layer that has one, by its index."""
     return {index: state_shapes(layer.state) for index, layer in enumerate(spec.layers) if layer.state is not None}
 

@@ -13,6 +13,7 @@ from tramontane.errors import UnsupportedModel
 from tramontane.models.spec import (
     AttentionSpec,
     ConvSpec,
+    KeptSpec,
     LayerSpec,
     MLPSpec,
     ModelSpec,
@@ -142,6 +143,8 @@ def _latent(spec: AttentionSpec, hidden: int) -> Named:
 
 
 def _state(spec: StateSpec, hidden: int) -> Named:
+    if isinstance(spec, KeptSpec):
+        return
     heads, biased = 0, False
     if isinstance(spec, ConvSpec):
         inner, biased, conv_bias = spec.channels, spec.bias, spec.bias

@@ -177,7 +177,15 @@ class DeltaSpec:
         return 2 * self.num_key_heads * self.key_dim + self.inner_size
 
 
-StateSpec = ConvSpec | StateSpaceSpec | DeltaSpec
+@dataclass(frozen=True)
+class KeptSpec:
+    """What layers keep that this build does not compute."""
+
+    size: int
+    """float32 numbers."""
+
+
+StateSpec = ConvSpec | StateSpaceSpec | DeltaSpec | KeptSpec
 """A mixer whose memory of all tokens before has a fixed size."""
 
 
@@ -273,8 +281,6 @@ class ModelSpec:
     """Rows of a table of which the first is added to the embeddings, and others for second texts."""
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
-    block_state: int = 0
-    """float32 numbers that a block of the cache holds besides keys and values."""
 
     @property
     def causal(self) -> bool:
@@ -363,6 +369,8 @@ def cache_groups(spec: ModelSpec) -> tuple[CacheGroup, ...]:
 def state_shapes(spec: StateSpec) -> tuple[tuple[int, int, int], ...]:
     """Shapes of what a layer keeps of a sequence, float32: the last inputs of its convolution [1, kernel - 1, channels]
     and, where it has one, its recurrent state [heads, rows, columns]."""
+    if isinstance(spec, KeptSpec):
+        return ((1, 1, spec.size),)
     window = (1, spec.kernel - 1, spec.channels)
     if isinstance(spec, StateSpaceSpec):
         return window, (spec.num_heads, spec.head_dim, spec.state_size)

@@ -93,10 +93,10 @@ def test_other_kernels(kernels: str, model_type: str, tiny: Any) -> None:
 
 def test_the_spec_tells_what_the_engine_asks(tiny: Any) -> None:
     spec = load(tiny("cwm")[1], make("cpu")).model.spec
-    assert (spec.vocab_size, spec.hidden_size, spec.context_length, spec.block_state) == (zoo.VOCAB, 64, 128, 0)
+    assert (spec.vocab_size, spec.hidden_size, spec.context_length, spec.states) == (zoo.VOCAB, 64, 128, [])
     assert {group.window for group in cache_groups(spec)} == {None, 9}
     assert load(tiny("biogpt")[1], make("cpu")).model.spec.context_length == 128  # its table has two rows more
-    assert load(tiny("lfm3")[1], make("cpu")).model.spec.block_state > 0
+    assert load(tiny("lfm3")[1], make("cpu")).model.spec.states
     assert len(load(tiny("gemma4_text")[1], make("cpu")).model.spec.layers) == zoo.LAYERS - 2  # two are handed theirs
 
 

@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {
     "kernels": "cpu",
     "threads": 1,
     "block_size": 4,
-    "num_blocks": 150,
+    "max_num_seqs": 8,
     "dtype": "float32",
     "max_num_batched_tokens": 16,
 }
@@ -60,7 +60,7 @@ def test_greedy_answers_are_those_of_transformers(served: tuple[Any, Path]) -> N
         together = llm.generate(prompts)
         cached = llm.stats().cached_tokens
         again = llm.generate(prompts)
-        assert llm.stats().cached_tokens >= cached + 8 + 20 + 32 + 24
+        assert llm.stats().cached_tokens >= cached + 3 * 16  # states are remembered at few places
         choices = llm.generate(prompts[2], n=2).choices
     assert [list(answer.token_ids) for answer in together] == expected
     assert [list(answer.token_ids) for answer in again] == expected

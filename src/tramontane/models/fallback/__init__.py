@@ -22,8 +22,8 @@ from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.layers.kvcache import KVCache
-from tramontane.models.decoder import slot_shapes
-from tramontane.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, cache_groups
+from tramontane.models.decoder import layer_states, slot_shapes
+from tramontane.models.spec import AttentionSpec, KeptSpec, LayerSpec, MLPSpec, ModelSpec, cache_groups
 from tramontane.weights import Weight
 
 try:
@@ -44,8 +44,8 @@ _LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n
 _TOLERANCE = 1e-3
 """Of the check, as a part of the largest logit: what float32 makes of sums in another order is far below."""
 _BLOCK = 4
-_Part = tuple[list[int], int, tuple[int, ...]]
-"""Of a sequence: tokens, where they start, its blocks."""
+_Part = tuple[list[int], int, int, tuple[int, ...]]
+"""Of a sequence: tokens, where they start, its place for states, its blocks."""
 
 
 class FallbackModel:
@@ -124,42 +124,43 @@ class FallbackModel:
             AttentionSpec(layer.num_heads, layer.num_kv_heads, layer.head_dim, None, layer.value_dim, layer.window)
             for layer in self.way.layers
         ]
+        size = self.way.state_size
+        kept = (LayerSpec(None, None, state=KeptSpec(size)),) if size else ()
         spec = ModelSpec(
             family=config.model_type,
             hidden_size=hidden,
             vocab_size=logits.shape[1],
             context_length=self._context_length(),
-            layers=tuple(LayerSpec(attention, mlp) for attention in attentions),
-            block_state=self.way.state_size,
+            layers=(*(LayerSpec(attention, mlp) for attention in attentions), *kept),
         )
         try:
             slot_shapes(spec)
         except UnsupportedModel:  # layers of other shapes must not share: they keep all there is
             attentions = [replace(attention, window=None) for attention in attentions]
-            return replace(spec, layers=tuple(LayerSpec(attention, mlp) for attention in attentions))
+            return replace(spec, layers=(*(LayerSpec(attention, mlp) for attention in attentions), *kept))
         return spec
 
     def new_cache(self, num_blocks: int, block_size: int, dtype: str, num_states: int = 0) -> KVCache:
-        """A cache for this model; `dtype` float32, float16 or bfloat16. States lie in its blocks, so that there are no
-        `num_states` places for others."""
-        sizes = {"num_blocks": num_blocks, "block_size": block_size, "dtype": dtype}
-        return self.way.new_cache(self.ops, self._slots(), slot_shapes(self.spec), **sizes)
+        """As `Decoder.new_cache`."""
+        sizes = {"num_blocks": num_blocks, "block_size": block_size, "num_states": num_states}
+        return KVCache(
+            self.ops, self._slots(), slot_shapes(self.spec), dtype=dtype, states=layer_states(self.spec), **sizes
+        )
 
     def new_scratch(self, num_blocks: int, block_size: int) -> KVCache:
-        """As `Decoder.new_scratch`: for whole sequences that one step computes, shared by layers of one shape; but not
-        where a sequence goes through the layers in pieces."""
-        if self.spec.block_state:
-            return self.new_cache(num_blocks, block_size, "float32")
+        """As `Decoder.new_scratch`; but layers share nothing where tokens go through them one after the other."""
         shapes = slot_shapes(self.spec)
-        distinct = list(dict.fromkeys(shapes))
-        slots = [distinct.index(shapes[slot]) for slot in self._slots()]
-        sizes = {"num_blocks": num_blocks, "block_size": block_size, "dtype": "float32"}
-        return self.way.new_cache(self.ops, slots, distinct, **sizes)
+        distinct, slots = list(dict.fromkeys(shapes)), self._slots()
+        if self.way.name != "token by token":
+            slots = [None if slot is None else distinct.index(shapes[slot]) for slot in slots]
+            shapes = distinct
+        sizes = {"num_blocks": num_blocks, "block_size": block_size, "num_states": 1}
+        return KVCache(self.ops, slots, shapes, dtype="float32", states=layer_states(self.spec), **sizes)
 
-    def _slots(self) -> list[int]:
-        """The pair of arrays of each layer."""
+    def _slots(self) -> list[int | None]:
+        """The pair of arrays of each layer, None for the one that keeps states."""
         slots = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
-        return [slots[index] for index in range(len(slots))]
+        return [slots.get(index) for index in range(len(self.spec.layers))]
 
     def forward(self, batch: BatchContext, cache: KVCache, workspace: Workspace) -> Array:
         """Hidden states after the last layer, float32 [T,H]; keys and values go to the cache. The arrays are torch's
@@ -172,7 +173,7 @@ class FallbackModel:
 
     def _hidden(self, batch: BatchContext, cache: KVCache) -> Any:
         groups = {index: group for group, members in enumerate(cache_groups(self.spec)) for index in members.layers}
-        return self.way.hidden(batch, cache, [groups[index] for index in range(len(groups))])
+        return self.way.hidden(batch, cache, [groups[index] for index in sorted(groups)])
 
     def _head(self, hidden: Any) -> Any:
         with running(_Head()):
@@ -182,16 +183,17 @@ class FallbackModel:
         """Hold a text in chunks, beside another in one batch, to its logits `wanted`, of which the other is the
         beginning. Raises Refused."""
         groups = len(cache_groups(self.spec))
-        cache = self.new_cache(6 * groups, _BLOCK, "float32")
+        cache = self.new_cache(6 * groups, _BLOCK, "float32", 2)
         ids = tokens.tolist()
+        long, short = (0, (0, 1, 2)), (1, (3, 4))
         steps: tuple[list[_Part], ...] = (
-            [(ids[:6], 0, (0, 1, 2))],
-            [(ids[:4], 0, (3,)), (ids[6:9], 6, (0, 1, 2))],
-            [(ids[9:], 9, (0, 1, 2)), (ids[4:7], 4, (3, 4))],
+            [(ids[:6], 0, *long)],
+            [(ids[:4], 0, *short), (ids[6:9], 6, *long)],
+            [(ids[9:], 9, *long), (ids[4:7], 4, *short)],
         )
         for work in steps:
             ours = self._head(self._hidden(self._batch(work, groups), cache))
-            theirs = torch.cat([wanted[start : start + len(part)] for part, start, _ in work])
+            theirs = torch.cat([wanted[start : start + len(part)] for part, start, *_ in work])
             difference = float((ours - theirs).abs().max())
             if not difference <= _TOLERANCE * float(wanted.abs().max()):
                 raise Refused(f"its logits differ from transformers' own by {difference:.2g}")
@@ -202,16 +204,17 @@ class FallbackModel:
         def ints(values: Any) -> Array:
             return self.ops.from_host(np.array(values, np.int32))
 
-        places = [(blocks, at) for part, start, blocks in work for at in range(start, start + len(part))]
+        places = [(blocks, at) for part, start, _, blocks in work for at in range(start, start + len(part))]
         slots = np.array([blocks[at // _BLOCK] * _BLOCK + at % _BLOCK for blocks, at in places])
-        tables = np.array([[*blocks, *[5] * (3 - len(blocks))] for _, _, blocks in work])
+        tables = np.array([[*blocks, *[5] * (3 - len(blocks))] for *_, blocks in work])
         return BatchContext(
             num_tokens=len(places),
             num_seqs=len(work),
-            tokens=ints([id_ for part, _, _ in work for id_ in part]),
+            tokens=ints([id_ for part, *_ in work for id_ in part]),
             positions=ints([at for _, at in places]),
-            query_start=ints(np.cumsum([0, *(len(part) for part, _, _ in work)])),
-            context_lens=ints([start + len(part) for part, start, _ in work]),
+            query_start=ints(np.cumsum([0, *(len(part) for part, *_ in work)])),
+            context_lens=ints([start + len(part) for part, start, *_ in work]),
+            states=ints([place for _, _, place, _ in work]),
             groups=tuple(GroupContext(ints(slots + 6 * _BLOCK * g), ints(tables + 6 * g)) for g in range(groups)),
         )
 

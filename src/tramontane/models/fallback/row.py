@@ -63,9 +63,6 @@ class Row:
         places = {number: place for place, number in enumerate(dict.fromkeys(kept for _, kept in recording.calls))}
         self._calls = [(layer, places[kept]) for layer, kept in recording.calls]
 
-    def new_cache(self, *args: Any, **options: Any) -> KVCache:
-        return KVCache(*args, **options)
-
     def hidden(self, batch: BatchContext, cache: KVCache, groups: Sequence[int]) -> Any:
         """float32 [T,H]; `groups`: the cache group of each layer."""
         step = _Step(self._calls, groups, batch, cache)

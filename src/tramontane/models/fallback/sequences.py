@@ -1,9 +1,7 @@
 """Sequence after sequence: a model attends as it does, over a cache of transformers' own kind that lies in our blocks.
 
 For models whose attention ours cannot stand for. Keys and values lie in the paged cache as always. What a model keeps
-besides (the states of convolutions and recurrences, which are no row a token) is kept once a block: the state after
-the last token computed in it. So a sequence finds its state where its last token is, and a cached prefix, which is
-whole blocks, ends with a state; for that, sequences of such models are computed block by block.
+besides, the states of convolutions and recurrences, lies one behind the other in the sequence's place for states.
 
 Must not know: weights, our attention.
 """
@@ -49,26 +47,11 @@ class _State:
     index: int
     shape: tuple[int, ...]
     start: int
-    """Where it begins in a block's state."""
+    """Where it begins in what is kept of a sequence."""
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-
-class StateCache(KVCache):
-    """A cache whose blocks also hold a state, float32 [size]."""
-
-    def __init__(self, size: int, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.states = self.ops.zeros((self.num_blocks, size), "float32")
-        self.nbytes += 4 * self.num_blocks * size
-
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        super().copy(pairs)
-        states = to_tensor(self.states)
-        for source, target in pairs:
-            states[target] = states[source]
 
 
 class Sequences:
@@ -96,7 +79,7 @@ class Sequences:
             raise Refused("it keeps nothing of the tokens before that transformers' cache holds")
         self._count = len(past.layers)
         self.state_size = sum(state.size for state in self._states)
-        self.layers = tuple(layers or [Layer(1, 1, 1, 1)])  # a block table there must be
+        self.layers = tuple(layers)
 
     def _fresh(self) -> Any:
         return DynamicCache(config=self._module.model.config)
@@ -121,9 +104,6 @@ class Sequences:
                     start = sum(other.size for other in self._states)
                     self._states.append(_State(number, kind, index, tuple(state.shape), start))
 
-    def new_cache(self, *args: Any, **options: Any) -> KVCache:
-        return StateCache(self.state_size, *args, **options) if self._states else KVCache(*args, **options)
-
     def hidden(self, batch: BatchContext, cache: KVCache, groups: Sequence[int]) -> Any:
         """float32 [T,H]; `groups`: the cache group of each layer."""
         tokens, positions = (to_tensor(array).long() for array in (batch.tokens, batch.positions))
@@ -132,19 +112,19 @@ class Sequences:
         with torch.inference_mode():
             for index, (start, end) in enumerate(pairwise(starts)):
                 at = _At(batch, cache, groups, index, lens[index] - end)
-                for rows in self._pieces(start, end, at.shift, cache.block_size):
+                for rows in self._pieces(start, end):
                     past = self._past(at, rows)
                     parts.append(self._module.hidden(tokens[slice(*rows)], positions[slice(*rows)], past))
-                    self._keep(past, at, rows[1] + at.shift)
+                    self._keep(past, at)
         return torch.cat(parts)
 
-    def _pieces(self, start: int, end: int, shift: int, size: int) -> Iterator[tuple[int, int]]:
-        """The rows from start to end, which stand `shift` positions later: cut where blocks end if these keep a
-        state."""
-        while start < end:
-            step = 1 if self._singly else size - (start + shift) % size if self._states else end - start
-            yield start, min(end, start + step)
-            start += step
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The rows from start to end: all at once, or one by one."""
+        if not self._singly:
+            yield start, end
+            return
+        for row in range(start, end):
+            yield row, row + 1
 
     def _past(self, at: _At, rows: tuple[int, int]) -> Any:
         """The cache as the model wants it, before these rows."""
@@ -162,7 +142,7 @@ class Sequences:
             else:
                 _put_keys_and_values(layer, store, rows[0] + at.shift)
         if self._states and rows[0] + at.shift:
-            self._put_states(past, at.state(rows[0] + at.shift))
+            self._put_states(past, at.state(len(self.layers)))
         return past
 
     def _put_states(self, past: Any, held: Any) -> None:
@@ -176,10 +156,10 @@ class Sequences:
             if state.kind == "conv_states":
                 layer.conv_kernel_size[state.index] = state.shape[-1]
 
-    def _keep(self, past: Any, at: _At, length: int) -> None:
-        """Put the states after `length` tokens into the block of the last of them."""
+    def _keep(self, past: Any, at: _At) -> None:
+        """Put the states into the sequence's place."""
         if self._states:
-            held = at.state(length)
+            held = at.state(len(self.layers))
             for state in self._states:
                 value = getattr(past.layers[state.number], state.kind)[state.index]
                 held[state.start : state.start + state.size] = value.reshape(-1)
@@ -201,11 +181,11 @@ class _At:
         slots, table = to_tensor(context.slots)[slice(*rows)], to_tensor(context.block_tables)[self.index]
         return _Store(self.cache, pair, layer, slots, table, rows[1] + self.shift)
 
-    def state(self, length: int) -> Any:
-        """The state of the block that holds the last of `length` tokens."""
-        assert isinstance(self.cache, StateCache)
-        table = to_tensor(self.batch.groups[self.groups[0]].block_tables)[self.index]
-        return to_tensor(self.cache.states)[int(table[(length - 1) // self.cache.block_size])]
+    def state(self, layer: int) -> Any:
+        """What the cache keeps of the sequence, float32 [size]: the state of `layer`, behind those with keys."""
+        places = self.batch.states
+        place = 0 if places is None else int(to_tensor(places)[self.index])
+        return to_tensor(self.cache.state(layer)[0])[place].reshape(-1)
 
 
 @dataclass(frozen=True)
