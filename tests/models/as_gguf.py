@@ -102,6 +102,19 @@ def _interleaved_experts(tensors: Tensors, config: Any) -> Tensors:
     return _experts(_interleaved(tensors, config), config)
 
 
+def _cut_latent(tensors: Tensors, config: Any) -> Tensors:
+    """What leads from latent vectors to keys, turned, and to values apart, a matrix a head."""
+    found: Tensors = {}
+    for name, values in _experts(tensors, config).items():
+        if ".kv_b_proj." in name:
+            heads = values.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+            keys, rest = np.split(heads, [config.qk_nope_head_dim], axis=1)
+            found |= {name.replace("kv_b", "k_b"): keys.swapaxes(1, 2), name.replace("kv_b", "v_b"): rest}
+        else:
+            found[name] = values
+    return found
+
+
 def _gpt_oss(tensors: Tensors, config: Any) -> Tensors:
     """Experts' outputs first, and gates and ups, which take turns, apart."""
     found: Tensors = {}
@@ -262,6 +275,18 @@ def _latent_keys(config: Any) -> Mapping[str, Any]:
     return {**{key: value for key, value in keys.items() if value is not None}, **_grouped_keys(config)}
 
 
+def _cut_keys(config: Any) -> Mapping[str, Any]:
+    keys = _latent_keys(config)
+    return {
+        **keys,
+        "attention.head_count_kv": 1,
+        "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+        "attention.value_length": config.kv_lora_rank,
+        "attention.key_length_mla": keys["attention.key_length"],
+        "attention.value_length_mla": keys["attention.value_length"],
+    }
+
+
 def _olmo_keys(config: Any) -> Mapping[str, Any]:
     return {"attention.clamp_kqv": config.clip_qkv} if config.clip_qkv else {}
 
@@ -304,6 +329,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "olmoe": Convention(tensors=_experts, keys=_expert_keys),
     "deepseek_v2": Convention("deepseek2", _experts, _latent_keys),
     "deepseek_v3": Convention("deepseek2", _experts, _latent_keys),
+    "deepseek_v3, cut": Convention("deepseek2", _cut_latent, _cut_keys),
     "gpt_oss": Convention("gpt-oss", _gpt_oss, lambda config: {**_expert_keys(config), **_window(config)}),
     "phimoe": Convention(tensors=_experts, keys=lambda config: {**_expert_keys(config), **_window(config)}),
     "internlm2": Convention(tensors=_interleaved),

@@ -18,6 +18,7 @@ from tests.models.tiny import Tiny, TinyModels, tokens
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.moe import MoE
 from tramontane.loading.build import load_model
+from tramontane.loading.memory import workspace_bytes
 from tramontane.models.decoder import Decoder
 from tramontane.weights import CodedWeight, Experts
 
@@ -173,6 +174,13 @@ def test_bfloat16(name: str, tiny_models: TinyModels) -> None:
     assert np.abs(Rig(loaded.decoder).run(ids, [20, 1]) - expected).max() < 2e-4
 
 
+MATRICES = [
+    *("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_a", "attn_q_b"),
+    *("attn_kv_a_mqa", "attn_kv_b", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp", "ffn_gate_inp_shexp"),
+    *(f"ffn_{part}_{which}" for part in ("gate", "up", "down") for which in ("exps", "shexp")),
+]
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 @pytest.mark.parametrize("name", WIDE)
 def test_blocks_of_gguf(name: str, kind: str, tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -182,16 +190,43 @@ def test_blocks_of_gguf(name: str, kind: str, tiny_models: TinyModels, tmp_path:
     def through(value: Any) -> Any:
         return tiny.torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(value.numpy(), stored), stored))
 
-    matrices = [
-        *("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_a", "attn_q_b"),
-        *("attn_kv_a_mqa", "attn_kv_b", "ffn_gate", "ffn_up", "ffn_down", "ffn_gate_inp", "ffn_gate_inp_shexp"),
-        *(f"ffn_{part}_{which}" for part in ("gate", "up", "down") for which in ("exps", "shexp")),
-    ]
-    write_gguf(tiny.model, tmp_path / "tiny.gguf", dict.fromkeys(matrices, kind))
+    write_gguf(tiny.model, tmp_path / "tiny.gguf", dict.fromkeys(MATRICES, kind))
     loaded = load_model(tmp_path / "tiny.gguf", make(f"{MAIN.values[0]}/deterministic"))
     assert set(loaded.formats.values()) == {kind}
     expected = tiny.logits(ids, _through(tiny, through))
     assert np.abs(Rig(loaded.decoder).run(ids, [20, 1]) - expected).max() < 2e-4
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_latent_attention_that_was_cut_a_head(kind: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes it by now: keys' part turned, so that its blocks become floats."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    tiny, ids, stored = tiny_models.get("deepseek-v3-wide"), tokens(40), gguf.GGMLQuantizationType[kind]
+
+    def through(values: Any) -> Any:
+        read = gguf.quants.dequantize(gguf.quants.quantize(np.ascontiguousarray(values), stored), stored)
+        return tiny.torch.from_numpy(read)
+
+    write_gguf(tiny.model, tmp_path / "t.gguf", dict.fromkeys(["attn_k_b", "attn_v_b"], kind), "deepseek_v3, cut")
+    loaded = load_model(tmp_path / "t.gguf", make(f"{MAIN.values[0]}/deterministic"))
+    assert loaded.formats["layers.1.attention.v_up"] == kind
+    assert loaded.formats["layers.1.attention.k_up"] == "F32"
+    model, config = copy.deepcopy(tiny.model), tiny.model.config
+    for layer in model.model.layers:
+        weight = layer.self_attn.kv_b_proj.weight.data
+        heads = weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
+        keys, values = heads[:, : config.qk_nope_head_dim], heads[:, config.qk_nope_head_dim :]
+        keys.copy_(through(keys.transpose(1, 2).numpy()).transpose(1, 2))
+        values.copy_(through(values.numpy()))
+    assert np.abs(Rig(loaded.decoder).run(ids, [20, 1]) - tiny.logits(ids, model)).max() < 2e-4
+
+
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3", "gpt-oss", "mixtral"])
+def test_estimates_know_the_buffers(name: str, tiny_models: TinyModels) -> None:
+    loaded = load_model(tiny_models.get(name).path, make("reference"))
+    rig = Rig(loaded.decoder)
+    rig.run(tokens(5))
+    assert rig.workspace.nbytes == workspace_bytes(loaded.spec, 256, logits_rows=256)
 
 
 def test_randomness_reaches_what_is_learned_of_routers(tiny_models: TinyModels) -> None:

@@ -183,7 +183,8 @@ class LatentAttention(Attention):
         q_up: Linear,
         kv_down: Linear,
         kv_norm: Norm,
-        kv_up: Linear,
+        k_up: Linear,
+        v_up: Linear,
         o: Linear,
         num_heads: int,
         head_dim: int,
@@ -203,8 +204,8 @@ class LatentAttention(Attention):
             scores=scores,
         )
         self.q_down, self.q_norm, self.q_up = q_down, q_norm, q_up
-        self.kv_down, self.kv_norm, self.kv_up = kv_down, kv_norm, kv_up
-        self.rank = kv_up.weight.shape[1]
+        self.kv_down, self.kv_norm, self.k_up, self.v_up = kv_down, kv_norm, k_up, v_up
+        self.rank = k_up.weight.shape[1]
         self.rotated = kv_down.weight.shape[0] - self.rank
 
     def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
@@ -223,14 +224,14 @@ class LatentAttention(Attention):
             self.rotary.rotate(shared, angles)
         flat = ops.view(latent, (rows, self.rank))
         self.kv_norm(flat, flat)
-        both = workspace.take("attention.kv", rows, heads * (plain + self.value_dim))
-        self.kv_up(both, flat)
-        both = ops.view(both, (rows, heads, plain + self.value_dim))
+        unrotated = workspace.take("attention.k_up", rows, heads * plain)
+        self.k_up(unrotated, flat)
         k = ops.view(workspace.take("attention.k", rows, heads * width), (rows, heads, width))
-        v = ops.view(workspace.take("attention.v", rows, heads * self.value_dim), (rows, heads, self.value_dim))
-        ops.place(k, both, 0, 0, plain)
+        ops.place(k, ops.view(unrotated, (rows, heads, plain)), 0, 0, plain)
         ops.place(k, shared, plain, 0, self.rotated)
-        ops.place(v, both, 0, plain, self.value_dim)
+        v = workspace.take("attention.v", rows, heads * self.value_dim)
+        self.v_up(v, flat)
+        v = ops.view(v, (rows, heads, self.value_dim))
         return q, k, v
 
     def _queries(self, x: Array, rows: int, workspace: Workspace) -> Array:

@@ -108,7 +108,7 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
 
 
 def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tuple[int, ...]:
-    """The shape that pieces make. Vectors may lie in any shape of the same size."""
+    """The shape that pieces make. Vectors may lie in any shape of the same size, matrices a head above the other."""
     shape = shapes[0]
     if any(other != shape for other in shapes):
         return (len(shapes), 0)  # of no parameter
@@ -116,6 +116,8 @@ def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tu
         shape = (len(shapes), *shape)
     if wanted.kind == "vector" and math.prod(shape) == math.prod(wanted.shape):
         return wanted.shape
+    if wanted.kind == "matrix" and len(shape) == 3 and not numbered:
+        return (shape[0] * shape[1], shape[2])
     return shape
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tramontane import platform
 from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.kernels import Ops
+from tramontane.kernels.blocks import dequantize
 from tramontane.loading import memory
 from tramontane.loading.binding import Binding, Piece
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
@@ -113,7 +114,9 @@ def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: s
         parameter = Experts(ops, [make_weight(ops, format, (rows, columns), one) for one in each])
     else:
         rows, columns = binding.shape
-        (one,) = _matrices(checkpoint, binding.pieces[0], format)
+        stacked = math.prod(checkpoint.tensors[binding.tensor].shape[:-2])
+        heads = list(_matrices(checkpoint, binding.pieces[0], format, stacked))
+        one = heads[0] if stacked == 1 else {role: np.concatenate([head[role] for head in heads]) for role in heads[0]}
         if binding.unit_rows:
             one = {"weight": unit_rows(one["weight"])}
         parameter = make_weight(ops, format, (rows, columns), one)
@@ -133,14 +136,17 @@ def _matrices(
 ) -> Iterator[Mapping[str, NDArray[Any]]]:
     """The tensors of the weight of each of the `count` matrices that a piece's tensor holds, its rows alone."""
     parts, total = checkpoint.parts(piece.tensor), math.prod(checkpoint.tensors[piece.tensor].shape[:-1])
+    if "blocks" in parts:
+        parts = {"blocks": parts["blocks"].reshape(-1, parts["blocks"].shape[-1])}
+        if piece.transposed:
+            entry = checkpoint.tensors[piece.tensor]
+            parts = {"weight": dequantize(entry.format, parts["blocks"]).reshape(entry.shape)}
     if "weight" in parts:
         for array in parts["weight"].reshape(count, *parts["weight"].shape[-2:]):
             array = array.T if piece.transposed else array
             array = array if piece.rows is None else array[piece.rows]
             yield {"weight": np.ascontiguousarray(converted(checkpoint, piece.tensor, array, NUMPY[format]))}
         return
-    if "blocks" in parts:
-        parts = {"blocks": parts["blocks"].reshape(-1, parts["blocks"].shape[-1])}
     for start in range(0, total, total // count):
         one = parts if count == 1 else select_rows(parts, slice(start, start + total // count), total)
         yield one if piece.rows is None else select_rows(one, piece.rows, total // count)
@@ -164,7 +170,8 @@ def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:
                     "brought to length one.",
                     "Use the model with an unquantized head.",
                 )
-            if format not in memory.DENSE and any(piece.transposed for piece in binding.pieces):
+            turned = any(piece.transposed for piece in binding.pieces) and not plan.turned_blocks(binding)
+            if format not in memory.DENSE and turned:
                 raise UnsupportedModel(
                     f"Tensor {binding.tensor} of {checkpoint.path} is quantized along its outputs ({format}).",
                     "Use a GGUF file of the model, or its unquantized version.",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
+from tramontane.kernels import BLOCKS
 from tramontane.loading.binding import Binding
 from tramontane.loading.tensors import TensorEntry
 from tramontane.models.decoder import slot_shapes
@@ -64,14 +65,20 @@ class Plan:
     tensors: Mapping[str, TensorEntry]
 
     def formats(self, dtype: str = "auto") -> dict[str, str]:
-        """Format of each matrix by canonical name, as it will be kept: `dtype` converts the dense ones."""
+        """Format of each matrix by canonical name, as it will be kept: `dtype` converts the dense ones. Blocks along
+        outputs cannot be computed with, and become floats."""
         converted = {name: format for format, name in DENSE.items()}.get(dtype)
         stored = {
-            name: self.tensors[binding.tensor].format
+            name: "F32" if self.turned_blocks(binding) else self.tensors[binding.tensor].format
             for name, binding in self.bindings.items()
             if binding.kind != "vector"
         }
         return {name: converted if converted and format in DENSE else format for name, format in stored.items()}
+
+    def turned_blocks(self, binding: Binding) -> bool:
+        """Whether this is a matrix whose blocks run along its outputs."""
+        blocks = self.tensors[binding.tensor].format in BLOCKS
+        return blocks and binding.kind == "matrix" and binding.pieces[0].transposed
 
     def parameter_bytes(self, name: str, format: str) -> int:
         """Bytes of one parameter kept in `format`: its own, or a dense one it is converted to."""
@@ -183,7 +190,7 @@ def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
         yield "kv_down", spec.latent.kv_rank + spec.rope.dim
         yield "latent", spec.latent.kv_rank
         yield "rotated", spec.rope.dim
-        yield "kv", spec.num_heads * (spec.head_dim - spec.rope.dim + spec.value_size)
+        yield "k_up", spec.num_heads * (spec.head_dim - spec.rope.dim)
 
 
 def _state_widths(spec: StateSpec | None) -> Iterator[tuple[str, int]]:

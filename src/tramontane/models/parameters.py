@@ -139,7 +139,8 @@ def _latent(spec: AttentionSpec, hidden: int) -> Named:
     yield from _linear("q", spec.num_heads * spec.head_dim, latent.q_rank or hidden, False)
     yield from _linear("kv_down", latent.kv_rank + rope.dim, hidden, spec.qkv_bias)
     yield from _norm("kv_norm", latent.norm, latent.kv_rank)
-    yield from _linear("kv", spec.num_heads * (plain + spec.value_size), latent.kv_rank, False)
+    yield from _linear("k_up", spec.num_heads * plain, latent.kv_rank, False)
+    yield from _linear("v_up", spec.num_heads * spec.value_size, latent.kv_rank, False)
 
 
 def _state(spec: StateSpec, hidden: int) -> Named:

@@ -30,7 +30,7 @@ _WIDE = {
     "moe_intermediate_size": 32,
     "kv_lora_rank": 32,
     "q_lora_rank": 32,
-    "qk_nope_head_dim": 24,
+    "qk_nope_head_dim": 32,
     "v_head_dim": 16,
 }
 _YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32, mscale=0.8, mscale_all_dim=0.5)

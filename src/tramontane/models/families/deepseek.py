@@ -16,7 +16,7 @@ from tramontane.models.families.base import (
 from tramontane.models.families.experts import expert_names, hf_experts
 from tramontane.models.families.gguf import EXPERT_KEYS, gguf_decoder
 from tramontane.models.fields import Fields
-from tramontane.models.names import HF_NAMES
+from tramontane.models.names import GGUF_NAMES, HF_NAMES, Fused
 from tramontane.models.spec import LatentSpec, MLPSpec, ModelSpec, NormSpec, RouterSpec
 
 
@@ -91,9 +91,9 @@ def _deepseek_v3(fields: Fields) -> ModelSpec:
 def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     """V2 and V3, told apart by what their experts' gates are."""
     rotated, heads = fields.integer("rope.dimension_count"), fields.integer("attention.head_count")
-    head_dim = fields.integer("attention.key_length")
-    if fields.integer("attention.head_count_kv", heads) != heads:
-        raise fields.unsupported("attention.head_count_kv", "Use a file with attn_kv_b tensors, or safetensors.")
+    # Newer files tell the sizes of the vector that all heads share, and those of heads under keys of their own.
+    shared = "_mla" if fields.get("attention.key_length_mla") else ""
+    head_dim = fields.integer(f"attention.key_length{shared}")
     weight = fields.number("rope.scaling.yarn_log_multiplier", 0.0, low=-1.0) / 0.1
     second = fields.integer("expert_gating_func", 1) == 1
     router = RouterSpec(normalize=not second, group_score="max" if second else "top2")
@@ -101,6 +101,7 @@ def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
         **{
             f"{fields.prefix}{key}": value
             for key, value in {
+                "attention.head_count_kv": heads,
                 "attention.key_length": rotated,
                 "attention.value_length": rotated,
                 "rope.scaling.yarn_log_multiplier": None,
@@ -118,7 +119,7 @@ def _from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
         spec,
         rope=rope,
         head_dim=head_dim,
-        value_dim=fields.integer("attention.value_length"),
+        value_dim=fields.integer(f"attention.value_length{shared}"),
         scale=head_dim**-0.5 * yarn_magnitude(factor, weight) ** 2,
         qkv_bias="blk.0.attn_kv_a_mqa.bias" in tensors.shapes,
         latent=LatentSpec(
@@ -137,7 +138,7 @@ _NAMES = HF_NAMES.with_layer(
         "self_attn.q_b_proj": "attention.q",
         "self_attn.kv_a_proj_with_mqa": "attention.kv_down",
         "self_attn.kv_a_layernorm": "attention.kv_norm",
-        "self_attn.kv_b_proj": "attention.kv",
+        "self_attn.kv_b_proj": Fused(("attention.k_up", "attention.v_up"), "grouped"),
     },
     spare_layers=True,
 )
@@ -147,6 +148,8 @@ FAMILIES = {
     "deepseek_v3": Family(_deepseek_v3, names=_NAMES),
     "deepseek2": Family(
         from_gguf=_from_gguf,
-        gguf_keys=EXPERT_KEYS | {"attention.kv_lora_rank", "attention.q_lora_rank"},
+        gguf_names=GGUF_NAMES.with_layer({}, transposed=frozenset({"attn_k_b"})),
+        gguf_keys=EXPERT_KEYS
+        | {"attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla"},
     ),
 }
