@@ -45,7 +45,6 @@ LENGTH = 60
 NOT_COMPUTED = {
     (ModelSpec, "family"): "for people only",
     (ModelSpec, "context_length"): "a limit that the engine keeps; no position depends on it",
-    (ModelSpec, "block_state"): "of models that transformers computes",
 }
 
 
