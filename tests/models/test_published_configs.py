@@ -29,7 +29,8 @@ BARE: Mapping[str, dict[str, Any]] = {
         **{key: _SIZES.get(key, value) for key, value in case.settings.items() if key in _SIZES or key in _KEPT},
     }
     for case in CASES.values()
-    if not {"n_routed_experts", "state_size"} & case.settings.keys()  # whose files state all they have
+    if not {"n_routed_experts", "state_size", "shared_intermediate_size"}
+    & case.settings.keys()  # whose files state all they have
 }
 """Sizes alone, of each type."""
 

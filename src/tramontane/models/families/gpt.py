@@ -85,7 +85,7 @@ def _repeated(fields: Fields, key: str, count: int) -> list[Any]:
     for pair in stated if isinstance(stated, list) else []:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], list) or type(pair[1]) is not int:
             raise fields.corrupt(key, "is not a list of (kinds, how often)")
-        out += pair[0] * min(pair[1], count)
+        out += pair[0] * min(pair[1], count // max(len(pair[0]), 1) + 1)
         if len(out) > count:
             break
     return out
@@ -95,7 +95,10 @@ def _gptj(fields: Fields, family: str = "gptj") -> ModelSpec:
     fields = fields.told(_KEYS, hidden_act="gelu_new")
     spec = _gpt(fields, family, tied=False)
     head_dim = spec.attentions[0].head_dim
-    rope = RopeSpec(10000.0, fields.integer("rotary_dim", 64, high=head_dim), interleaved=True)
+    dim = fields.integer("rotary_dim", 64, high=head_dim)
+    if dim % 2:
+        raise fields.corrupt("rotary_dim", f"is {dim}, not even")
+    rope = RopeSpec(10000.0, dim, interleaved=True)
     spec = change_layers(change_attention(spec, rope=rope), parallel=True, shared_norm=True)
     return replace(spec, head_bias=True)
 
