@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tramontane.errors import CorruptCheckpoint, TramontaneError, UnsupportedModel
-from tramontane.models.families import FAMILIES, GGUFTensors, spec_from_gguf, spec_from_hf
-from tramontane.models.spec import LayerSpec, MLPSpec, ModelSpec, NormSpec, RopeScaling
+from tramontane.models.families import FAMILIES, GGUFTensors, gguf_names, spec_from_gguf, spec_from_hf
+from tramontane.models.spec import LayerSpec, MLPSpec, MoESpec, ModelSpec, NormSpec, RopeScaling
 
 HF: dict[str, Any] = {
     "model_type": "llama",
@@ -292,6 +292,24 @@ def test_gguf_is_refused_by_its_key(key: str, value: Any, error: type[Tramontane
         spec_from_gguf({**GGUF, f"llama.{key}": value}, TENSORS)
 
 
+def test_gguf_tells_experts_by_their_tensors() -> None:
+    """Those of all in one tensor, and Mixtral's first files, with a tensor each."""
+    counts = {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    stacked = {f"blk.{i}.ffn_up_exps.weight": (4, 32, 64) for i in (1, 2)}
+    single = {f"blk.{i}.ffn_up.{e}.weight": (32, 64) for i in (1, 2) for e in range(4)}
+    specs = [spec_from_gguf({**GGUF, **counts}, GGUFTensors({**TENSORS.shapes, **each})) for each in (stacked, single)]
+    assert specs[0] == specs[1]
+    first, second, _ = specs[0].layers
+    assert mlp_of(first).intermediate_size == 128
+    assert isinstance(second.mlp, MoESpec)
+    assert (second.mlp.num_experts, second.mlp.top_k, second.mlp.expert.intermediate_size) == (4, 2, 32)
+    target = gguf_names(GGUF).target("blk.1.ffn_up.3.weight")
+    assert target is not None
+    assert (target.parts, target.number) == (("layers.1.moe.experts.up",), 3)
+    with pytest.raises(CorruptCheckpoint, match="expert_count"):
+        spec_from_gguf({**GGUF, **counts}, TENSORS)
+
+
 def test_gguf_rope_factors_must_fit() -> None:
     for factors in ((1.0,), (1.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, float("nan"))):
         with pytest.raises(CorruptCheckpoint, match="rope_freqs"):
@@ -305,8 +323,28 @@ JUNK = st.recursive(
 )
 HF_KEYS = [*HF, "head_dim", "hidden_act", "rope_scaling", "rope_parameters", "rope_theta", "tie_word_embeddings"]
 HF_KEYS += ["layer_types", "use_sliding_window", "sliding_window", "max_window_layers", "attention_bias"]
+HF_KEYS += ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group", "mlp_only_layers"]
+HF_KEYS += [
+    "no_rope_layers",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_rope_head_dim",
+    "attention_multiplier",
+    "logits_scaling",
+]
+HF_KEYS += ["moe_layer_start_index", "moe_layer_interval", "sliding_window_pattern", "router_jitter_noise", "clip_qkv"]
 ROPE_KEYS = ["type", "rope_type", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]
-ROPE_KEYS += ["attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "rope_theta"]
+ROPE_KEYS += [
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "rope_theta",
+    "alpha",
+    "short_mscale",
+]
 
 
 @given(
@@ -322,6 +360,12 @@ def test_any_config_gives_a_spec_or_our_error(family: str, changes: dict[str, An
 
 GGUF_OTHER = ["attention.sliding_window", "attention.layer_norm_epsilon", "attention.max_alibi_bias", "logit_scale"]
 GGUF_OTHER += ["attention.clamp_kqv", "final_logit_softcapping", "rope.freq_base_swa", "use_parallel_residual"]
+GGUF_OTHER += ["attention.scale", "residual_scale", "embedding_scale", "attention.kv_lora_rank", "nextn_predict_layers"]
+GGUF_OTHER += ["attention.key_length_mla", "rope.scaling.yarn_log_multiplier", "expert_count", "expert_used_count"]
+GGUF_OTHER += ["expert_gating_func", "expert_weights_scale", "expert_group_count", "expert_group_used_count"]
+WITH_EXPERTS = GGUFTensors(
+    {**TENSORS.shapes, "blk.1.ffn_up_exps.weight": (8, 16, 64), "blk.1.ffn_up_shexp.weight": (4,)}
+)
 
 
 @given(
@@ -332,3 +376,5 @@ def test_any_metadata_gives_a_spec_or_our_error(family: str, changes: dict[str, 
     told = {key.replace("llama.", f"{family}."): value for key, value in {**GGUF, **changes}.items()}
     with suppress(CorruptCheckpoint, UnsupportedModel):
         spec_from_gguf({**told, "general.architecture": family}, TENSORS)
+    with suppress(CorruptCheckpoint, UnsupportedModel):
+        spec_from_gguf({**told, "general.architecture": family}, WITH_EXPERTS)

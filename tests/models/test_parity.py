@@ -31,6 +31,7 @@ class Pair:
 
 EVERYWHERE = ("llama-biases-tied", "llama-llama3", "qwen2-windows", "qwen2-yarn")
 EVERYWHERE += ("gemma2", "stablelm-parallel", "mpt-clipped", "opt-post-norm")
+EVERYWHERE += ("qwen2-moe", "deepseek-v3", "gpt-oss", "phimoe", "olmoe", "glm4")
 PAIRS = [
     pytest.param((name, kind.values[0]), id=f"{name}-{kind.values[0]}", marks=kind.marks)
     for kind in KERNELS
