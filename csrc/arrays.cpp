@@ -53,11 +53,11 @@ std::string describe(const intptr_t* shape, int rank) {
                                 nb::str(found).c_str());
 }
 
-[[noreturn]] void fail_shape(const char* name, const NumpyArray& array, std::initializer_list<int64_t> shape) {
+[[noreturn]] void fail_shape(const char* name, const intptr_t* found, int rank, std::initializer_list<int64_t> shape) {
     std::string wanted = "[";
     for (int64_t size : shape) wanted += (wanted.size() > 1 ? ", " : "") + (size < 0 ? "any" : std::to_string(size));
     throw std::invalid_argument(std::string(name) + " must have the shape " + wanted + "], not " +
-                                describe(array.shape, array.rank));
+                                describe(found, rank));
 }
 
 }  // namespace
@@ -83,11 +83,14 @@ Array::Array(nb::handle object, const char* name, unsigned types, std::initializ
     if (!(array.flags & CONTIGUOUS)) throw std::invalid_argument(std::string(name) + " must be contiguous");
     if (written && !(array.flags & WRITEABLE))
         throw std::invalid_argument(std::string(name) + " is read-only, and is to be written");
-    if (shape.size() == 0) return;
-    if (rank_ != static_cast<int>(shape.size())) fail_shape(name, array, shape);
+    if (shape.size() != 0) expect(name, shape);
+}
+
+void Array::expect(const char* name, std::initializer_list<int64_t> shape) const {
+    if (rank_ != static_cast<int>(shape.size())) fail_shape(name, shape_, rank_, shape);
     int axis = 0;
     for (int64_t size : shape) {
-        if (size != ANY && shape_[axis] != size) fail_shape(name, array, shape);
+        if (size != ANY && shape_[axis] != size) fail_shape(name, shape_, rank_, shape);
         axis++;
     }
 }

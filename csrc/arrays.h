@@ -35,6 +35,9 @@ class Array {
         return reinterpret_cast<T*>(data_);
     }
     int64_t operator[](int axis) const { return shape_[axis]; }
+    int rank() const { return rank_; }
+    // Throws std::invalid_argument where the shape is another.
+    void expect(const char* name, std::initializer_list<int64_t> shape) const;
     int64_t size() const;
     bool same_shape(const Array& other) const;
     DType dtype() const { return dtype_; }

@@ -54,8 +54,8 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 }  // namespace
 
 extern const Kernels kernels = {
-    ISA_NAME, matmul,      rows,      matmul_coded,     rows_coded,  rms_norm, add,
-    rope,     write_cache, attention, gated_activation, log_softmax, argmax,   softmax_weights,
+    ISA_NAME, matmul,      rows,      matmul_coded, rows_coded,       rms_norm, layer_norm,   add,    add_gated,       transform,
+    rope,     write_cache, attention, activation,   gated_activation, combine,  log_softmax, argmax, softmax_weights,
 };
 
 }  // namespace tramontane::ISA

@@ -36,15 +36,28 @@ inline int64_t row_bytes(Format format, int64_t columns) {
     return 0;
 }
 
-enum class Activation : int { SILU, GELU, GELU_TANH, RELU };
+enum class Activation : int { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
+constexpr const char* ACTIVATIONS[] = {"silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared"};
+
+// What a number does to each element: x * n; x within [-n, n]; n * tanh(x / n).
+enum class Transform : int { SCALE, CLIP, SOFTCAP };
+
+// Up to this many tokens are multiplied by a matrix at a time.
+constexpr int64_t TOKEN_BLOCK = 256;
 
 struct Matmul {
     float* out;             // [tokens, outputs]
     const float* x;         // [tokens, inputs]
-    const uint8_t* weight;  // [outputs, inputs] in `format`
+    const uint8_t* weight;  // [outputs, inputs]
     const float* bias;      // [outputs] or null
-    int64_t tokens, outputs, inputs;
-    Format format;
+    int64_t tokens;         // at most TOKEN_BLOCK
+};
+
+// Products of matrices of one shape and format, each with rows of its own. The list's order is not kept.
+struct Matmuls {
+    Matmul* list;
+    int64_t count, outputs, inputs;
+    Format format;  // of the weights
 };
 
 struct Rows {
@@ -71,12 +84,22 @@ struct Coded {
     int bits;
 };
 
-struct CodedMatmul {
-    float* out;         // [tokens, weight.rows]
-    const float* x;     // [tokens, weight.columns]
-    const float* bias;  // [weight.rows] or null
-    int64_t tokens;
-    Coded weight;
+// out [count, columns] = act(gate) * up, or where `clamped` the bounded form of kernels/base.py.
+struct Gated {
+    float* out;
+    const float *gate, *up;
+    int64_t count;
+    Activation kind;
+    bool clamped;
+    float limit;
+};
+
+// Row t of a norm has row t % repeat of weight and bias [repeat, columns]; each may be null.
+struct Norm {
+    float* out;
+    const float *x, *weight, *bias;
+    int64_t rows, columns, repeat;
+    float eps;
 };
 
 struct CodedRows {
@@ -87,42 +110,51 @@ struct CodedRows {
 };
 
 struct CacheWrite {
-    uint8_t* k_cache;  // [blocks, heads, block_size, head_size] in `format`
-    uint8_t* v_cache;
-    const float* k;  // [tokens, heads, head_size]
-    const float* v;
+    uint8_t* cache;  // [blocks, heads, block_size, head_size] in `format`
+    const float* x;  // [tokens, heads, head_size]
     const int32_t* slots;
     int64_t tokens, heads, head_size, block_size;
     Format format;
 };
 
 struct Attention {
-    float* out;      // [tokens, q_heads, head_size]
-    const float* q;  // [tokens, q_heads, head_size]
-    const uint8_t* k_cache;
-    const uint8_t* v_cache;
+    float* out;              // [tokens, q_heads, value_size]
+    const float* q;          // [tokens, q_heads, head_size]
+    const uint8_t* k_cache;  // [blocks, kv_heads, block_size, head_size] in `format`
+    const uint8_t* v_cache;  // the same with value_size
     const int32_t* tables;  // [sequences, table_size]
     const int32_t* query_start;
     const int32_t* context_lens;
-    int64_t sequences, table_size, q_heads, kv_heads, head_size, block_size;
-    int64_t window;  // 0: none
-    float scale;
+    int64_t sequences, table_size, q_heads, kv_heads, head_size, value_size, block_size;
     Format format;
+    float scale;
+    int64_t window;  // 0: none
+    bool causal;
+    float softcap;        // 0: none
+    const float* sinks;   // [q_heads] or null
+    const float* slopes;  // [q_heads] or null
 };
 
 struct Kernels {
     const char* name;
-    void (*matmul)(Pool&, const Matmul&);
+    void (*matmul)(Pool&, const Matmuls&);
     void (*rows)(Pool&, const Rows&);
-    void (*matmul_coded)(Pool&, const CodedMatmul&);
+    void (*matmul_coded)(Pool&, const Matmuls&, const Coded&);
     void (*rows_coded)(Pool&, const CodedRows&);
-    void (*rms_norm)(Pool&, float* out, const float* x, const float* weight, int64_t rows, int64_t columns, float eps);
-    void (*add)(Pool&, float* out, const float* x, int64_t count);
+    void (*rms_norm)(Pool&, const Norm&);
+    void (*layer_norm)(Pool&, const Norm&);
+    void (*add)(Pool&, float* out, const float* x, int64_t count, float factor);
+    void (*add_gated)(Pool&, float* out, const float* x, const float* gate, int64_t rows, int64_t columns);
+    void (*transform)(Pool&, float* x, int64_t count, Transform, float number);
     void (*rope)(Pool&, float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_size,
                  int64_t half, bool interleaved);
     void (*write_cache)(Pool&, const CacheWrite&);
     void (*attention)(Pool&, const Attention&);
-    void (*gated_activation)(Pool&, float* out, const float* gate, const float* up, int64_t count, Activation);
+    void (*activation)(Pool&, float* out, const float* x, int64_t count, Activation);
+    void (*gated_activation)(Pool&, const Gated&);
+    // out[t] = the sum over j of weights[t, j] * x[slots[t, j]], j < chosen
+    void (*combine)(Pool&, float* out, const float* x, const int32_t* slots, const float* weights, int64_t tokens,
+                    int64_t chosen, int64_t columns);
     void (*log_softmax)(Pool&, float* out, const float* logits, int64_t rows, int64_t columns);
     int64_t (*argmax)(const float* x, int64_t count);
     // scaled = x / divisor, weights = exp(scaled - max(scaled)), total = sum(weights); returns the maximum.

@@ -245,23 +245,38 @@ inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline Vec zero() { return broadcast(0.0f); }
 
-// e^x to about one unit in the last place: x = n ln 2 + r, and e^r by its series, |r| <= ln 2 / 2.
-inline Vec exp(Vec x) {
+// x = n ln 2 + r, |r| <= ln 2 / 2, and q = (e^r - 1) / r by its series.
+struct Power {
+    Vec n, r, q;
+};
+inline Power power(Vec x) {
     x = max(broadcast(-104.0f), x);
     x = min(broadcast(88.8f), x);
     const Vec n = round(x * broadcast(1.44269504f));
     // ln 2 in two parts, the first short enough for its product with n to be exact.
     Vec r = x - n * broadcast(0.693359375f);
     r = fma(n, broadcast(2.12194440e-4f), r);
-    Vec p = broadcast(1.0f / 5040);
-    p = fma(p, r, broadcast(1.0f / 720));
-    p = fma(p, r, broadcast(1.0f / 120));
-    p = fma(p, r, broadcast(1.0f / 24));
-    p = fma(p, r, broadcast(1.0f / 6));
-    p = fma(p, r, broadcast(0.5f));
-    p = fma(p, r, broadcast(1.0f));
-    p = fma(p, r, broadcast(1.0f));
-    return scale_by_power(p, n);
+    Vec q = broadcast(1.0f / 5040);
+    q = fma(q, r, broadcast(1.0f / 720));
+    q = fma(q, r, broadcast(1.0f / 120));
+    q = fma(q, r, broadcast(1.0f / 24));
+    q = fma(q, r, broadcast(1.0f / 6));
+    q = fma(q, r, broadcast(0.5f));
+    q = fma(q, r, broadcast(1.0f));
+    return {n, r, q};
+}
+
+// e^x to about one unit in the last place.
+inline Vec exp(Vec x) {
+    const Power p = power(x);
+    return scale_by_power(fma(p.q, p.r, broadcast(1.0f)), p.n);
+}
+
+// t / (t + 2) with t = e^2x - 1, which keeps what is small exact.
+inline Vec tanh(Vec x) {
+    const Power p = power(min(broadcast(40.0f), max(broadcast(-40.0f), x + x)));
+    const Vec whole = scale_by_power(broadcast(1.0f), p.n), t = fma(whole, p.q * p.r, whole - broadcast(1.0f));
+    return t / (t + broadcast(2.0f));
 }
 
 // The first `n` floats from p, zeros behind them; a whole vector where n >= LANES.

@@ -23,9 +23,33 @@ void apply_edits(float* logits, int64_t vocabulary, const int32_t* rows, const i
     }
 }
 
-void rope_angles(float* cos, float* sin, const int32_t* positions, const float* inv_freq, int64_t tokens, int64_t half,
-                 float scale) {
-    for (int64_t t = 0; t < tokens; t++) {
+void place(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t tokens, int64_t heads, int64_t x_heads,
+           int64_t width) {
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t h = 0; h < heads; h++)
+            std::memcpy(out + (t * heads + h) * out_size, x + (t * x_heads + (x_heads == 1 ? 0 : h)) * x_size,
+                        width * sizeof(float));
+}
+
+void group_rows(int32_t* rows, int32_t* slots, int32_t* offsets, const int32_t* experts, int64_t pairs, int64_t chosen,
+                int64_t count) {
+    std::memset(offsets, 0, (count + 1) * sizeof(int32_t));
+    // Numbers of pairs, one place further than their expert; then where its places begin, moved on as they fill.
+    for (int64_t i = 0; i < pairs; i++) offsets[experts[i] + 1]++;
+    for (int64_t e = 0; e < count; e++) offsets[e + 1] += offsets[e];
+    for (int64_t i = 0; i < pairs; i++) {
+        const int32_t at = offsets[experts[i]]++;
+        rows[at] = static_cast<int32_t>(i / chosen);
+        slots[i] = at;
+    }
+    // Each now stands where the next began.
+    std::memmove(offsets + 1, offsets, count * sizeof(int32_t));
+    offsets[0] = 0;
+}
+
+void rope_angles(float* cos, float* sin, const int32_t* positions, const float* inv_freq, int64_t row_stride,
+                 int64_t tokens, int64_t half, float scale) {
+    for (int64_t t = 0; t < tokens; t++, inv_freq += row_stride) {
         for (int64_t i = 0; i < half; i++) {
             const double angle = static_cast<float>(positions[t]) * inv_freq[i];
             cos[t * half + i] = scale * static_cast<float>(std::cos(angle));

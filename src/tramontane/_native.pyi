@@ -64,26 +64,34 @@ class Cpu:
         row_block: int,
         factor: float,
     ) -> None: ...
-    def rms_norm(self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], eps: float, /) -> None: ...
-    def add(self, out: NDArray[Any], x: NDArray[Any], /) -> None: ...
-    def rope_angles(
+    def matmul_experts(
         self,
-        cos: NDArray[Any],
-        sin: NDArray[Any],
-        positions: NDArray[Any],
-        inv_freq: NDArray[Any],
-        scale: float,
-        /,
+        out: NDArray[Any],
+        x: NDArray[Any],
+        offsets: NDArray[Any],
+        weights: tuple[NDArray[Any], ...],
+        format: str,
+        bias: NDArray[Any] | None,
     ) -> None: ...
-    def rope(self, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], interleaved: bool, /) -> None: ...
+    def rms_norm(self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any] | None, eps: float) -> None: ...
+    def layer_norm(
+        self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any] | None, bias: NDArray[Any] | None, eps: float
+    ) -> None: ...
+    def add(self, out: NDArray[Any], x: NDArray[Any], factor: float, /) -> None: ...
+    def add_gated(self, out: NDArray[Any], x: NDArray[Any], gate: NDArray[Any], /) -> None: ...
+    def scale(self, x: NDArray[Any], factor: float, /) -> None: ...
+    def clip(self, x: NDArray[Any], limit: float, /) -> None: ...
+    def softcap(self, x: NDArray[Any], cap: float, /) -> None: ...
+    def place(self, out: NDArray[Any], x: NDArray[Any], to: int, start: int, width: int, /) -> None: ...
+    def copy(self, out: NDArray[Any], x: NDArray[Any], /) -> None: ...
+    def rope_angles(
+        self, cos: NDArray[Any], sin: NDArray[Any], positions: NDArray[Any], inv_freq: NDArray[Any], scale: float, /
+    ) -> None: ...
+    def rope(
+        self, x: NDArray[Any], cos: NDArray[Any], sin: NDArray[Any], interleaved: bool, offset: int, /
+    ) -> None: ...
     def write_cache(
-        self,
-        k_cache: NDArray[Any],
-        v_cache: NDArray[Any],
-        k: NDArray[Any],
-        v: NDArray[Any],
-        slots: NDArray[Any],
-        /,
+        self, k_cache: NDArray[Any], v_cache: NDArray[Any], k: NDArray[Any], v: NDArray[Any], slots: NDArray[Any], /
     ) -> None: ...
     def copy_blocks(self, cache: NDArray[Any], source: NDArray[Any], target: NDArray[Any], /) -> None: ...
     def attention(
@@ -97,9 +105,33 @@ class Cpu:
         context_lens: NDArray[Any],
         scale: float,
         window: int,
-        /,
+        causal: bool,
+        softcap: float,
+        sinks: NDArray[Any] | None,
+        slopes: NDArray[Any] | None,
     ) -> None: ...
-    def gated_activation(self, out: NDArray[Any], gate: NDArray[Any], up: NDArray[Any], kind: str, /) -> None: ...
+    def activation(self, out: NDArray[Any], x: NDArray[Any], kind: str, /) -> None: ...
+    def gated_activation(
+        self, out: NDArray[Any], gate: NDArray[Any], up: NDArray[Any], kind: str, limit: float, /
+    ) -> None: ...
+    def route(
+        self,
+        weights: NDArray[Any],
+        experts: NDArray[Any],
+        logits: NDArray[Any],
+        correction: NDArray[Any] | None,
+        score: str,
+        normalize: bool,
+        scale: float,
+        groups: int,
+        top_groups: int,
+        group_score: str,
+        jitter: float,
+    ) -> None: ...
+    def group_rows(
+        self, rows: NDArray[Any], slots: NDArray[Any], offsets: NDArray[Any], experts: NDArray[Any], /
+    ) -> None: ...
+    def combine(self, out: NDArray[Any], x: NDArray[Any], slots: NDArray[Any], weights: NDArray[Any], /) -> None: ...
     def take_rows(self, out: NDArray[Any], x: NDArray[Any], rows: NDArray[Any], /) -> None: ...
     def apply_edits(
         self,

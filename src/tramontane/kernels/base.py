@@ -16,7 +16,7 @@ in tiles of one cache block, so that chunks, cache hits and neighbours do not ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -124,6 +124,23 @@ class Ops(Protocol):
 
     def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
         """out[R,K] float32 = the rows `ids` of a coded matrix, dequantized exactly."""
+        ...
+
+    def matmul_experts(
+        self,
+        out: Array,
+        x: Array,
+        offsets: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        bias: Array | None = None,
+    ) -> None:
+        """`matmul` (`matmul_blocks` of a format) of rows that are grouped: those of x[P,K] from offsets[e] to
+        offsets[e + 1] by weights[e].
+
+        offsets int32 [E+1], read on the host, ascending within P; weights are E arrays of one shape and dtype, not
+        touched where they have no rows; bias float32 [E,N].
+        """
         ...
 
     def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:

@@ -5,6 +5,9 @@ Owns one small language for them. Must not know: how any op is computed, nor on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from tramontane.kernels.base import BLOCKS, Array
 
 FLOAT32 = ("float32",)
@@ -157,6 +160,27 @@ def check_groups(rows: Array, slots: Array, offsets: Array, experts: Array) -> N
     )
     if sizes["places"] != sizes["T"] * sizes["k"] or not sizes["E+1"]:
         raise ValueError(f"group_rows: {sizes['places']} places for {sizes['T']} x {sizes['k']} pairs")
+
+
+def check_experts(
+    out: Array, x: Array, offsets: Array, bounds: Sequence[int], weights: Sequence[Array], bias: Array | None
+) -> list[tuple[int, slice]]:
+    """Hold the arguments of `Ops.matmul_experts` to each other; `bounds` are the values of offsets.
+
+    Returns the matrices that have rows, each with these.
+    """
+    sizes = check(
+        "matmul_experts",
+        ("out", out, "P N", FLOAT32),
+        ("x", x, "P K", FLOAT32),
+        ("offsets", offsets, "E+1", INT32),
+        ("bias", bias, "E N", FLOAT32),
+    )
+    if sizes["E+1"] != len(weights) + 1 or sizes.get("E", len(weights)) != len(weights):
+        raise ValueError(f"matmul_experts: offsets or bias are not for {len(weights)} matrices")
+    if list(bounds) != sorted(bounds) or bounds[0] < 0 or bounds[-1] > sizes["P"]:
+        raise ValueError(f"matmul_experts: offsets do not ascend within {sizes['P']} rows")
+    return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]
 
 
 def check_sample(

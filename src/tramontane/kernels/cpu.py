@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
 from tramontane.kernels.coded import Coded
-from tramontane.kernels.reference import ReferenceOps
 from tramontane.kernels.tables import LEVELS, table
 
 __all__ = ["CpuOps", "available", "isas"]
@@ -47,11 +47,8 @@ def isas() -> list[str]:
     return _native.instruction_sets()
 
 
-class CpuOps(ReferenceOps):
-    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest.
-
-    What is not compiled is the reference's.
-    """
+class CpuOps:
+    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest."""
 
     device = "cpu"
 
@@ -113,34 +110,54 @@ class CpuOps(ReferenceOps):
         _check_columns("rows_coded", coded, out)
         self._native.rows_coded(out, ids, *_arrays(coded))
 
+    def matmul_experts(
+        self,
+        out: Array,
+        x: Array,
+        offsets: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        bias: Array | None = None,
+    ) -> None:
+        self._native.matmul_experts(out, x, offsets, tuple(weights), format or "", bias)
+
     def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
-        if weight is None or weight.ndim != 1:
-            super().rms_norm(out, x, weight, eps)
-        else:
-            self._native.rms_norm(out, x, weight, eps)
+        self._native.rms_norm(out, x, weight, eps)
+
+    def layer_norm(self, out: Array, x: Array, weight: Array | None, bias: Array | None, eps: float) -> None:
+        self._native.layer_norm(out, x, weight, bias, eps)
 
     def add(self, out: Array, x: Array, factor: float = 1.0) -> None:
-        if factor != 1.0:
-            super().add(out, x, factor)
-        else:
-            self._native.add(out, x)
+        self._native.add(out, x, factor)
+
+    def add_gated(self, out: Array, x: Array, gate: Array) -> None:
+        self._native.add_gated(out, x, gate)
+
+    def scale(self, x: Array, factor: float) -> None:
+        self._native.scale(x, factor)
+
+    def clip(self, x: Array, limit: float) -> None:
+        self._native.clip(x, limit)
+
+    def softcap(self, x: Array, cap: float) -> None:
+        self._native.softcap(x, cap)
+
+    def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        self._native.place(out, x, to, start, width)
+
+    def copy(self, out: Array, x: Array) -> None:
+        self._native.copy(out, x)
+
+    def part(self, array: Array, start: int, stop: int) -> Array:
+        return array[start:stop]
 
     def rope_angles(self, cos: Array, sin: Array, positions: Array, inv_freq: Array, scale: float) -> None:
-        if inv_freq.ndim != 1:
-            super().rope_angles(cos, sin, positions, inv_freq, scale)
-        else:
-            self._native.rope_angles(cos, sin, positions, inv_freq, scale)
+        self._native.rope_angles(cos, sin, positions, inv_freq, scale)
 
     def rope(self, x: Array, cos: Array, sin: Array, interleaved: bool, offset: int = 0) -> None:
-        if offset:
-            super().rope(x, cos, sin, interleaved, offset)
-        else:
-            self._native.rope(x, cos, sin, interleaved)
+        self._native.rope(x, cos, sin, interleaved, offset)
 
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
-        if k.shape != v.shape:
-            super().write_cache(k_cache, v_cache, k, v, slots)
-            return
         self._native.write_cache(k_cache, v_cache, k, v, slots)
 
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
@@ -163,16 +180,36 @@ class CpuOps(ReferenceOps):
         slopes: Array | None = None,
     ) -> None:
         arrays = (out, q, k_cache, v_cache, block_tables, query_start, context_lens)
-        if not causal or softcap or sinks is not None or slopes is not None or out.shape != q.shape:
-            super().attention(*arrays, scale, window, causal, softcap, sinks, slopes)
-        else:
-            self._native.attention(*arrays, scale, window)
+        self._native.attention(*arrays, scale, window, causal, softcap, sinks, slopes)
+
+    def activation(self, out: Array, x: Array, kind: str) -> None:
+        self._native.activation(out, x, kind)
 
     def gated_activation(self, out: Array, gate: Array, up: Array, kind: str, limit: float = 0.0) -> None:
-        if kind not in ("silu", "gelu", "gelu_tanh", "relu"):
-            super().gated_activation(out, gate, up, kind, limit)
-            return
-        self._native.gated_activation(out, gate, up, kind)
+        self._native.gated_activation(out, gate, up, kind, limit)
+
+    def route(
+        self,
+        weights: Array,
+        experts: Array,
+        logits: Array,
+        correction: Array | None,
+        score: str,
+        normalize: bool,
+        scale: float,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_score: str = "max",
+        jitter: float = 0.0,
+    ) -> None:
+        arrays = (weights, experts, logits, correction)
+        self._native.route(*arrays, score, normalize, scale, groups, top_groups, group_score, jitter)
+
+    def group_rows(self, rows: Array, slots: Array, offsets: Array, experts: Array) -> None:
+        self._native.group_rows(rows, slots, offsets, experts)
+
+    def combine(self, out: Array, x: Array, slots: Array, weights: Array) -> None:
+        self._native.combine(out, x, slots, weights)
 
     def take_rows(self, out: Array, x: Array, rows: Array) -> None:
         self._native.take_rows(out, x, rows)

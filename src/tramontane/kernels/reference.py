@@ -7,7 +7,7 @@ where the compiled module is missing. Must not know: weights, layers, models, ot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from tramontane.kernels.checks import (
     check,
     check_attention,
     check_blocks,
+    check_experts,
     check_groups,
     check_norm,
     check_place,
@@ -346,6 +347,22 @@ class ReferenceOps(RecurrentOps):
     def rows_coded(self, out: Array, ids: Array, coded: Coded) -> None:
         check_coded("rows_coded", coded, ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32))
         out[:, slice(None) if coded.order is None else coded.order] = decode_host(coded, ids)
+
+    def matmul_experts(
+        self,
+        out: Array,
+        x: Array,
+        offsets: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        bias: Array | None = None,
+    ) -> None:
+        for e, rows in check_experts(out, x, offsets, offsets.tolist(), weights, bias):
+            own = None if bias is None else bias[e]
+            if format is None:
+                self.matmul(out[rows], x[rows], weights[e], own)
+            else:
+                self.matmul_blocks(out[rows], x[rows], weights[e], format, own)
 
     def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
         check_norm("rms_norm", out, x, weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,7 @@ from tramontane.kernels.checks import (
     check,
     check_attention,
     check_blocks,
+    check_experts,
     check_groups,
     check_norm,
     check_place,
@@ -290,6 +291,22 @@ class TorchOps(RecurrentOps):
             out.copy_(values)
         else:
             out.index_copy_(1, coded.order.long(), values)
+
+    def matmul_experts(
+        self,
+        out: Array,
+        x: Array,
+        offsets: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        bias: Array | None = None,
+    ) -> None:
+        for e, rows in check_experts(out, x, offsets, _integers(offsets), weights, bias):
+            own = None if bias is None else bias[e]
+            if format is None:
+                self.matmul(out[rows], x[rows], weights[e], own)
+            else:
+                self.matmul_blocks(out[rows], x[rows], weights[e], format, own)
 
     def rms_norm(self, out: Array, x: Array, weight: Array | None, eps: float) -> None:
         check_norm("rms_norm", out, x, weight)

@@ -43,6 +43,12 @@ class Weight(ABC):
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """What it stores, on the host, by role ("weight" or "blocks"); `from_tensors` takes the same."""
 
+    @property
+    def single(self) -> tuple[Array, str | None] | None:
+        """Its array and the format of its blocks (None: dense), as `Ops.matmul_experts` takes them; None where it is
+        stored as several arrays."""
+        return None
+
     @classmethod
     @abstractmethod
     def from_tensors(cls, ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> Weight:

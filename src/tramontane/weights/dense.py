@@ -47,6 +47,10 @@ class DenseWeight(Weight):
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         return {"weight": self.ops.to_host(self._weight)}
 
+    @property
+    def single(self) -> tuple[Array, str | None]:
+        return self._weight, None
+
     @classmethod
     def from_tensors(
         cls, ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]

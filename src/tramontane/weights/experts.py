@@ -18,6 +18,10 @@ class Experts:
         self.ops = ops
         self.weights = tuple(weights)
         self.shape = (len(self.weights), *self.weights[0].shape)
+        singles = [weight.single for weight in self.weights]
+        alike = len({weight.format for weight in self.weights}) == 1
+        self._arrays = tuple(single[0] for single in singles if single) if alike and all(singles) else None
+        self._format = singles[0][1] if singles[0] else None
 
     @property
     def nbytes(self) -> int:
@@ -29,6 +33,9 @@ class Experts:
         offsets int32 [E + 1], read on the host; bias float32 [E, N].
         """
         ops = self.ops
+        if self._arrays is not None:
+            ops.matmul_experts(out, x, offsets, self._arrays, self._format, bias)
+            return
         bounds = ops.to_host(offsets).tolist()
         for e, weight in enumerate(self.weights):
             start, stop = bounds[e], bounds[e + 1]

@@ -50,6 +50,10 @@ class BlockWeight(Weight):
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         return {"blocks": self.ops.to_host(self._blocks)}
 
+    @property
+    def single(self) -> tuple[Array, str | None]:
+        return self._blocks, self.format
+
     @classmethod
     def from_tensors(
         cls, ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]
