@@ -34,7 +34,11 @@ template <class F>
 void parallel(Pool& pool, int64_t count, int64_t grain, const F& f) {
     pool.run(
         count, grain,
-        [](const void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); }, &f);
+        [](const void* context, int64_t begin, int64_t end) {
+            const F own = *static_cast<const F*>(context);  // which no store of a vector can change, for the compiler
+            own(begin, end);
+        },
+        &f);
 }
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -54,8 +58,9 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 }  // namespace
 
 extern const Kernels kernels = {
-    ISA_NAME, matmul,      rows,      matmul_coded, rows_coded,       rms_norm, layer_norm,   add,    add_gated,       transform,
-    rope,     write_cache, attention, activation,   gated_activation, combine,  log_softmax, argmax, softmax_weights,
+    ISA_NAME,  matmul,    rows, matmul_coded, rows_coded, rms_norm,   layer_norm,       add,     add_gated,
+    transform, rope,      write_cache,        attention,  activation, gated_activation, combine, log_softmax,
+    argmax,    softmax_weights,
 };
 
 }  // namespace tramontane::ISA

@@ -54,8 +54,7 @@ void route(const Kernels& kernels, const Routing& r, int64_t token) {
     float* scores = scratch(Scratch::PIECE, 3 * r.count + 2 * r.groups);
     float *choice = scores + r.count, *taken = choice + r.count, *of_groups = taken + r.count;
     double total = 1;
-    if (r.score == Score::SOFTMAX)
-        kernels.softmax_weights(choice, scores, &total, logits, r.count, 1);
+    if (r.score == Score::SOFTMAX) kernels.softmax_weights(choice, scores, &total, logits, r.count, 1);
     for (int64_t e = 0; e < r.count; e++) {
         if (r.score == Score::SOFTMAX) scores[e] = static_cast<float>(scores[e] / total);
         if (r.score == Score::SIGMOID) scores[e] = 1 / (1 + std::exp(-logits[e]));
@@ -72,7 +71,8 @@ void route(const Kernels& kernels, const Routing& r, int64_t token) {
         taken[e] = 1;
         sum += weights[j];
     }
-    for (int64_t j = 0; j < r.chosen; j++) weights[j] = (r.normalize ? weights[j] / (sum + 1e-20f) : weights[j]) * r.scale;
+    const float divisor = r.normalize ? sum + 1e-20f : 1;
+    for (int64_t j = 0; j < r.chosen; j++) weights[j] = weights[j] / divisor * r.scale;
 }
 
 }  // namespace tramontane

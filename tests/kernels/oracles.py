@@ -65,9 +65,23 @@ def dequantized(format: str, block: bytes) -> list[float]:
     return [((block[2 + j // 4] >> j % 4 * 2 & 3) - 1) * d for j in range(64)]
 
 
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+def rms_norm(x: Floats, weight: Floats | None, eps: float) -> Floats:
+    """weight [K], or [W,K] for rows t % W."""
     wide = x.astype(np.float64)
-    return wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + eps) * weight
+    return _weighted(wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + eps), weight, None)
+
+
+def layer_norm(x: Floats, weight: Floats | None, bias: Floats | None, eps: float) -> Floats:
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    return _weighted(centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps), weight, bias)
+
+
+def _weighted(x: Floats, weight: Floats | None, bias: Floats | None) -> Floats:
+    def by_row(rows: Floats) -> Floats:
+        return np.atleast_2d(rows)[np.arange(len(x)) % len(np.atleast_2d(rows))]
+
+    return x * (1 if weight is None else by_row(weight)) + (0 if bias is None else by_row(bias))
 
 
 def rope(x: Floats, positions: NDArray[Any], inv_freq: Floats, interleaved: bool, scale: float = 1.0) -> Floats:
@@ -114,16 +128,29 @@ def attention(
     return np.einsum("hnl,lhd->nhd", weights, v)
 
 
+def sigmoid(x: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0, -x.astype(np.float64)))
+
+
 def activation(x: Floats, kind: str) -> Floats:
     wide = x.astype(np.float64)
     if kind == "silu":
-        return wide * np.exp(-np.logaddexp(0, -wide))
+        return wide * sigmoid(wide)
     if kind == "gelu":
         return wide * np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)), otypes=[np.float64])(wide)
     if kind == "gelu_tanh":
         return wide * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
-    assert kind == "relu"
-    return np.where(wide > 0, wide, 0)
+    if kind == "gelu_quick":
+        return wide * sigmoid(1.702 * wide)
+    assert kind in ("relu", "relu_squared")
+    return np.where(wide > 0, wide, 0) ** (2 if kind == "relu_squared" else 1)
+
+
+def gated_activation(gate: Floats, up: Floats, kind: str, limit: float) -> Floats:
+    if kind != "swiglu_clamped":
+        return activation(gate, kind) * up
+    bounded = np.minimum(gate.astype(np.float64), limit)
+    return bounded * sigmoid(1.702 * bounded) * (np.clip(up.astype(np.float64), -limit, limit) + 1)
 
 
 def log_softmax(logits: Floats) -> Floats:

@@ -192,7 +192,10 @@ def test_nothing_to_do_is_fine(isa: str) -> None:
     ops = cpu.CpuOps(2, isa=isa)
     none = np.empty((0, 32), np.float32)
     ops.matmul(np.empty((0, 4), np.float32), none, normal(4, 32))
+    ops.matmul_experts(np.empty((0, 4), np.float32), none, ints(0, 0), (normal(4, 32),), None)
     ops.rms_norm(none, none, normal(32), 1e-5)
+    ops.combine(none, none, np.empty((0, 2), np.int32), np.empty((0, 2), np.float32))
+    ops.group_rows(ints(), np.empty((0, 2), np.int32), ints(7, 7), np.empty((0, 2), np.int32))
     ops.rope(np.empty((0, 2, 8), np.float32), np.empty((0, 4), np.float32), np.empty((0, 4), np.float32), False)
     ops.log_softmax(none, none)
     ops.take_rows(none, normal(3, 32), ints())
@@ -212,6 +215,9 @@ def test_exponentials_reach_from_zero_to_infinity() -> None:
         ops.gated_activation(out, gate, np.ones_like(gate), "silu")
         np.testing.assert_allclose(out[0, 4:], gate[0, 4:], rtol=1e-6)
         assert (np.abs(out[0, :4]) < 1e-30).all()
+        capped = np.array([[-np.inf, -1e30, 1e30, np.inf, 1e-30, np.nan]], np.float32)
+        ops.softcap(capped, 30.0)
+        np.testing.assert_array_equal(capped, np.array([[-30, -30, 30, 30, 1e-30, np.nan]], np.float32))
         logits = np.array([[0, -50, -103, -200, -np.inf]], np.float32)
         result = np.empty_like(logits)
         ops.log_softmax(result, logits)
@@ -326,6 +332,16 @@ def test_what_would_reach_outside_of_an_array_is_refused() -> None:
     cache, k = np.zeros((2, 1, 4, 8), np.float32), normal(1, 1, 8)
     refused("slots 8", ops.write_cache, cache, cache.copy(), k, k, ints(8))
     refused("target 2", ops.copy_blocks, cache, ints(0), ints(2))
+    places = (ints(0), ints(0)[:, None], ints(0, 0, 0))
+    for bad in (-1, 2):
+        refused(f"experts {bad}", ops.group_rows, *places, ints(bad)[:, None])
+        refused(f"slots {bad}", ops.combine, row, table[:2], ints(bad)[:, None], normal(1, 1))
+    for bounds in ((0, 2), (-1, 0), (1, 0)):
+        refused("offsets", ops.matmul_experts, normal(1, 3), row, ints(*bounds), (table,), None)
+    both = (table, table.astype(np.float16))
+    refused("weights float32", ops.matmul_experts, normal(2, 3), normal(2, 8), ints(0, 1, 2), both, None)
+    refused("weights [3, 8]", ops.matmul_experts, normal(1, 3), row, ints(0, 1), (table[:2],), None)
+    refused("weights numpy", ops.matmul_experts, normal(1, 3), row, ints(0, 1), (None,), None)
 
     def attention(tables: list[int], starts: list[int], context: int) -> None:
         arrays = ints(*tables)[None], ints(*starts), ints(context)

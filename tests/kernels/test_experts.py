@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.kernels.modules import DETERMINISTIC, call, ints, make, normal, unset
+from tests.kernels import oracles
+from tests.kernels.modules import DETERMINISTIC, FLOATS, call, ints, make, normal, unset
 from tramontane.kernels import Ops
 
 # (score, normalize, scale, groups, top_groups, group_score): Mixtral, Qwen2-MoE, DeepSeek-V2, DeepSeek-V3, gpt-oss.
@@ -149,7 +151,61 @@ def test_combine(ops: Ops, t: int, k: int, width: int, rng: np.random.Generator)
     np.testing.assert_allclose(call(ops, "combine", unset(t, width), x, slots, weights), right, rtol=1e-5, atol=2e-6)
 
 
+# ---- Products
+
+
+def experts_of(rng: np.random.Generator, format: str, count: int, rows: int, columns: int) -> list[NDArray[Any]]:
+    if format in FLOATS:
+        return [normal(rng, rows, columns).astype(FLOATS[format]) for _ in range(count)]
+    return [oracles.random_blocks(rng, format, rows, columns) for _ in range(count)]
+
+
+@pytest.mark.parametrize("format", [*FLOATS, "Q8_0", "MXFP4", "Q4_K"])
+@pytest.mark.parametrize("sizes", [(0, 1, 0, 3, 2), (7, 0, 300, 1, 0), (0, 0, 0), (1,), (2, 2, 2, 2, 2, 2)])
+@pytest.mark.parametrize("columns", [256, 40])
+def test_matmul_experts(ops: Ops, format: str, sizes: tuple[int, ...], columns: int, rng: np.random.Generator) -> None:
+    """What each expert's own product gives: to the bit where that is promised."""
+    if columns == 40 and format not in FLOATS:
+        pytest.skip("blocks fill rows")
+    offsets = np.cumsum([0, *sizes]).astype(np.int32)
+    x, bias = normal(rng, offsets[-1], columns), normal(rng, len(sizes), 37)
+    weights = experts_of(rng, format, len(sizes), 37, columns)
+    blocks = None if format in FLOATS else format
+    on_device = tuple(ops.from_host(weight) for weight in weights)
+    for b in (None, bias):
+        actual = call(ops, "matmul_experts", unset(offsets[-1], 37), x, offsets, on_device, blocks, b)
+        for e, (start, stop) in enumerate(pairwise(offsets)):
+            kind = ("matmul",) if blocks is None else ("matmul_blocks", format)
+            more = (*kind[1:], None if b is None else b[e])
+            own = call(ops, kind[0], unset(stop - start, 37), x[start:stop], weights[e], *more)
+            np.testing.assert_array_equal(actual[start:stop], own)
+
+
+def test_experts_without_rows_are_not_touched(ops: Ops, rng: np.random.Generator) -> None:
+    x, weight = normal(rng, 2, 32), ops.from_host(normal(rng, 3, 32))
+    actual = call(ops, "matmul_experts", unset(2, 3), x, ints(0, 0, 2, 2), (None, weight, None), None)
+    np.testing.assert_array_equal(actual, call(ops, "matmul", unset(2, 3), x, ops.to_host(weight)))
+
+
 # ---- Deterministic
+
+
+@pytest.mark.parametrize("module", DETERMINISTIC)
+@pytest.mark.parametrize("format", ["float32", "Q4_K"])
+def test_rows_of_experts_do_not_depend_on_other_rows_nor_on_threads(
+    module: str, format: str, rng: np.random.Generator
+) -> None:
+    offsets = ints(0, 40, 41, 41, 60)
+    x, weights = normal(rng, 60, 256), experts_of(rng, format, 4, 37, 256)
+    blocks = None if format in FLOATS else format
+
+    def product(ops: Ops, rows: NDArray[Any], bounds: NDArray[Any]) -> Any:
+        on_device = tuple(ops.from_host(weight) for weight in weights)
+        return call(ops, "matmul_experts", unset(len(rows), 37), rows, bounds, on_device, blocks)
+
+    whole = product(make(module, threads=3), x, offsets)
+    some = [0, 7, 40, 59]
+    np.testing.assert_array_equal(product(make(module), x[some], ints(0, 2, 3, 3, 4)), whole[some])
 
 
 @pytest.mark.parametrize("module", DETERMINISTIC)
@@ -182,6 +238,8 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
     good = (weights, experts, logits, None, "softmax", True, 1.0)
     places = [unset(6, dtype=np.int32), experts, unset(9, dtype=np.int32)]
     chosen = np.zeros((3, 2), np.int32)
+    matrices = tuple(ops.from_host(normal(rng, 4, 32)) for _ in range(2))
+    product = (unset(2, 4), normal(rng, 2, 32), ints(0, 1, 2), matrices, None)
     wrong: list[tuple[Any, ...]] = [
         ("route", unset(3, 3), *good[1:]),
         ("route", *good[:3], normal(rng, 7), *good[4:]),
@@ -199,9 +257,17 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         ("group_rows", unset(5, dtype=np.int32), *places[1:], chosen),
         ("group_rows", *places[:2], unset(0, dtype=np.int32), chosen),
         ("group_rows", *places, chosen.astype(np.int64)),
+        ("matmul_experts", unset(2, 5), *product[1:]),
+        ("matmul_experts", *product[:2], ints(0, 1), *product[3:]),
+        ("matmul_experts", *product[:2], ints(1, 0, 2), *product[3:]),
+        ("matmul_experts", *product[:2], ints(-1, 1, 2), *product[3:]),
+        ("matmul_experts", *product[:2], ints(0, 1, 3), *product[3:]),
+        ("matmul_experts", *product, normal(rng, 3, 4)),
+        ("matmul_experts", *product[:4], "Q8_0"),
         ("combine", unset(3, 8), normal(rng, 6, 7), ints(0, 1, 2)[:, None], normal(rng, 3, 1)),
         ("combine", unset(3, 8), normal(rng, 6, 8), ints(0, 1, 2)[:, None], normal(rng, 3, 2)),
     ]
     for op, *arguments in wrong:
-        with pytest.raises(ValueError, match=op):
+        # Modules without a kernel for all experts refuse in the product of one.
+        with pytest.raises(ValueError, match="matmul" if op == "matmul_experts" else op):
             call(ops, op, *arguments)

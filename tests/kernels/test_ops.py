@@ -158,33 +158,107 @@ def test_take_rows(ops: Ops, rng: np.random.Generator) -> None:
 # ---- Element by element
 
 
-@pytest.mark.parametrize(("t", "k"), [(0, 8), (1, 1), (3, 33), (130, 64), (2, 1537)])
+each_shape = pytest.mark.parametrize(("t", "k"), [(0, 8), (1, 1), (3, 33), (130, 64), (2, 1537)])
+
+
+def weights_for(rng: np.random.Generator, t: int, k: int) -> list[tuple[Any, Any]]:
+    """(weight, bias): none, one row, and rows that repeat."""
+    repeated = 2 if t % 2 == 0 else t
+    shapes = [(k,), (repeated, k)] if t else [(k,), (3, k)]
+    return [(None, None), *((normal(rng, *shape), normal(rng, *shape)) for shape in shapes)]
+
+
+@each_shape
 def test_rms_norm(ops: Ops, t: int, k: int, rng: np.random.Generator) -> None:
-    x, weight = normal(rng, t, k) * 3, normal(rng, k)
-    expected = oracles.rms_norm(x, weight, 1e-5)
-    np.testing.assert_allclose(call(ops, "rms_norm", unset(t, k), x, weight, 1e-5), expected, rtol=3e-6, atol=1e-6)
-    here = ops.from_host(x.copy())
-    ops.rms_norm(here, here, ops.from_host(weight), 1e-5)
-    np.testing.assert_allclose(ops.to_host(here), expected, rtol=3e-6, atol=1e-6)
+    x = normal(rng, t, k) * 3
+    for weight, _ in weights_for(rng, t, k):
+        expected = oracles.rms_norm(x, weight, 1e-5)
+        np.testing.assert_allclose(call(ops, "rms_norm", unset(t, k), x, weight, 1e-5), expected, rtol=3e-6, atol=1e-6)
+        here = ops.from_host(x.copy())
+        ops.rms_norm(here, here, weight if weight is None else ops.from_host(weight), 1e-5)
+        np.testing.assert_allclose(ops.to_host(here), expected, rtol=3e-6, atol=1e-6)
 
 
-def test_add(ops: Ops, rng: np.random.Generator) -> None:
-    for shape in ((0, 5), (3, 7), (65, 33)):
+@each_shape
+def test_layer_norm(ops: Ops, t: int, k: int, rng: np.random.Generator) -> None:
+    x = normal(rng, t, k) * 3 + 2
+    weights = weights_for(rng, t, k)
+    for weight, bias in (*weights, (weights[1][0], None), (None, weights[2][1])):
+        expected = oracles.layer_norm(x, weight, bias, 1e-5)
+        actual = call(ops, "layer_norm", unset(t, k), x, weight, bias, 1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=4e-6, atol=4e-6)
+        here = ops.from_host(x.copy())
+        ops.layer_norm(here, here, *(a if a is None else ops.from_host(a) for a in (weight, bias)), 1e-5)
+        np.testing.assert_array_equal(ops.to_host(here), actual)
+
+
+SHAPES = ((0, 5), (1, 1), (3, 7), (65, 33))
+
+
+def test_add_and_copy(ops: Ops, rng: np.random.Generator) -> None:
+    for shape in (*SHAPES, (4, 3, 5)):
         a, b = normal(rng, *shape), normal(rng, *shape)
         np.testing.assert_array_equal(call(ops, "add", a, b), a + b)
+        np.testing.assert_array_equal(call(ops, "add", a, b, 0.22), a + np.float32(0.22) * b)
+        np.testing.assert_array_equal(call(ops, "copy", unset(*shape), a), a)
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_add_gated(ops: Ops, rng: np.random.Generator) -> None:
+    for shape in SHAPES:
+        a, b, gate = normal(rng, *shape), normal(rng, *shape), normal(rng, shape[0], 1) * 20
+        expected = a + oracles.sigmoid(gate) * b
+        np.testing.assert_allclose(call(ops, "add_gated", a, b, gate), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_scale_clip_and_softcap(ops: Ops, rng: np.random.Generator) -> None:
+    for shape in SHAPES:
+        x = normal(rng, *shape) * 20
+        if x.size > 4:
+            x.flat[:5] = [0, 1e-6, -1e-3, 3e5, -3e5]
+        np.testing.assert_array_equal(call(ops, "scale", x, 0.3), x * np.float32(0.3))
+        np.testing.assert_array_equal(call(ops, "clip", x, 8.0), np.clip(x, np.float32(-8), np.float32(8)))
+        expected = 30 * np.tanh(x.astype(np.float64) / 30)
+        np.testing.assert_allclose(call(ops, "softcap", x, 30.0), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (3, 1)])
+def test_place(ops: Ops, heads: tuple[int, int], rng: np.random.Generator) -> None:
+    for t in (0, 1, 5):
+        out, x = normal(rng, t, heads[0], 12), normal(rng, t, heads[1], 9)
+        for to, start, width in ((0, 0, 9), (7, 4, 5), (12, 0, 0), (3, 8, 1)):
+            expected = out.copy()
+            expected[:, :, to : to + width] = x[:, :, start : start + width]
+            np.testing.assert_array_equal(call(ops, "place", out, x, to, start, width), expected)
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared")
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activation(ops: Ops, kind: str, rng: np.random.Generator) -> None:
+    for shape in ((0, 4), (1, 1), (5, 37), (3, 20001)):
+        x = normal(rng, *shape) * 4
+        if x.size > 5:
+            x.flat[:5] = [0, -200, 200, -90, -1e30 if kind != "gelu_tanh" else -1e12]
+        expected = oracles.activation(x, kind)
+        actual = call(ops, "activation", unset(*shape), x, kind)
+        np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
+        here = ops.from_host(x.copy())
+        ops.activation(here, here, kind)
+        np.testing.assert_array_equal(ops.to_host(here), actual)
+
+
+@pytest.mark.parametrize("kind", [*ACTIVATIONS, "swiglu_clamped"])
 def test_gated_activation(ops: Ops, kind: str, rng: np.random.Generator) -> None:
     for shape in ((0, 4), (1, 1), (5, 37)):
-        gate, up = normal(rng, *shape) * 5, normal(rng, *shape)
+        gate, up = normal(rng, *shape) * 5, normal(rng, *shape) * 4
         if gate.size > 4:
             gate.flat[:4] = [0, -200, 200, -90]
-        expected = oracles.activation(gate, kind) * up
-        actual = call(ops, "gated_activation", unset(*shape), gate, up, kind)
-        np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=2e-6)
+        expected = oracles.gated_activation(gate, up, kind, 7.0)
+        actual = call(ops, "gated_activation", unset(*shape), gate, up, kind, 7.0)
+        np.testing.assert_allclose(actual, expected, rtol=3e-6, atol=4e-6)
         here = ops.from_host(gate.copy())
-        ops.gated_activation(here, here, ops.from_host(up), kind)
+        ops.gated_activation(here, here, ops.from_host(up), kind, 7.0)
         np.testing.assert_array_equal(ops.to_host(here), actual)
 
 
@@ -198,6 +272,27 @@ def test_rope(ops: Ops, interleaved: bool, t: int, heads: int, width: int, half:
     actual = call(ops, "rope", x, cos, sin, interleaved)
     np.testing.assert_allclose(actual, oracles.rope(x, positions, inv_freq, interleaved, 1.25), atol=5e-6)
     np.testing.assert_array_equal(actual[..., 2 * half :], x[..., 2 * half :])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("offset", [0, 5, 8])
+def test_a_part_of_a_head_is_rotated(ops: Ops, interleaved: bool, offset: int, rng: np.random.Generator) -> None:
+    x, positions, inv_freq = normal(rng, 4, 3, 20), ints(0, 3, 8000, 17), rng.random(6, np.float32)
+    cos, sin = call(ops, "rope_angles", unset(4, 6), unset(4, 6), positions, inv_freq, 1.0, written=2)
+    actual = call(ops, "rope", x, cos, sin, interleaved, offset)
+    expected = x.copy()
+    part = slice(offset, offset + 12)
+    expected[:, :, part] = oracles.rope(x[:, :, part], positions, inv_freq, interleaved)
+    np.testing.assert_allclose(actual, expected, atol=5e-6)
+
+
+def test_rows_may_have_frequencies_of_their_own(ops: Ops, rng: np.random.Generator) -> None:
+    positions, inv_freq = rng.integers(0, 9000, 7).astype(np.int32), rng.random((7, 6), np.float32)
+    together = call(ops, "rope_angles", unset(7, 6), unset(7, 6), positions, inv_freq, 1.5, written=2)
+    for t in range(7):
+        alone = call(ops, "rope_angles", unset(1, 6), unset(1, 6), positions[t : t + 1], inv_freq[t], 1.5, written=2)
+        for mine, all_rows in zip(alone, together, strict=True):
+            np.testing.assert_allclose(mine[0], all_rows[t], atol=1e-6)
 
 
 def test_log_softmax(ops: Ops, rng: np.random.Generator) -> None:
@@ -217,12 +312,13 @@ def test_log_softmax(ops: Ops, rng: np.random.Generator) -> None:
 
 
 @each_dtype
+@pytest.mark.parametrize("widths", [(8, 8), (24, 17)])
 @pytest.mark.parametrize(("size", "t"), [(4, 0), (4, 1), (16, 11)])
 def test_write_cache_rounds_and_touches_nothing_else(
-    ops: Ops, dtype: str, size: int, t: int, rng: np.random.Generator
+    ops: Ops, dtype: str, size: int, t: int, widths: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    before = [normal(rng, 5, 3, size, 8).astype(FLOATS[dtype]) for _ in range(2)]
-    k, v = normal(rng, t, 3, 8), normal(rng, t, 3, 8)
+    before = [normal(rng, 5, 3, size, width).astype(FLOATS[dtype]) for width in widths]
+    k, v = (normal(rng, t, 3, width) for width in widths)
     slots = rng.permutation(5 * size)[:t].astype(np.int32)
     expected = [a.copy() for a in before]
     for i, slot in enumerate(slots):
@@ -401,6 +497,7 @@ def test_a_draw_is_where_the_running_sum_passes(
 def _row_operations(rng: np.random.Generator, t: int) -> dict[str, Callable[[Ops, slice], Any]]:
     """Every op whose rows are independent, as a function of the ops and the rows to compute."""
     x, weight, norm = normal(rng, t, 512), normal(rng, 77, 512), normal(rng, 512)
+    narrow = normal(rng, t, 37)
     heads, angles = normal(rng, t, 3, 16), rng.uniform(-1, 1, (2, t, 8)).astype(np.float32)
     logits, parameters = normal(rng, t, 1003) * 3, _parameters(t, rng)
     positions, inv_freq = rng.integers(0, 5000, t).astype(np.int32), rng.random(8, np.float32)
@@ -423,8 +520,17 @@ def _row_operations(rng: np.random.Generator, t: int) -> dict[str, Callable[[Ops
         ops, "rope_angles", unset(size(r), 8), unset(size(r), 8), positions[r], inv_freq, 1.5, written=2
     )[0]
     operations["rope"] = lambda ops, r: call(ops, "rope", heads[r], angles[0][r], angles[1][r], False)
-    for kind in ("silu", "gelu", "gelu_tanh"):
-        operations[kind] = lambda ops, r, k=kind: call(ops, "gated_activation", unset(size(r), 512), x[r], x[r], k)
+    operations["rms_norm alone"] = lambda ops, r: call(ops, "rms_norm", unset(size(r), 512), x[r], None, 1e-6)
+    operations["layer_norm"] = lambda ops, r: call(ops, "layer_norm", unset(size(r), 512), x[r], norm, norm, 1e-6)
+    operations["softcap"] = lambda ops, r: call(ops, "softcap", narrow[r], 0.7)
+    operations["add"] = lambda ops, r: call(ops, "add", narrow[r], narrow[r], 0.3)
+    operations["add_gated"] = lambda ops, r: call(ops, "add_gated", narrow[r], narrow[r], narrow[r, :1].copy())
+    for kind in ACTIVATIONS:
+        operations[kind] = lambda ops, r, k=kind: call(ops, "activation", unset(size(r), 37), narrow[r], k)
+    for kind in (*ACTIVATIONS, "swiglu_clamped"):
+        operations[f"gated {kind}"] = lambda ops, r, k=kind: call(
+            ops, "gated_activation", unset(size(r), 37), narrow[r], narrow[r], k, 0.8
+        )
     operations["log_softmax"] = lambda ops, r: call(ops, "log_softmax", unset(size(r), 1003), logits[r])
     operations["sample"] = lambda ops, r: call(
         ops, "sample", unset(size(r), dtype=np.int32), logits[r], *(p[r] for p in parameters)
@@ -480,7 +586,29 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         ("rows", unset(1, 32), np.zeros(1, np.int64), weight),
         ("rows_blocks", unset(1, 64), ints(0), blocks, "Q8_0"),
         ("rms_norm", unset(2, 31), x, weight[0], 1e-5),
+        ("rms_norm", unset(2, 32), x, weight, 1e-5),
+        ("rms_norm", unset(2, 32), x, unset(0, 32), 1e-5),
+        ("layer_norm", unset(2, 32), x, weight[0], weight[0, :31].copy(), 1e-5),
         ("add", unset(2, 31), x),
+        ("add", unset(2, 32), x.astype(np.float64)),
+        ("add_gated", unset(2, 32), x, unset(2, 32)),
+        ("add_gated", unset(2, 32), x, unset(3, 1)),
+        ("copy", unset(2, 31), x),
+        ("scale", x.astype(np.float64), 2.0),
+        ("clip", x.astype(np.float16), 2.0),
+        ("softcap", x.astype(np.float64), 2.0),
+        ("place", unset(2, 1, 8), x[:, None], 0, 0, 9),
+        ("place", unset(2, 1, 8), x[:, None], 1, 0, 8),
+        ("place", unset(2, 1, 8), x[:, None], -1, 0, 2),
+        ("place", unset(2, 1, 8), x[:, None], 0, 30, 3),
+        ("place", unset(2, 1, 8), x[:, None], 0, 0, -1),
+        ("place", unset(2, 3, 8), x.reshape(2, 2, 16), 0, 0, 8),
+        ("rope", unset(2, 1, 8), unset(2, 4), unset(2, 4), False, 1),
+        ("rope", unset(2, 1, 8), unset(2, 2), unset(2, 2), False, -1),
+        ("rope_angles", unset(2, 4), unset(2, 4), ints(0, 1), unset(3, 4), 1.0),
+        ("write_cache", unset(1, 1, 4, 8), unset(1, 1, 4, 6), unset(2, 1, 8), unset(2, 1, 8), ints(0, 1)),
+        ("activation", unset(2, 31), x, "relu"),
+        ("activation", unset(2, 32), x, "swiglu_clamped"),
         ("gated_activation", unset(2, 32), x, x, "swish"),
         ("log_softmax", unset(1, 32), x),
     ]

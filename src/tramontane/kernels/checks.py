@@ -112,6 +112,13 @@ def check_norm(op: str, out: Array, x: Array, *weights: Array | None) -> None:
             raise ValueError(f"{op}: {sizes['T']} rows do not repeat {weight.shape[0]} weights")
 
 
+def check_gate(out: Array, x: Array, gate: Array) -> None:
+    """Hold the arguments of `Ops.add_gated` to their shapes."""
+    sizes = check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
+    if sizes["one"] != 1:
+        raise ValueError(f"add_gated: gate has shape {list(gate.shape)}, expected [T 1]")
+
+
 def check_place(out: Array, x: Array, to: int, start: int, width: int) -> None:
     """Hold the arguments of `Ops.place` to their shapes."""
     check("place", ("out", out, "T H D", FLOAT32), ("x", x, "T heads from", FLOAT32))

@@ -26,6 +26,7 @@ from tramontane.kernels.checks import (
     check_attention,
     check_blocks,
     check_experts,
+    check_gate,
     check_groups,
     check_norm,
     check_place,
@@ -386,7 +387,7 @@ class ReferenceOps(RecurrentOps):
         out += x if factor == 1.0 else np.float32(factor) * x
 
     def add_gated(self, out: Array, x: Array, gate: Array) -> None:
-        check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
+        check_gate(out, x, gate)
         out += _sigmoid(gate) * x
 
     def multiply(self, out: Array, x: Array) -> None:

@@ -28,6 +28,7 @@ from tramontane.kernels.checks import (
     check_attention,
     check_blocks,
     check_experts,
+    check_gate,
     check_groups,
     check_norm,
     check_place,
@@ -342,7 +343,7 @@ class TorchOps(RecurrentOps):
         out += x if factor == 1.0 else x * factor
 
     def add_gated(self, out: Array, x: Array, gate: Array) -> None:
-        check("add_gated", ("out", out, "T K", FLOAT32), ("x", x, "T K", FLOAT32), ("gate", gate, "T one", FLOAT32))
+        check_gate(out, x, gate)
         for rows in self._rows(len(out)):
             out[rows] += torch.sigmoid(gate[rows]) * x[rows]
 
