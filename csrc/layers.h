@@ -35,6 +35,13 @@ class Layers {
         kernels_.add_gated(pool_, out.data<float>(), x.data<const float>(), gate.data<const float>(), out[0], out[1]);
     }
 
+    void multiply(handle out_, handle x_) {
+        const Array out(out_, "out", FLOAT32, {}, true), x(x_, "x", FLOAT32, {});
+        require(out.same_shape(x), "out and x must have the same shape");
+        const Unlocked unlocked(out.size());
+        tramontane::multiply(out.data<float>(), x.data<const float>(), out.size());
+    }
+
     void scale(handle x_, float factor) { transform(x_, Transform::SCALE, factor); }
 
     void clip(handle x_, float limit) { transform(x_, Transform::CLIP, limit); }

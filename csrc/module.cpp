@@ -77,6 +77,7 @@ NB_MODULE(_native, m) {
     layers("layer_norm", &Layers::layer_norm, "out"_a, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a);
     layers("add", &Layers::add);
     layers("add_gated", &Layers::add_gated);
+    layers("multiply", &Layers::multiply);
     layers("scale", &Layers::scale);
     layers("clip", &Layers::clip);
     layers("softcap", &Layers::softcap);

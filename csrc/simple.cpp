@@ -23,6 +23,10 @@ void apply_edits(float* logits, int64_t vocabulary, const int32_t* rows, const i
     }
 }
 
+void multiply(float* out, const float* x, int64_t count) {
+    for (int64_t i = 0; i < count; i++) out[i] *= x[i];
+}
+
 void place(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t tokens, int64_t heads, int64_t x_heads,
            int64_t width) {
     for (int64_t t = 0; t < tokens; t++)

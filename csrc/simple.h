@@ -12,6 +12,9 @@ void copy_blocks(uint8_t* cache, const int32_t* source, const int32_t* target, i
 void apply_edits(float* logits, int64_t vocabulary, const int32_t* rows, const int32_t* ids, const float* penalties,
                  const float* biases, int64_t count);
 
+// out *= x
+void multiply(float* out, const float* x, int64_t count);
+
 // Copies `width` elements a head, from heads of `x_size` elements (all of them the same where x has one) to heads of
 // `out_size`.
 void place(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t tokens, int64_t heads, int64_t x_heads,

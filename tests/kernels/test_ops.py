@@ -195,12 +195,14 @@ def test_layer_norm(ops: Ops, t: int, k: int, rng: np.random.Generator) -> None:
 SHAPES = ((0, 5), (1, 1), (3, 7), (65, 33))
 
 
-def test_add_and_copy(ops: Ops, rng: np.random.Generator) -> None:
+def test_add_multiply_and_copy(ops: Ops, rng: np.random.Generator) -> None:
     for shape in (*SHAPES, (4, 3, 5)):
         a, b = normal(rng, *shape), normal(rng, *shape)
         np.testing.assert_array_equal(call(ops, "add", a, b), a + b)
         np.testing.assert_array_equal(call(ops, "add", a, b, 0.22), a + np.float32(0.22) * b)
         np.testing.assert_array_equal(call(ops, "copy", unset(*shape), a), a)
+    a, b = normal(rng, 65, 33), normal(rng, 65, 33)
+    np.testing.assert_array_equal(call(ops, "multiply", a, b), a * b)
 
 
 def test_add_gated(ops: Ops, rng: np.random.Generator) -> None:
@@ -591,6 +593,7 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         ("layer_norm", unset(2, 32), x, weight[0], weight[0, :31].copy(), 1e-5),
         ("add", unset(2, 31), x),
         ("add", unset(2, 32), x.astype(np.float64)),
+        ("multiply", unset(2, 31), x),
         ("add_gated", unset(2, 32), x, unset(2, 32)),
         ("add_gated", unset(2, 32), x, unset(3, 1)),
         ("copy", unset(2, 31), x),

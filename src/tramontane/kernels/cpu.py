@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.base import Array
 from tramontane.kernels.coded import Coded
+from tramontane.kernels.recurrence import RecurrentOps
 from tramontane.kernels.tables import LEVELS, table
 
 __all__ = ["CpuOps", "available", "isas"]
@@ -47,8 +48,11 @@ def isas() -> list[str]:
     return _native.instruction_sets()
 
 
-class CpuOps:
-    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest."""
+class CpuOps(RecurrentOps):
+    """`Ops` of this processor. `isa` forces an instruction set; an absent one raises InvalidRequest.
+
+    Ops of states are not compiled: numpy computes them, a row like any other.
+    """
 
     device = "cpu"
 
@@ -132,6 +136,9 @@ class CpuOps:
 
     def add_gated(self, out: Array, x: Array, gate: Array) -> None:
         self._native.add_gated(out, x, gate)
+
+    def multiply(self, out: Array, x: Array) -> None:
+        self._native.multiply(out, x)
 
     def scale(self, x: Array, factor: float) -> None:
         self._native.scale(x, factor)
