@@ -4,6 +4,8 @@ layout that their tensors come in."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tramontane.layers.moe import MoE
 from tramontane.loading.build import load_model
 from tramontane.loading.memory import workspace_bytes
 from tramontane.models.decoder import Decoder
-from tramontane.weights import CodedWeight, Experts
+from tramontane.weights import CodedWeight, Experts, Weight
 
 CHOOSING = ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "granite-moe", "deepseek-v2-groups", "deepseek-v3"]
 CHOOSING += ["gpt-oss", "phimoe", "ernie-moe", "glm4-moe"]
@@ -54,14 +56,14 @@ def test_experts_and_weights_are_those_of_transformers(name: str, tiny_models: T
 
 
 class Untouchable:
-    """A weight that must not be met."""
+    """In place of a weight, one whose array is none: it must not be met."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self.nbytes = 0
+    nbytes = 0
 
-    def matmul(self, *_: object) -> None:
-        raise AssertionError("the product of an expert without rows")
+    def __init__(self, weight: Weight) -> None:
+        assert weight.single is not None
+        self.shape, self.format = weight.shape, weight.format
+        self.single = (object(), weight.single[1])
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -71,19 +73,21 @@ def test_experts_without_rows_are_not_touched(
     """They may hold anything, and no product is asked for: what is left of them cannot be multiplied."""
     loaded, ids = load_model(tiny_models.get("qwen3-moe-all").path, make(kernels)), tokens(2)
     met: set[int] = set()
-    kind = type(next(each for each in loaded.decoder.parameters.values() if isinstance(each, Experts)).weights[0])
-    product = kind.matmul
+    product = loaded.ops.matmul_experts
 
-    def noted(self: Any, *given: Any) -> None:
-        met.add(id(self))
-        product(self, *given)
+    def noted(out: Any, x: Any, offsets: Any, weights: Sequence[Any], *given: Any) -> None:
+        bounds = loaded.ops.to_host(offsets).tolist()
+        met.update(id(weight) for weight, (a, b) in zip(weights, pairwise(bounds), strict=True) if a < b)
+        product(out, x, offsets, weights, *given)
 
-    monkeypatch.setattr(kind, "matmul", noted)
+    monkeypatch.setattr(loaded.ops, "matmul_experts", noted)
     expected = Rig(loaded.decoder).run(ids)
     parameters, left = dict(loaded.decoder.parameters), 0
     for name, parameter in parameters.items():
         if isinstance(parameter, Experts):
-            kept = [each if id(each) in met else Untouchable(each.shape) for each in parameter.weights]
+            arrays = [each.single[0] for each in parameter.weights if each.single]
+            pairs = zip(parameter.weights, arrays, strict=True)
+            kept = [each if id(array) in met else Untouchable(each) for each, array in pairs]
             left += sum(isinstance(each, Untouchable) for each in kept)
             parameters[name] = Experts(loaded.ops, kept)  # type: ignore[arg-type]
     assert left > 9  # of 54
