@@ -36,8 +36,8 @@ inline int64_t row_bytes(Format format, int64_t columns) {
     return 0;
 }
 
-enum class Activation : int { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED };
-constexpr const char* ACTIVATIONS[] = {"silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared"};
+enum class Activation : int { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED, SIGMOID };
+constexpr const char* ACTIVATIONS[] = {"silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "sigmoid"};
 
 // What a number does to each element: x * n; x within [-n, n]; n * tanh(x / n).
 enum class Transform : int { SCALE, CLIP, SOFTCAP };

@@ -142,6 +142,8 @@ def activation(x: Floats, kind: str) -> Floats:
         return wide * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
     if kind == "gelu_quick":
         return wide * sigmoid(1.702 * wide)
+    if kind == "sigmoid":
+        return sigmoid(wide)
     assert kind in ("relu", "relu_squared")
     return np.where(wide > 0, wide, 0) ** (2 if kind == "relu_squared" else 1)
 

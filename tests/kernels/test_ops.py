@@ -233,7 +233,7 @@ def test_place(ops: Ops, heads: tuple[int, int], rng: np.random.Generator) -> No
             np.testing.assert_array_equal(call(ops, "place", out, x, to, start, width), expected)
 
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "sigmoid")
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)

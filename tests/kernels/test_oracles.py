@@ -126,7 +126,7 @@ def test_slopes_are_blooms() -> None:
     ("kind", "name"),
     [
         *(("silu", "silu"), ("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh"), ("relu", "relu")),
-        *(("gelu_quick", "quick_gelu"), ("relu_squared", "relu2")),
+        *(("gelu_quick", "quick_gelu"), ("relu_squared", "relu2"), ("sigmoid", "sigmoid")),
     ],
 )
 def test_activations_are_transformers(kind: str, name: str) -> None:
