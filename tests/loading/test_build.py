@@ -125,6 +125,16 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path: Path, change: 
         load_model(folder, OPS)
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("phi3", "model.layers.0.self_attn.qkv_proj.weight"), ("opt", "model.decoder.embed_positions.weight")],
+)
+def test_a_number_is_no_matrix_to_be_cut(tmp_path: Path, family: str, name: str) -> None:
+    config = {"model_type": family, "architectures": None, "ffn_dim": 64}
+    with pytest.raises(UnsupportedModel, match="are not those"):
+        load_model(write_folder(tmp_path / "m", {name: np.array(1, np.float32)}, **config), OPS)
+
+
 def test_unloadable_formats_are_named(tmp_path: Path) -> None:
     tensors = hf_tensors()
     tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.float64)

@@ -132,6 +132,8 @@ def _piece(
 ) -> tuple[Piece, tuple[int, ...], int]:
     """The piece, its shape and its bytes."""
     shape = entry.shape
+    if not shape:  # has no rows to be cut: told by its shape
+        return Piece(name), shape, entry.nbytes
     if target.transposed and len(shape) >= 2:
         shape = (*shape[:-2], shape[-1], shape[-2])
     axis = -1 if ".bias" in target.parts[index] or len(shape) < 2 else -2
