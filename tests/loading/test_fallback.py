@@ -143,3 +143,10 @@ HOSTILE: list[dict[str, Any]] = [
 def test_impossible_settings_end_in_our_errors(settings: dict[str, Any], folder: Path) -> None:
     with pytest.raises((CorruptCheckpoint, UnsupportedModel)):
         load_model(change(folder, **settings), OPS)
+
+
+def test_settings_of_very_many_modules_are_refused(folder: Path) -> None:
+    settings = {"model_type": "stablelm", "hidden_act": "mish", "qk_layernorm": True, "architectures": None}
+    heads = {"num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16, "hidden_size": 8 << 16}
+    with pytest.raises(CorruptCheckpoint, match="num_attention_heads is 65536, too many"):
+        load_model(change(folder, **settings, **heads), OPS)

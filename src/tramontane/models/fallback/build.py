@@ -35,8 +35,8 @@ _NOT_OURS = (
 """Keys of a configuration that say how to load a model instead of what it is."""
 _SIZE = (1 << 31) - 1
 _SLACK = 1 << 20
-_FEW, _MANY = 64, 1 << 14
-"""As many layers are made in any case, as many experts at most."""
+_FEW, _HEADS, _MANY = 64, 1 << 12, 1 << 14
+"""As many layers are made in any case, as many heads and experts at most."""
 
 
 def build(
@@ -98,11 +98,13 @@ def _check_sizes(config: Mapping[str, Any], tensors: int, source: str) -> None:
 
     `tensors`: how many there are, of which each layer has one at least.
     """
+    limits = {
+        "(layers?|blocks|stack|depths?)$": max(_FEW, tensors),
+        "heads?$": _HEADS,
+        "(experts|groups)$": _MANY,
+    }
     for key, value in _leaves(config):
-        if re.search("(layers?|blocks|stack)$", key):
-            most = max(_FEW, tensors)
-        else:
-            most = _MANY if re.search("(experts|groups)$", key) else _SIZE
+        most = next((most for ends, most in limits.items() if re.search(ends, key)), _SIZE)
         if isinstance(value, int) and value > most:
             raise CorruptCheckpoint(source, f"{key} is {value}, too many for {tensors} tensors")
 
