@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.engine import checkpoints
 from tests.engine.checkpoints import BOS, CONTEXT, END, EOS, VOCAB
@@ -319,6 +320,18 @@ def test_a_context_nobody_asked_for_shrinks_to_the_cache(checkpoint: Path, caplo
     assert answer[-1].finish_reason == "length"
     assert answer[-1].usage is not None
     assert answer[-1].usage.total_tokens == longest
+    opened.close()
+
+
+def test_a_context_of_texts_that_are_only_read_shrinks_too(tmp_path: Path) -> None:
+    folder = checkpoints.write(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Qwen2Model"], "max_position_embeddings": 2_000_000_000}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensors[name] for name in tensors if name != "lm_head.weight"}, folder / "model.safetensors")
+    opened = NativeBackend(folder, replace(CONFIG, cache=CacheConfig(block_size=4, memory_bytes=1 << 20)))
+    assert opened.capabilities().context_length < 100_000
     opened.close()
 
 

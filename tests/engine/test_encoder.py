@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,9 @@ def test_closing_fails_what_is_open_and_what_comes(loaded: LoadedModel) -> None:
         read_by.add(task)
     read_by.step()
     read_by.step()
+    memory = weakref.ref(read_by._workspace)
     read_by.close(EngineClosed("closed"))
+    assert memory() is None
     read_by.add(tasks[2])
     assert not read_by.has_work
     for task in tasks:

@@ -238,7 +238,7 @@ def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
 def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int:
     """As configured, else the model's, or as much of it as the cache can hold (and that is logged)."""
     longest = loaded.spec.context_length
-    if config.context_length is None and not loaded.spec.generates:
+    if config.context_length is None and not loaded.spec.causal:  # read whole, without a cache
         return longest
     if config.context_length is None:
         fits = fitting_context(

@@ -108,7 +108,8 @@ class Encoder:
         """`workspace`: a longer text than it has rows is read in pieces of `max_num_batched_tokens`, as only a causal
         model can; `cache_dtype`: of the keys and values between such pieces. `turn`: held while a step runs."""
         self._decoder: Decoder | FallbackModel | None = decoder
-        self._workspace = workspace
+        self._workspace: Workspace | None = workspace
+        self._longest_whole = workspace.max_rows
         self._block_size, self._context_length = block_size, context_length
         self._max_tokens, self._max_seqs = max_num_batched_tokens, max_num_seqs
         self._groups = len(cache_groups(decoder.spec))
@@ -138,7 +139,7 @@ class Encoder:
         self._closed = error
         tasks = [*self._tasks, *([self._long[0].task] if self._long else [])]
         self._tasks.clear()
-        self._long = self._scratch = self._builder = self._decoder = None
+        self._long = self._scratch = self._builder = self._decoder = self._workspace = None
         for task in tasks:
             task.fail(error)
 
@@ -146,9 +147,9 @@ class Encoder:
         """Read one batch. What fails in it fails the tasks that have texts there."""
         readings = self._take()
         try:
-            if readings and self._decoder is not None:
+            if readings and self._decoder is not None and self._workspace is not None:
                 with self._turn:
-                    self._read(readings, self._decoder)
+                    self._read(readings, self._decoder, self._workspace)
         except Exception as error:
             self._long = None
             for reading in readings:
@@ -177,14 +178,14 @@ class Encoder:
                 self._tasks.append(task)
         return readings
 
-    def _read(self, readings: list[_Reading], decoder: Decoder | FallbackModel) -> None:
+    def _read(self, readings: list[_Reading], decoder: Decoder | FallbackModel, workspace: Workspace) -> None:
         ops = decoder.ops
         if self._builder is None:
             self._builder = BatchBuilder(
                 ops,
                 block_size=self._block_size,
                 num_groups=self._groups,
-                max_tokens=self._workspace.max_rows,
+                max_tokens=self._longest_whole,
                 max_seqs=self._max_seqs,
                 max_blocks=-(-self._context_length // self._block_size),
             )
@@ -193,7 +194,7 @@ class Encoder:
         if decoder.spec.token_types:
             types = [kind for one in readings for kind in one.text.types or (0,) * len(one.text.tokens)]
             batch = replace(batch, token_types=ops.from_host(np.array(types, np.int32)))
-        states = ops.to_host(decoder.forward(batch, cache, self._workspace))
+        states = ops.to_host(decoder.forward(batch, cache, workspace))
         at = 0
         for reading, sequence in zip(readings, sequences, strict=True):
             count = len(sequence.tokens)
@@ -210,7 +211,7 @@ class Encoder:
         """Where the texts' keys and values go: whole texts one behind the other into memory that all layers share; a
         piece of a long one behind the pieces before it, in a cache of its own."""
         first = readings[0]
-        if len(first.text.tokens) > self._workspace.max_rows:
+        if len(first.text.tokens) > self._longest_whole:
             blocks = self._blocks(first.text)
             if self._long is None:
                 cache = decoder.new_cache(blocks * self._groups, self._block_size, self._cache_dtype, num_states=1)
@@ -220,7 +221,7 @@ class Encoder:
             whole = len(first.text.tokens)
             return self._long[1], [ScheduledSequence(0, first.seen, piece, tables, state=0, rope_length=whole)]
         if self._scratch is None:
-            blocks = -(-self._workspace.max_rows // self._block_size) + self._max_seqs
+            blocks = -(-self._longest_whole // self._block_size) + self._max_seqs
             self._scratch = decoder.new_scratch(blocks, self._block_size)
         sequences, at = [], 0
         for number, reading in enumerate(readings):
