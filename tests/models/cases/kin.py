@@ -26,6 +26,7 @@ CASES: Mapping[str, Case] = {
     "exaone4": Case("exaone4", {**_PLAIN, "sliding_window": 9, "sliding_window_pattern": 2}),
     "exaone4-fours": Case("exaone4", {**_PLAIN, "sliding_window": 9, "num_hidden_layers": 5}, gguf=True),
     "smollm3-fours": Case("smollm3", {**_PLAIN, "num_hidden_layers": 5, "pad_token_id": None}, gguf=True),
+    "exaone4-unused": Case("exaone4", {**_PLAIN, "sliding_window": 9, "layer_types": ["full_attention"] * 3}),
     "exaone4-whole": Case("exaone4", {**_PLAIN, "sliding_window": None, "layer_types": ["full_attention"] * 3}),
     "ernie": Case("ernie4_5", {**LLAMA, "use_bias": True}, gguf=True),
     "ernie-moe": Case(

@@ -86,7 +86,7 @@ def _exaone4(fields: Fields) -> ModelSpec:
     windows = hf_layer_types(fields, count, window) or [
         window if (index + 1) % max(every, 1) else None for index in range(count)
     ]
-    return _norms_behind(hf_decoder(fields, "exaone4", windows=windows))
+    return _norms_behind(hf_decoder(fields, "exaone4", windows=windows), window is not None)
 
 
 def _exaone4_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
@@ -94,14 +94,13 @@ def _exaone4_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     stated = fields.get("attention.sliding_window")
     window = fields.integer("attention.sliding_window", high=POSITIONS) if stated else None
     windows = [window if (index + 1) % 4 else None for index in range(count)]
-    return _norms_behind(gguf_decoder(fields, tensors, "exaone4", windows=windows))
+    return _norms_behind(gguf_decoder(fields, tensors, "exaone4", windows=windows), window is not None)
 
 
-def _norms_behind(spec: ModelSpec) -> ModelSpec:
-    """EXAONE 4's norms; where some layers have windows, those that have none do without positions."""
+def _norms_behind(spec: ModelSpec, windowed: bool) -> ModelSpec:
+    """EXAONE 4's norms; `windowed`: the model has a window, and layers that do not use it do without positions."""
     spec = change_attention(spec, head_norm=HeadNormSpec(spec.layers[0].norm))
-    windows = [attention.window for attention in spec.attentions]
-    whole = [index for index, window in enumerate(windows) if window is None] if any(windows) else []
+    whole = [index for index, each in enumerate(spec.attentions) if windowed and each.window is None]
     return without_rope(change_layers(spec, placement="post"), whole)
 
 
