@@ -197,6 +197,23 @@ def test_impossible_values_are_corrupt(key: str, value: Any) -> None:
         spec_from_hf({**HF, key: value})
 
 
+CORRUPT_LAYERS: list[tuple[str, dict[str, Any]]] = [
+    ("lfm2", {"full_attn_idxs": 5}),
+    ("lfm2", {"full_attn_idxs": ["1"]}),
+    ("gpt_neo", {"num_layers": 4096, "num_heads": 8, "attention_types": [[["global"] * (1 << 20), 4096]]}),
+    *(
+        (family, {"sliding_window": None, "layer_types": ["full_attention", "sliding_attention", "full_attention"]})
+        for family in ("qwen2", "ministral", "smollm3", "olmo3", "gpt_oss", "dots1")
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), CORRUPT_LAYERS)
+def test_layers_that_nothing_can_be_made_of_are_corrupt(family: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(CorruptCheckpoint, match=r"full_attn_idxs|attention_layers|layer_types"):
+        spec_from_hf({**HF, "architectures": None, **changes}, family)
+
+
 def test_keys_of_a_scaling_that_it_does_not_have_are_refused() -> None:
     with pytest.raises(UnsupportedModel, match="long_factor"):
         spec_from_hf({**HF, "rope_scaling": {"type": "linear", "factor": 2.0, "long_factor": [1.0]}})

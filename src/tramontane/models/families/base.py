@@ -164,6 +164,8 @@ def hf_layer_types(fields: Fields, count: int, window: int | None) -> list[int |
     known = {"full_attention": None, "sliding_attention": window}
     if any(not isinstance(kind, str) or kind not in known for kind in kinds):
         raise fields.unsupported("layer_types", f"This build has {', '.join(known)}.")
+    if window is None and "sliding_attention" in kinds:
+        raise fields.corrupt("layer_types", "has sliding_attention, but no sliding_window is in use")
     return [known[kind] for kind in kinds]
 
 

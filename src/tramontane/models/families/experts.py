@@ -66,4 +66,4 @@ def sparse_steps(fields: Fields, count: int) -> Container[int]:
     if not isinstance(only, list) or any(type(index) is not int for index in only):
         raise fields.corrupt("mlp_only_layers", "is not a list of layers")
     step = fields.integer("decoder_sparse_step", 1, high=MAX_LAYERS)
-    return {index for index in range(count) if index in only or (index + 1) % step}
+    return set(only) | {index for index in range(count) if (index + 1) % step}

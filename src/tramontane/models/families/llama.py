@@ -46,8 +46,6 @@ def qwen2_windows(fields: Fields, count: int) -> Sequence[int | None]:
     if stated is None:
         first = fields.integer("max_window_layers", 28, low=0)
         return [window if index >= first else None for index in range(count)]
-    if window is None and "sliding_attention" in fields.get("layer_types"):
-        raise fields.corrupt("layer_types", "has sliding_attention, but use_sliding_window is false")
     return stated
 
 

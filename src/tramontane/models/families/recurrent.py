@@ -85,9 +85,11 @@ def _lfm2_decoder(fields: Fields, family: str) -> ModelSpec:
     norm = NormSpec(eps=fields.number("norm_eps", 1e-5, high=1.0))
     spec = change_attention(hf_decoder(fields, family, norm=norm, tied=True), head_norm=HeadNormSpec(norm))
     kernel, bias = fields.integer("conv_L_cache", 3, low=2, high=SIZE), fields.boolean("conv_bias", False)
-    every = fields.get("full_attn_idxs")
-    count = len(spec.layers)
-    default = [every is None or index in every for index in range(count)]
+    count, stated = len(spec.layers), fields.get("full_attn_idxs")
+    attending = list(range(count)) if stated is None else stated
+    if not isinstance(attending, list) or any(type(index) is not int for index in attending):
+        raise fields.corrupt("full_attn_idxs", "is not a list of layers")
+    default = [index in attending for index in range(count)]
     return with_states(spec, ConvSpec(spec.hidden_size, kernel, bias), attending_layers(fields, default))
 
 
