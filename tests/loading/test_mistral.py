@@ -189,7 +189,8 @@ def test_what_the_file_leaves_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "word"),
     [
-        ({"moe": {"num_experts": 8}}, UnsupportedModel, "moe"),
+        ({"moe": {"num_experts": 8}}, CorruptCheckpoint, "num_experts_per_tok"),
+        ({"moe": {"num_experts": 8, "num_experts_per_tok": 2, "top": 1}}, UnsupportedModel, "top"),
         ({"vision_encoder": {"hidden_size": 8}}, UnsupportedModel, "vision_encoder"),
         ({"multimodal": {"whisper_model_args": {}}}, UnsupportedModel, "multimodal"),
         ({"yarn": {**YARN, "apply_scale": None}}, UnsupportedModel, "yarn.*apply_scale.*true or false"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tramontane.errors import CorruptCheckpoint, TramontaneError, UnsupportedModel
 from tramontane.models.families import FAMILIES, GGUFTensors, gguf_names, spec_from_gguf, spec_from_hf
-from tramontane.models.spec import LayerSpec, MLPSpec, MoESpec, ModelSpec, NormSpec, RopeScaling
+from tramontane.models.spec import LayerSpec, MLPSpec, ModelSpec, MoESpec, NormSpec, RopeScaling
 
 HF: dict[str, Any] = {
     "model_type": "llama",

@@ -4,6 +4,7 @@ layout that their tensors come in."""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.kernels.modules import DETERMINISTIC
-from tests.models.as_gguf import write_gguf
+from tests.models.as_gguf import interleave, write_gguf
 from tests.models.harness import KERNELS, MAIN, Rig, make
 from tests.models.tiny import Tiny, TinyModels, tokens
 from tramontane.kernels.workspace import Workspace
@@ -138,6 +139,44 @@ def test_layers_that_guess_at_further_tokens_are_left_out(name: str, tiny_models
     (tmp_path / "config.json").write_bytes((tiny.path / "config.json").read_bytes())
     ids = tokens(20)
     assert np.abs(Rig(load_model(tmp_path, make("reference")).decoder).run(ids) - tiny.logits(ids)).max() < 2e-4
+
+
+def test_mixtral_in_its_own_layout(tiny_models: TinyModels, tmp_path: Path) -> None:
+    tiny, ids = tiny_models.get("mixtral"), tokens(40)
+    config, stored = tiny.model.config, load_file(tiny.path / "model.safetensors")
+    heads = {".q_proj.": config.num_attention_heads, ".k_proj.": config.num_key_value_heads}
+    names = {
+        "model.": "",
+        "self_attn.": "attention.",
+        **{f"{part}_proj": f"w{part}" for part in "qkvo"},
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "block_sparse_moe": "feed_forward",
+    }
+    tensors = {}
+    for name, values in stored.items():
+        turned = next((interleave(values, count) for part, count in heads.items() if part in name), values)
+        for old, new in names.items():
+            name = name.replace(old, new)
+        tensors[name] = turned
+    params = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "head_dim": config.head_dim,
+        "hidden_dim": config.intermediate_size,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "norm_eps": config.rms_norm_eps,
+        "vocab_size": config.vocab_size,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "moe": {"num_experts": config.num_local_experts, "num_experts_per_tok": config.num_experts_per_tok},
+    }
+    (tmp_path / "params.json").write_text(json.dumps(params), encoding="utf-8")
+    save_file(tensors, tmp_path / "consolidated.safetensors")
+    logits = Rig(load_model(tmp_path, make("reference")).decoder).run(ids)
+    assert np.abs(logits - tiny.logits(ids)).max() < 2e-4
 
 
 # ---- in fewer bits --------------------------------------------------------------------------------------------------

@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tramontane.models.families.base import with_experts
+from tramontane.models.families.experts import hf_experts
 from tramontane.models.fields import POSITIONS, Fields
-from tramontane.models.spec import AttentionSpec, LayerSpec, MLPSpec, ModelSpec, NormSpec, RopeScaling, RopeSpec
+from tramontane.models.spec import (
+    AttentionSpec,
+    LayerSpec,
+    MLPSpec,
+    ModelSpec,
+    NormSpec,
+    RopeScaling,
+    RopeSpec,
+    RouterSpec,
+)
 
 _MAX_LAYERS = 4096
 _CONTEXT = 32768
@@ -18,7 +29,7 @@ _CONTEXT = 32768
 _KEYS = frozenset({
     "dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size", "rope_theta",
     "sliding_window", "max_seq_len", "max_position_embeddings", "tied_embeddings", "model_type", "activation",
-    "dtype", "max_batch_size", "quantization", "quantization_config", "yarn",
+    "dtype", "max_batch_size", "quantization", "quantization_config", "yarn", "moe",
 })  # fmt: skip
 _REMEDY = "Use the model in Hugging Face's layout (config.json and model.safetensors), or as a GGUF file."
 
@@ -27,10 +38,10 @@ def spec_from_params(params: Mapping[str, Any], source: str = "params.json") -> 
     """The spec that a `params.json` describes: a llama whose rotary positions pair neighbours.
 
     Raises CorruptCheckpoint for missing or impossible values and UnsupportedModel for what this build lacks
-    (mixtures of experts, images, sound, other positions), both naming the key.
+    (images, sound, other positions), both naming the key.
     """
     fields = Fields(params, source)
-    for key in ("moe", "vision_encoder", "multimodal"):
+    for key in ("vision_encoder", "multimodal"):
         if fields.get(key):
             raise fields.unsupported(key, _REMEDY)
     # Files name what a model does not have, too: empty says nothing.
@@ -41,7 +52,7 @@ def spec_from_params(params: Mapping[str, Any], source: str = "params.json") -> 
     norm_eps = fields.number("norm_eps", 1e-5, high=1.0)
     scaling = _yarn(fields)
     context = min(int(scaling.factor * scaling.original_context_length), POSITIONS) if scaling else _CONTEXT
-    return ModelSpec(
+    spec = ModelSpec(
         family="llama",
         hidden_size=fields.integer("dim"),
         vocab_size=fields.integer("vocab_size"),
@@ -52,6 +63,11 @@ def spec_from_params(params: Mapping[str, Any], source: str = "params.json") -> 
         norm=NormSpec(eps=norm_eps),
         tied_embeddings=fields.boolean("tied_embeddings", False),
     )
+    if not fields.mapping("moe"):
+        return spec
+    moe = Fields(fields.mapping("moe"), f"moe of {fields.source}")
+    moe.known({"num_experts", "num_experts_per_tok"})
+    return with_experts(spec, hf_experts(moe, MLPSpec(fields.integer("hidden_dim")), RouterSpec()))
 
 
 def _yarn(fields: Fields) -> RopeScaling | None:

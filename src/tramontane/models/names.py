@@ -195,6 +195,10 @@ MISTRAL_NAMES = NameMap(
         "feed_forward.w1": "mlp.gate",
         "feed_forward.w3": "mlp.up",
         "feed_forward.w2": "mlp.down",
+        "feed_forward.gate": "moe.router",
+        "feed_forward.experts.*.w1": "moe.experts.gate",
+        "feed_forward.experts.*.w3": "moe.experts.up",
+        "feed_forward.experts.*.w2": "moe.experts.down",
     },
     ignored=r"rope\.freqs",
 )
