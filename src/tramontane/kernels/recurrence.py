@@ -18,6 +18,7 @@ from tramontane.kernels.checks import FLOAT32, INT32, check
 class RecurrentOps:
     """The part of `Ops` that reads and writes states."""
 
+    deterministic: bool
     library: Any = np
     """What has exp and log1p for the module's arrays."""
 
@@ -35,15 +36,14 @@ class RecurrentOps:
     ) -> None:
         check_conv(out, x, state, weight, bias, places, query_start, context_lens)
         kernel = int(weight.shape[1])
-        for place, a, b, seen in self._sequences(state, places, query_start, context_lens):
+        for a, b, seen in self._sequences(state, places, query_start, context_lens):
             rows = self.library.concatenate((seen[0], x[a:b]))
             total = rows[: b - a] * weight[:, 0]
             for tap in range(1, kernel):
                 total = total + rows[tap : tap + b - a] * weight[:, tap]
             total = total if bias is None else total + bias
             out[a:b] = total * self._logistic(total) if silu else total
-            if place >= 0:
-                state[place, 0] = rows[b - a :]
+            seen[0] = rows[b - a :]
 
     def state_scan(
         self,
@@ -63,7 +63,7 @@ class RecurrentOps:
         groups = check_scan(out, mixed, step, state, step_bias, decay, skip, places, query_start, context_lens)
         _, heads, width, size = state.shape
         shape, inner = (groups, heads // groups, width, size), heads * width
-        for place, a, b, memory in self._sequences(state, places, query_start, context_lens):
+        for a, b, memory in self._sequences(state, places, query_start, context_lens):
             steps = self._softplus(step[a:b] + step_bias).clip(low, high)
             keeps = self.library.exp(steps * decay)
             memory = memory.reshape(shape)
@@ -72,10 +72,9 @@ class RecurrentOps:
                 x = row[:inner].reshape(shape[:3])
                 write, read = row[inner:].reshape(2, groups, 1, 1, size)
                 keep, length = (each[t].reshape(*shape[:2], 1) for each in (keeps, steps))
-                memory = memory * keep[..., None] + (length * x)[..., None] * write
-                out[a + t] = ((memory * read).sum(-1) + skip.reshape(*shape[:2], 1) * x).reshape(-1)
-            if place >= 0:
-                state[place] = memory.reshape(heads, width, size)
+                memory *= keep[..., None]
+                memory += (length * x)[..., None] * write
+                out[a + t] = (self._read(read, memory, -1) + skip.reshape(*shape[:2], 1) * x).reshape(-1)
 
     def delta_scan(
         self,
@@ -93,30 +92,39 @@ class RecurrentOps:
         groups = check_delta(out, mixed, step, rate, state, step_bias, decay, places, query_start, context_lens)
         _, heads, keys, width = state.shape
         shape = (groups, heads // groups, keys, width)
-        for place, a, b, memory in self._sequences(state, places, query_start, context_lens):
+        for a, b, memory in self._sequences(state, places, query_start, context_lens):
             keeps = self.library.exp(self._softplus(step[a:b] + step_bias) * decay)
             rates = self._logistic(rate[a:b])
             memory = memory.reshape(shape)
             for t in range(b - a):
                 both = mixed[a + t, : 2 * groups * keys].reshape(2, groups, 1, keys)
                 query, key = both * ((both * both).sum(-1)[..., None] + 1e-6) ** -0.5
-                key = key[..., None]
-                memory = memory * keeps[t].reshape(*shape[:2], 1, 1)
-                wrong = mixed[a + t, 2 * groups * keys :].reshape(*shape[:2], width) - (memory * key).sum(-2)
-                memory = memory + key * (wrong * rates[t].reshape(*shape[:2], 1))[..., None, :]
-                out[a + t] = (memory * (query * keys**-0.5)[..., None]).sum(-2).reshape(-1)
-            if place >= 0:
-                state[place] = memory.reshape(heads, keys, width)
+                memory *= keeps[t].reshape(*shape[:2], 1, 1)
+                value = mixed[a + t, 2 * groups * keys :].reshape(*shape[:2], width)
+                wrong = (value - self._read(key[..., None], memory, -2)) * rates[t].reshape(*shape[:2], 1)
+                memory += key[..., None] * wrong[..., None, :]
+                out[a + t] = self._read((query * keys**-0.5)[..., None], memory, -2).reshape(-1)
 
     def _sequences(
         self, state: Array, places: Array, query_start: Array, context_lens: Array
-    ) -> Iterator[tuple[int, int, int, Array]]:
-        """(place, first row, row after the last, state before) of each sequence that has rows."""
+    ) -> Iterator[tuple[int, int, Array]]:
+        """(first row, row after the last, the state, which is read and written) of each sequence that has rows."""
         starts, contexts = self._integers(query_start), self._integers(context_lens)
         for s, (place, context) in enumerate(zip(self._integers(places), contexts, strict=True)):
             a, b = starts[s], starts[s + 1]
             if a < b:
-                yield place, a, b, state[place] if context > b - a else self.library.zeros_like(state[place])
+                memory = state[place] if place >= 0 else self.library.zeros_like(state[place])
+                if context == b - a:
+                    memory[...] = 0
+                yield a, b, memory
+
+    def _read(self, vectors: Array, memory: Array, axis: int) -> Array:
+        """Of each memory [..., rows, columns] and its vector, along the axis that `vectors` [..., 1, columns] or
+        [..., rows, 1] has in full."""
+        if self.deterministic:  # libraries' products may differ with their number of threads
+            return (memory * vectors).sum(axis)
+        pair = (memory, vectors.swapaxes(-1, -2)) if axis == -1 else (vectors.swapaxes(-1, -2), memory)
+        return (pair[0] @ pair[1]).squeeze(axis)
 
     @staticmethod
     def _integers(array: Array) -> list[int]:
