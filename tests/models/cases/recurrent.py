@@ -1,4 +1,4 @@
-"""Models with states: LFM2, Mamba-2, Granite 4, Qwen3-Next."""
+"""Models with states: LFM2, Mamba-2, Granite 4, Qwen3-Next, Qwen3.5."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ _GRANITE: dict[str, Any] = {
     "mamba_n_heads": 8,
     "mamba_d_state": 10,
     "mamba_chunk_size": 16,
+}
+
+_QWEN: dict[str, Any] = {
+    **LLAMA,
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
 }
 
 CASES: Mapping[str, Case] = {
@@ -119,21 +130,24 @@ CASES: Mapping[str, Case] = {
     "qwen3-next": Case(
         "qwen3_next",
         {
-            **LLAMA,
-            "head_dim": 16,
-            "num_hidden_layers": 4,
-            "full_attention_interval": 3,
-            "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 6,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 10,
+            **_QWEN,
             "num_experts": 5,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
             "shared_expert_intermediate_size": 32,
             "mlp_only_layers": [1],
             "attention_bias": True,
+        },
+    ),
+    "qwen3-5": Case("qwen3_5_text", _QWEN),
+    "qwen3-5-moe": Case(
+        "qwen3_5_moe_text",
+        {
+            **_QWEN,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 32,
         },
     ),
 }
