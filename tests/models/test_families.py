@@ -154,12 +154,15 @@ UNSUPPORTED_HF = {
     "rope_scaling": {"type": "proportional", "factor": 2.0},
     "rope_parameters": {"full_attention": {"rope_type": "default"}},
 }
+HYBRID = {**HF, "model_type": "granitemoehybrid", "architectures": ["GraniteMoeHybridForCausalLM"]}
 UNSUPPORTED_QWEN2 = {"attention_bias": False, "mlp_bias": True, "use_mrope": True}
 
 
 @pytest.mark.parametrize(
     ("config", "key"),
-    [(HF | {k: v}, k) for k, v in UNSUPPORTED_HF.items()] + [(QWEN2 | {k: v}, k) for k, v in UNSUPPORTED_QWEN2.items()],
+    [(HF | {k: v}, k) for k, v in UNSUPPORTED_HF.items()]
+    + [(QWEN2 | {k: v}, k) for k, v in UNSUPPORTED_QWEN2.items()]
+    + [(HYBRID | {"hidden_act": "gelu"}, "hidden_act")],
 )
 def test_what_is_not_honoured_is_refused_by_its_key(config: dict[str, Any], key: str) -> None:
     with pytest.raises(UnsupportedModel, match=key):

@@ -31,6 +31,7 @@ from tramontane.models.spec import DeltaSpec, HeadNormSpec, MLPSpec, ModelSpec, 
 
 
 def _granite_hybrid(fields: Fields) -> ModelSpec:
+    fields.only(hidden_act="silu")  # of convolutions too, which have no other here
     if fields.get("position_embedding_type") not in (None, "nope", "rope"):
         raise fields.unsupported("position_embedding_type", "This build has rope and nope.")
     spec = granite(fields, "granitemoehybrid", rotary=fields.get("position_embedding_type") == "rope")
