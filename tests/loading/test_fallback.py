@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,16 @@ def test_settings_of_very_many_modules_are_refused(folder: Path) -> None:
     heads = {"num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16, "hidden_size": 8 << 16}
     with pytest.raises(CorruptCheckpoint, match="num_attention_heads is 65536, too many"):
         load_model(change(folder, **settings, **heads), OPS)
+
+
+def test_its_memory_goes_with_the_last_who_holds_it(folder: Path) -> None:
+    loaded = load_model(folder, OPS)
+    gc.collect()
+    gc.disable()
+    try:
+        weights = [weakref.ref(value) for value in loaded.decoder.matrices.values()]
+        del loaded
+        assert weights
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()

@@ -48,7 +48,7 @@ def refusal_of(checkpoint: Checkpoint, architecture: str = "auto") -> Unsupporte
         classes = checkpoint.config.get("architectures") or []
         if not isinstance(classes, list) or not all(str(kind).endswith(_GENERATIVE) for kind in classes):
             raise
-        return refusal
+        return refusal.with_traceback(None)  # which would keep what its callers load alive
     return None
 
 

@@ -6,6 +6,7 @@ Owns how positions get into a model, and where its head begins. Must not know: a
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,17 +38,19 @@ class Module:
         self.offset = 0
         """Added to positions: some models begin to count behind their padding."""
         self._kind: Any = None
-        self._layers = self._base.forward
-        self._base.forward = self._layers_or_given
+        # The model must not hold itself: its memory is to go with the last who uses it.
+        ours, base, layers = weakref.proxy(self), weakref.ref(self._base), type(self._base).forward
+
+        def layers_or_given(*args: Any, **options: Any) -> Any:
+            given = _HIDDEN.get()
+            return layers(base(), *args, **options) if given is None else ours._kind(last_hidden_state=given.pop())
+
+        self._base.forward = layers_or_given
 
     @property
     def parts(self) -> Iterator[Any]:
         """The modules below the head."""
         yield from self._base.modules()
-
-    def _layers_or_given(self, *args: Any, **options: Any) -> Any:
-        given = _HIDDEN.get()
-        return self._layers(*args, **options) if given is None else self._kind(last_hidden_state=given.pop())
 
     def hidden(self, tokens: Any, positions: Any, past: Any = None) -> Any:
         """float32 [T,H] after the last layer, for tokens and positions int64 [T], with transformers' cache `past`."""
