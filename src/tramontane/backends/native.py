@@ -250,7 +250,7 @@ def _context_length(config: EngineConfig, loaded: LoadedModel, free: int) -> int
                 "(num_blocks, memory_bytes, memory_fraction), or set context_length.", fits, longest,
             )  # fmt: skip
         return fits
-    if config.context_length is not None and config.context_length > longest:
+    if config.context_length > longest:
         raise InvalidRequest(
             "context_length", f"{config.context_length} exceeds the model's {longest}", f"Use at most {longest}."
         )

@@ -60,9 +60,7 @@ def _glm4_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
 def _moe_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     """Layers that guess at further tokens stand behind those of the model, and are counted with them."""
     spare = fields.integer("nextn_predict_layers", 0, low=0)
-    fields = fields.told(defaults={}).changed(
-        **{f"{fields.prefix}block_count": fields.integer("block_count", high=MAX_LAYERS) - spare}
-    )
+    fields = fields.changed(**{f"{fields.prefix}block_count": fields.integer("block_count", high=MAX_LAYERS) - spare})
     return gguf_decoder(fields, tensors, "glm4_moe", router=RouterSpec("sigmoid", group_score="top2"))
 
 

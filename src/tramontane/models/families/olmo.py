@@ -15,6 +15,7 @@ from tramontane.models.families.base import (
     hf_layer_types,
     hf_rope,
     hf_window,
+    positive,
     with_experts,
 )
 from tramontane.models.families.experts import expert_names, hf_experts
@@ -30,13 +31,9 @@ def _biases(fields: Fields, spec: ModelSpec) -> ModelSpec:
     return change_attention(spec, qkv_bias=bias, output_bias=bias)
 
 
-def _clip(fields: Fields, key: str = "clip_qkv") -> float:
-    return fields.number(key) if fields.get(key) else 0.0
-
-
 def _olmo(fields: Fields) -> ModelSpec:
     spec = _biases(fields, hf_decoder(fields, "olmo", norm=NormSpec("layer", 1e-5, weight=False)))
-    return change_attention(spec, clip=_clip(fields))
+    return change_attention(spec, clip=positive(fields, "clip_qkv"))
 
 
 def _olmo2(fields: Fields) -> ModelSpec:
@@ -68,7 +65,7 @@ def _olmoe(fields: Fields) -> ModelSpec:
     spec = _biases(fields, hf_decoder(fields.told(rms_norm_eps=1e-5), "olmoe"))
     norm, expert = spec.layers[0].norm, spec.layers[0].mlp
     assert isinstance(expert, MLPSpec)
-    spec = change_attention(spec, head_norm=HeadNormSpec(norm, "all"), clip=_clip(fields))
+    spec = change_attention(spec, head_norm=HeadNormSpec(norm, "all"), clip=positive(fields, "clip_qkv"))
     router = RouterSpec(normalize=fields.boolean("norm_topk_prob", False))
     return with_experts(spec, hf_experts(fields, expert, router, defaults=(64, 8)))
 
@@ -76,7 +73,7 @@ def _olmoe(fields: Fields) -> ModelSpec:
 def _olmo_from_gguf(fields: Fields, tensors: GGUFTensors) -> ModelSpec:
     spec = gguf_decoder(fields, tensors, "olmo", interleaved=True)
     norm = replace(spec.layers[0].norm, weight=False)
-    clip = _clip(fields, "attention.clamp_kqv")
+    clip = positive(fields, "attention.clamp_kqv")
     return replace(change_layers(change_attention(spec, clip=clip), norm=norm), norm=norm)
 
 

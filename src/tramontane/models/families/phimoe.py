@@ -28,7 +28,7 @@ def _phimoe(fields: Fields) -> ModelSpec:
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     spec = hf_decoder(fields, "phimoe", norm=norm, windows=[hf_window(fields)] * count)
     bias = fields.boolean("attention_bias", False)
-    spec = replace(change_attention(spec, qkv_bias=bias, output_bias=bias))
+    spec = change_attention(spec, qkv_bias=bias, output_bias=bias)
     expert = spec.layers[0].mlp
     assert isinstance(expert, MLPSpec)
     jitter = fields.number("router_jitter_noise", 0.01)
