@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,16 @@ def test_a_number_is_no_matrix_to_be_cut(tmp_path: Path, family: str, name: str)
     config = {"model_type": family, "architectures": None, "ffn_dim": 64}
     with pytest.raises(UnsupportedModel, match="are not those"):
         load_model(write_folder(tmp_path / "m", {name: np.array(1, np.float32)}, **config), OPS)
+
+
+def test_no_more_layers_are_left_out_than_guess_at_further_tokens() -> None:
+    spec = spec_from_hf({**CONFIG, "num_hidden_layers": 1})
+    tensors = {name: TensorEntry(array.shape, "F32", array.nbytes) for name, array in hf_tensors().items()}
+    for spare in (0, 1):
+        found = bind(replace(HF_NAMES, spare_layers=spare), tensors, spec, "a test")
+        assert ("layers.1.mlp.up" in found) == (spare == 0)
+    third = {name.replace("layers.1.", "layers.2."): entry for name, entry in tensors.items()}
+    assert "layers.2.mlp.up" in bind(replace(HF_NAMES, spare_layers=1), third, spec, "a test")
 
 
 def test_unloadable_formats_are_named(tmp_path: Path) -> None:

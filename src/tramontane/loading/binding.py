@@ -62,8 +62,9 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
     found: dict[str, list[tuple[int, str, Target, int]]] = {}
     ignored, shifted = re.compile(names.ignored), re.compile(names.shifted)
     unknown = []
+    spare = range(len(spec.layers), len(spec.layers) + names.spare_layers)
     for name in tensors:
-        if ignored.fullmatch(name) or (names.spare_layers and names.layer_of(name) >= len(spec.layers)):
+        if ignored.fullmatch(name) or names.layer_of(name) in spare:
             continue
         target = names.target(name)
         if target is None:

@@ -54,8 +54,8 @@ class NameMap:
     """Canonical matrices whose rows are divided by their lengths before they are used."""
     variant: tuple[str, Mapping[str, str]] | None = None
     """A tensor, and what else is meant below a layer where there is that one."""
-    spare_layers: bool = False
-    """Whether layers may follow the model's: those that guess at further tokens, which are not used."""
+    spare_layers: int = 0
+    """How many layers may follow the model's: those that guess at further tokens, which are not used."""
 
     def with_layer(self, layer: Mapping[str, str | Fused | None], **changes: object) -> NameMap:
         """A copy with other names below a layer (None: without the name), and other fields."""

@@ -140,7 +140,7 @@ _NAMES = HF_NAMES.with_layer(
         "self_attn.kv_a_layernorm": "attention.kv_norm",
         "self_attn.kv_b_proj": Fused(("attention.k_up", "attention.v_up"), "grouped"),
     },
-    spare_layers=True,
+    spare_layers=1,
 )
 
 FAMILIES = {

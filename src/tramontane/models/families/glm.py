@@ -71,7 +71,7 @@ _GLM4 = {
     "post_mlp_layernorm": "mlp_post_norm",
 }
 _GGUF_FUSED = GGUF_NAMES.with_layer({"ffn_gate": None, "ffn_up": Fused(GATE_UP)})
-_MOE_NAMES = HF_NAMES.with_layer({**HEAD_NORMS, **expert_names()}, spare_layers=True)
+_MOE_NAMES = HF_NAMES.with_layer({**HEAD_NORMS, **expert_names()}, spare_layers=1)
 
 FAMILIES = {
     "glm": Family(_glm, names=HF_NAMES.with_layer(_FUSED)),
@@ -82,7 +82,7 @@ FAMILIES = {
     "glm4_moe": Family(_glm4_moe, names=_MOE_NAMES),
     "glm4moe": Family(
         from_gguf=_moe_from_gguf,
-        gguf_names=GGUF_NAMES.with_layer({"post_attention_norm": "mlp_norm"}, spare_layers=True),
+        gguf_names=GGUF_NAMES.with_layer({"post_attention_norm": "mlp_norm"}, spare_layers=1),
         gguf_keys=EXPERT_KEYS | {"nextn_predict_layers"},
     ),
     "dots1": Family(_dots1, names=_MOE_NAMES, from_gguf=_moe_from_gguf, gguf_keys=EXPERT_KEYS),
