@@ -12,7 +12,7 @@ from tests.engine import checkpoints
 from tests.engine.checkpoints import CONTEXT, prompt
 from tests.kernels.modules import make
 from tramontane.engine.encoder import Encoder, Task, Text
-from tramontane.errors import EngineClosed
+from tramontane.errors import EngineClosed, OutOfMemory
 from tramontane.kernels.workspace import Workspace
 from tramontane.loading.build import LoadedModel
 
@@ -83,6 +83,37 @@ def test_callers_take_turns(loaded: LoadedModel) -> None:
     read_by.step()
     assert short.future.done()
     assert not long.future.done()
+
+
+def test_a_long_text_lets_others_pass(loaded: LoadedModel) -> None:
+    """One in pieces is being read: what is short goes between them, another long one waits, and a failure of the
+    short ones is not its own."""
+    read_by = encoder(loaded)
+    long, second, short = (
+        Task(texts(CONTEXT), ["mean"]),
+        Task(texts(CONTEXT - 1), ["mean"]),
+        Task(texts(5, 7), ["mean"]),
+    )
+    for task in (long, second, short):
+        read_by.add(task)
+    read_by.step()
+    read_by.step()
+    assert short.future.done()
+    assert not long.future.done()
+    bad = Task([Text((10**6,))], ["mean"])
+    drive(read_by, bad)
+    with pytest.raises(IndexError):
+        bad.future.result(0)
+    for task, given in ((long, texts(CONTEXT)), (second, texts(CONTEXT - 1))):
+        assert np.array_equal(np.array(task.future.result(0)), read(encoder(loaded), given, "mean"))
+
+
+def test_a_text_beyond_memory_is_refused(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tramontane.engine.encoder.available_memory", lambda: 1000)
+    task = Task(texts(CONTEXT), ["mean"])
+    drive(encoder(loaded), task)
+    with pytest.raises(OutOfMemory, match="read in pieces"):
+        task.future.result(0)
 
 
 def test_nothing_to_read_is_done_at_once(loaded: LoadedModel) -> None:

@@ -18,11 +18,14 @@ import numpy as np
 
 from tramontane.engine.batch import BatchBuilder
 from tramontane.engine.step import ScheduledSequence, Step
+from tramontane.errors import OutOfMemory
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.kvcache import KVCache
+from tramontane.loading.memory import block_bytes, shown
 from tramontane.models.decoder import Decoder
 from tramontane.models.heads import Floats, Pool
 from tramontane.models.spec import cache_groups
+from tramontane.platform import available_memory
 from tramontane.types import Pooling
 
 if TYPE_CHECKING:
@@ -119,6 +122,7 @@ class Encoder:
         self._builder: BatchBuilder | None = None
         self._scratch: KVCache | None = None
         self._long: tuple[_Reading, KVCache] | None = None
+        self._others = False
         self._closed: Exception | None = None
 
     @property
@@ -151,32 +155,46 @@ class Encoder:
                 with self._turn:
                     self._read(readings, self._decoder, self._workspace)
         except Exception as error:
-            self._long = None
             for reading in readings:
+                self._forget(reading)
                 reading.task.fail(error)
 
     def _take(self) -> list[_Reading]:
-        """The texts of the next batch: a long one by itself."""
-        if self._long is not None:
-            if not self._long[0].task.future.done():
-                return [self._long[0]]
+        """The texts of the next batch: a piece of a long one by itself, and whole ones in every second step."""
+        if self._long is not None and self._long[0].task.future.done():
             self._long = None
+        if self._long is None:
+            return self._batch()
+        self._others = not self._others
+        return (self._batch() if self._others else []) or [self._long[0]]
+
+    def _batch(self) -> list[_Reading]:
+        """As many texts as a step has room for; where one is being read in pieces, others like it wait."""
         readings: list[_Reading] = []
+        waiting: list[Task] = []
         room = self._max_tokens
         while self._tasks and len(readings) < self._max_seqs:
             task = self._tasks[0]
             text = task.head
-            if text is None:
-                self._tasks.popleft()
-                continue
-            if readings and len(text.tokens) > room:
+            if text is not None and readings and len(text.tokens) > room:
                 break
+            self._tasks.popleft()
+            if text is None:
+                continue
+            if self._long is not None and len(text.tokens) > self._longest_whole:
+                waiting.append(task)
+                continue
             room -= len(text.tokens)
             readings.append(task.take())
-            self._tasks.popleft()
             if task.head is not None:
                 self._tasks.append(task)
+        self._tasks.extendleft(reversed(waiting))
         return readings
+
+    def _forget(self, reading: _Reading) -> None:
+        """It is not read any more: give back what is its alone."""
+        if self._long is not None and self._long[0] is reading:
+            self._long = None
 
     def _read(self, readings: list[_Reading], decoder: Decoder | FallbackModel, workspace: Workspace) -> None:
         ops = decoder.ops
@@ -202,7 +220,7 @@ class Encoder:
             reading.seen += count
             at += count
             if not reading.left:
-                self._long = None
+                self._forget(reading)
                 reading.task.finish(reading.index, reading.pool.vector())
 
     def _placed(
@@ -214,6 +232,7 @@ class Encoder:
         if len(first.text.tokens) > self._longest_whole:
             blocks = self._blocks(first.text)
             if self._long is None:
+                self._check_room(first.text, blocks, decoder)
                 cache = decoder.new_cache(blocks * self._groups, self._block_size, self._cache_dtype, num_states=1)
                 self._long = first, cache
             tables = tuple(tuple(range(group * blocks, (group + 1) * blocks)) for group in range(self._groups))
@@ -231,6 +250,18 @@ class Encoder:
             sequences.append(ScheduledSequence(number, 0, tokens, tables, rope_length=len(tokens)))
             at = end
         return self._scratch, sequences
+
+    def _check_room(self, text: Text, blocks: int, decoder: Decoder | FallbackModel) -> None:
+        """The cache of a text in pieces comes on top of what was configured."""
+        needed = blocks * self._groups * block_bytes(decoder.spec, self._block_size, self._cache_dtype)
+        free = decoder.ops.free_memory()
+        free = available_memory() if free is None else free
+        if needed > free:
+            raise OutOfMemory(
+                f"a text of {len(text.tokens)} tokens is read in pieces and needs a cache of {shown(needed)}; "
+                f"{shown(free)} are free",
+                "Pass shorter texts, or raise max_num_batched_tokens so that it is read whole.",
+            )
 
     def _blocks(self, text: Text) -> int:
         return -(-len(text.tokens) // self._block_size)
