@@ -425,12 +425,6 @@ def _rotary(spec: RopeSpec, ops: Ops, name: str) -> Rotary:
         return LengthRotary(ops, stretched, spec.dim // 2, interleaved=spec.interleaved, name=name)
     if scaling is not None and scaling.kind == "longrope":
         every = (scaling.short_factors, scaling.long_factors)
-        if any(len(factors) != spec.dim // 2 for factors in every):
-            raise UnsupportedModel(
-                f"longrope has {' and '.join(str(len(factors)) for factors in every)} factors for {spec.dim // 2} "
-                "frequencies.",
-                "Check the model's configuration.",
-            )
         short, long = (rope.longrope_frequencies(spec.theta, spec.dim, factors) for factors in every)
         scale = scaling.attention_factor
         if scale is None:

@@ -47,6 +47,7 @@ def wanted_parameters(spec: ModelSpec) -> dict[str, Wanted]:
 def check_parameters(spec: ModelSpec, found: Mapping[str, tuple[int, ...]]) -> None:
     """Hold the parameters that there are against those the spec wants. Raises UnsupportedModel naming the first few
     that are missing, not wanted, or of another shape."""
+    _check_stretches(spec)
     wanted = wanted_parameters(spec)
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is not part of the model" for name in found if name not in wanted]
@@ -61,6 +62,28 @@ def check_parameters(spec: ModelSpec, found: Mapping[str, tuple[int, ...]]) -> N
             f"The parameters are not those of the {spec.family} model that the checkpoint describes: "
             f"{', '.join(problems[:4])}{more}.",
             "Check that the configuration belongs to these weights; architecture= names another family.",
+        )
+
+
+def _check_stretches(spec: ModelSpec) -> None:
+    """Numbers of a configuration that stand beside parameters and must fit them."""
+    ropes = {attention.rope for attention in spec.attentions if attention.rope is not None}
+    lengths = set()
+    for rope in ropes:
+        scaling = rope.scaling
+        if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+            continue
+        lengths.add((scaling.kind, scaling.original_context_length))
+        counts = {len(factors) for factors in (scaling.short_factors, scaling.long_factors)}
+        if scaling.kind == "longrope" and counts != {rope.dim // 2}:
+            raise UnsupportedModel(
+                f"longrope has {' and '.join(map(str, sorted(counts)))} factors for {rope.dim // 2} frequencies.",
+                "Check the model's configuration.",
+            )
+    if len(lengths) > 1:
+        raise UnsupportedModel(
+            "Layers differ in how their positions are stretched with the length of a sequence.",
+            "Check the model's configuration.",
         )
 
 

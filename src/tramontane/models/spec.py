@@ -333,7 +333,10 @@ class ModelSpec:
 
 
 def length_dependent(spec: ModelSpec) -> RopeScaling | None:
-    """The stretch of rotary positions that depends on the length of a sequence, where the model has one."""
+    """The stretch of rotary positions that depends on the length of a sequence, where the model has one.
+
+    Its layers share it: `models.parameters` refuses others.
+    """
     ropes = [attention.rope for attention in spec.attentions]
     stretches = [rope.scaling for rope in ropes if rope is not None and rope.scaling is not None]
     return next((scaling for scaling in stretches if scaling.kind in ("dynamic", "longrope")), None)
