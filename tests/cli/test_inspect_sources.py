@@ -130,9 +130,9 @@ def test_mistrals_own_layout(shell: Shell, tmp_path: Path) -> None:
     assert report["container"] == "safetensors in Mistral's own layout, 2 files"
     assert report["architecture"]["heads"] == [4]
     assert "tokenizer" in report["problems"][0]
-    change(path, "params.json", moe={"num_experts": 8}, max_seq_len=777)
+    change(path, "params.json", vision_encoder={"hidden_size": 8}, max_seq_len=777)
     report = inspected(shell, path)
-    assert "moe" in report["problems"][0]
+    assert "vision_encoder" in report["problems"][0]
     assert report["context_length"] == 777
 
 

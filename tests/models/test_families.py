@@ -341,6 +341,24 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def keys_read() -> set[str]:
+    """Every key that some family asks a configuration for."""
+    seen: set[str] = set()
+
+    class Recorder(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            seen.add(key)
+            return super().get(key, default)
+
+    for family in FAMILIES:
+        with suppress(CorruptCheckpoint, UnsupportedModel):
+            spec_from_hf(Recorder({**HF, **HF_EXPERTS, "architectures": None}), family)
+    return seen - {"architectures", "quantization_config"}
+
+
+HF_EXPERTS = {"num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "num_experts_per_tok": 2}
 HF_KEYS = [*HF, "head_dim", "hidden_act", "rope_scaling", "rope_parameters", "rope_theta", "tie_word_embeddings"]
 HF_KEYS += ["layer_types", "use_sliding_window", "sliding_window", "max_window_layers", "attention_bias"]
 HF_KEYS += ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group", "mlp_only_layers"]
@@ -365,6 +383,7 @@ ROPE_KEYS += [
     "alpha",
     "short_mscale",
 ]
+HF_KEYS = sorted({*HF_KEYS, *keys_read()})
 
 
 @given(

@@ -87,7 +87,13 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
             bindings[part] = Binding((Piece(pieces[0][1]),), entry.shape, "vector", entry.nbytes)
             continue
         numbers = [number for number, _, target, _ in pieces if target.number is not None]
-        if numbers != list(range(len(numbers))) or (len(pieces) > 1 and len(numbers) < len(pieces)):
+        if len(set(numbers)) == len(pieces) and numbers != list(range(len(pieces))):
+            shown = ", ".join(map(str, numbers[:8]))
+            raise UnsupportedModel(
+                f"{source} has {len(pieces)} of the tensors that make up {part}, numbered {shown}: some are missing.",
+                "Fetch the model again.",
+            )
+        if len(pieces) > 1 and len(set(numbers)) < len(pieces):
             raise UnsupportedModel(
                 f"{source} has several tensors for {part}: {', '.join(name for _, name, _, _ in pieces[:4])}.",
                 "Remove all but one of them, or fetch the model again.",

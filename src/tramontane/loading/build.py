@@ -90,6 +90,8 @@ def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture:
 def checked_plan(checkpoint: Checkpoint, architecture: str = "auto") -> Plan:
     """What the checkpoint will become, after everything was checked that can be without reading weights.
 
+    (A head that is stored beside the embedding it is tied to is read, slice by slice, to be compared with it.)
+
     Raises CorruptCheckpoint or UnsupportedModel: what `load_model` would.
     """
     spec = checkpoint.spec(architecture)

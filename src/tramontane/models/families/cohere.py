@@ -36,6 +36,8 @@ def _cohere2(fields: Fields) -> ModelSpec:
     fields.only(use_qk_norm=False)
     count = fields.integer("num_hidden_layers", high=MAX_LAYERS)
     window = fields.integer("sliding_window", 4096, high=POSITIONS)
+    if fields.stated("sliding_window") and fields.get("sliding_window") is None:
+        raise fields.unsupported("sliding_window", "Layers without positions must be told from others by their window.")
     every = fields.integer("sliding_window_pattern", 4)
     windows = hf_layer_types(fields, count, window) or [window if (i + 1) % every else None for i in range(count)]
     return _rotated_in_windows(_cohere(fields, "cohere2", windows))
