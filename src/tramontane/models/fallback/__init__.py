@@ -250,5 +250,5 @@ def _reason(error: Exception) -> str:
 def _refusal(source: str, reasons: list[str]) -> UnsupportedModel:
     return UnsupportedModel(
         f"Through transformers' own layers {source} does not run on this engine either ({'; '.join(reasons)}).",
-        "Run it with backend='transformers'.",
+        "Use transformers itself: backend='transformers' will run it here, but is not in this build yet.",
     )
