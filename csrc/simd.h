@@ -249,7 +249,7 @@ inline Vec zero() { return broadcast(0.0f); }
 struct Power {
     Vec n, r, q;
 };
-inline Power power(Vec x) {
+[[gnu::always_inline]] inline Power power(Vec x) {
     x = max(broadcast(-104.0f), x);
     x = min(broadcast(88.8f), x);
     const Vec n = round(x * broadcast(1.44269504f));
@@ -267,7 +267,7 @@ inline Power power(Vec x) {
 }
 
 // e^x to about one unit in the last place.
-inline Vec exp(Vec x) {
+[[gnu::always_inline]] inline Vec exp(Vec x) {
     const Power p = power(x);
     return scale_by_power(fma(p.q, p.r, broadcast(1.0f)), p.n);
 }
