@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +55,46 @@ class Binding:
         return self.pieces[0].tensor
 
 
+_Found = tuple[int, str, Target, int]
+"""A tensor that holds rows of a parameter: its number among the parameter's pieces, name and target, and which of the
+target's parts the parameter is."""
+
+
 def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, source: str) -> dict[str, Binding]:
     """Canonical name -> what makes up the parameter. Raises UnsupportedModel for tensors that nobody knows; names that
     the spec does not want are bound too, for `check_parameters` to tell."""
     wanted, names = wanted_parameters(spec), names.of(tensors)
-    found: dict[str, list[tuple[int, str, Target, int]]] = {}
-    ignored, shifted = re.compile(names.ignored), re.compile(names.shifted)
-    unknown = []
-    spare = range(len(spec.layers), len(spec.layers) + names.spare_layers)
+    shifted = re.compile(names.shifted)
+    bindings = {}
+    for part, pieces in _gathered(names, tensors, len(spec.layers), source).items():
+        parameter = wanted.get(part)
+        if parameter is None:  # not the model's: told by what there is of it
+            entry = tensors[pieces[0][1]]
+            bindings[part] = Binding((Piece(pieces[0][1]),), entry.shape, "vector", entry.nbytes)
+            continue
+        numbered = _numbered(part, pieces, source)
+        bound = [
+            _piece(tensors[name], name, target, index, wanted, spec, names.skipped.get(part, 0))
+            for _, name, target, index in pieces
+        ]
+        bindings[part] = Binding(
+            tuple(piece for piece, _, _ in bound),
+            _joined([shape for _, shape, _ in bound], parameter, numbered),
+            parameter.kind,
+            sum(nbytes for _, _, nbytes in bound),
+            shifted=shifted.fullmatch(part) is not None,
+            unit_rows=part in names.unit_rows,
+        )
+    return bindings
+
+
+def _gathered(
+    names: NameMap, tensors: Mapping[str, TensorEntry], num_layers: int, source: str
+) -> dict[str, list[_Found]]:
+    """The tensors of each parameter, in the order of their numbers. Raises UnsupportedModel for those nobody knows."""
+    found: dict[str, list[_Found]] = {}
+    ignored, unknown = re.compile(names.ignored), []
+    spare = range(num_layers, num_layers + names.spare_layers)
     for name in tensors:
         if ignored.fullmatch(name) or names.layer_of(name) in spare:
             continue
@@ -78,40 +110,25 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
             f"{source} has tensors that this build does not know: {', '.join(unknown[:4])}{more}.",
             "Use another model, or this model in its plain form (adapters merged, no extra heads).",
         )
-    bindings = {}
-    for part, pieces in found.items():
-        pieces.sort(key=lambda piece: piece[0])
-        parameter = wanted.get(part)
-        if parameter is None:  # not the model's: told by what there is of it
-            entry = tensors[pieces[0][1]]
-            bindings[part] = Binding((Piece(pieces[0][1]),), entry.shape, "vector", entry.nbytes)
-            continue
-        numbers = [number for number, _, target, _ in pieces if target.number is not None]
-        if len(set(numbers)) == len(pieces) and numbers != list(range(len(pieces))):
-            shown = ", ".join(map(str, numbers[:8]))
-            raise UnsupportedModel(
-                f"{source} has {len(pieces)} of the tensors that make up {part}, numbered {shown}: some are missing.",
-                "Fetch the model again.",
-            )
-        if len(pieces) > 1 and len(set(numbers)) < len(pieces):
-            raise UnsupportedModel(
-                f"{source} has several tensors for {part}: {', '.join(name for _, name, _, _ in pieces[:4])}.",
-                "Remove all but one of them, or fetch the model again.",
-            )
-        bound = [
-            _piece(tensors[name], name, target, index, wanted, spec, names.skipped.get(part, 0))
-            for _, name, target, index in pieces
-        ]
-        shapes = [shape for _, shape, _ in bound]
-        bindings[part] = Binding(
-            tuple(piece for piece, _, _ in bound),
-            _joined(shapes, parameter, numbered=bool(numbers)),
-            parameter.kind,
-            sum(nbytes for _, _, nbytes in bound),
-            shifted=shifted.fullmatch(part) is not None,
-            unit_rows=part in names.unit_rows,
+    return {part: sorted(pieces, key=lambda piece: piece[0]) for part, pieces in found.items()}
+
+
+def _numbered(part: str, pieces: Sequence[_Found], source: str) -> bool:
+    """Whether the pieces of a parameter are tensors with numbers. Raises UnsupportedModel where some are missing, or
+    where two claim to be the same."""
+    numbers = [number for number, _, target, _ in pieces if target.number is not None]
+    if len(set(numbers)) == len(pieces) and numbers != list(range(len(pieces))):
+        there = ", ".join(map(str, numbers[:8]))
+        raise UnsupportedModel(
+            f"{source} has {len(pieces)} of the tensors that make up {part}, numbered {there}: some are missing.",
+            "Fetch the model again.",
         )
-    return bindings
+    if len(pieces) > 1 and len(set(numbers)) < len(pieces):
+        raise UnsupportedModel(
+            f"{source} has several tensors for {part}: {', '.join(name for _, name, _, _ in pieces[:4])}.",
+            "Remove all but one of them, or fetch the model again.",
+        )
+    return bool(numbers)
 
 
 def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tuple[int, ...]:
