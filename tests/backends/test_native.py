@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -433,8 +433,15 @@ def test_cancelling_the_task_cancels_the_request(backend: NativeBackend) -> None
 
 
 def test_an_event_loop_that_closes_takes_its_requests_along(backend: NativeBackend) -> None:
+    closed = threading.Event()
+
+    def hold(prompt: Sequence[int], output: Sequence[int], logits: Any) -> Any:
+        if len(output) == 2:  # the engine stands still until there is no loop any more
+            assert closed.wait(60)
+        return logits
+
     loop = asyncio.new_event_loop()
-    stream = backend.generate(ask(max_tokens=150, ignore_eos=True))
+    stream = backend.generate(ask(max_tokens=150, ignore_eos=True, logits_processors=(hold,)))
     waiting = loop.create_task(anext(stream))
     while True:  # until the reader waits for a chunk that is not there yet
         loop.run_until_complete(asyncio.sleep(0.001))
@@ -442,6 +449,7 @@ def test_an_event_loop_that_closes_takes_its_requests_along(backend: NativeBacke
             break
         waiting = loop.create_task(anext(stream))
     loop.close()  # not the way to treat a task; the engine must not care
+    closed.set()
     idle(backend)
     assert backend.stats().requests_cancelled == 1
     del waiting, stream
