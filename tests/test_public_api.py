@@ -13,7 +13,7 @@ import tramontane
 
 NAMES = """
     LLM AsyncLLM SamplingParams load_gguf_hf ModelSource
-    Message TextPart ImagePart AudioPart Request
+    Message TextPart ImagePart AudioPart Tool ToolCall ToolCallDelta NamedTool Grammar Request
     Chunk Choice Result TokenLogprob Score Usage Stats
     EmbedRequest Embedding RerankRequest RerankResult Ranked
     TramontaneError ModelNotFound UnsupportedModel CorruptCheckpoint OutOfMemory DeviceNotAvailable InvalidRequest

@@ -118,7 +118,7 @@ def test_what_is_set_goes_over_defaults_even_when_empty_or_zero() -> None:
 
 def test_the_defaults_leave_open_only_what_has_no_value() -> None:
     open_fields = {f.name for f in fields(SamplingParams) if getattr(SAMPLING_DEFAULTS, f.name) is None}
-    assert open_fields == {"logit_bias", "seed", "logprobs", "prompt_logprobs", "max_tokens"}
+    assert open_fields == {"logit_bias", "seed", "logprobs", "prompt_logprobs", "max_tokens", "grammar"}
 
 
 def test_a_request_asks_for_one_thing() -> None:

@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from tramontane.errors import InvalidRequest
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+"""Why a choice ended: the model's own end or a stop, its length, calls of tools, or what became of the request."""
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Pooling = Literal["mean", "cls", "lasttoken", "max", "weightedmean", "mean_sqrt_len_tokens"]
 """How the states of a text's tokens become one vector, by sentence-transformers' names: their mean, the first one, the
@@ -52,11 +53,93 @@ Part = TextPart | ImagePart | AudioPart
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool by the model. `arguments` is the JSON text that the model wrote."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of a streamed tool call: `id` and `name` come once, on the first piece of call `index`; the `arguments`
+    of all pieces, joined, are those of the call."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call. `parameters`: the JSON Schema of its arguments, None for no arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+    """Hold the arguments to the schema by a grammar, not only by the prompt."""
+
+
+@dataclass(frozen=True)
+class NamedTool:
+    """A `tool_choice`: this tool, and no other, is to be called."""
+
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must match, from its first character to its last.
+
+    `value`: nothing (None) for "json_object", a JSON Schema (mapping or bool) for "json_schema", a pattern for "regex",
+    a tuple of texts for "choice", a grammar in llguidance's Lark dialect for "lark".
+    """
+
+    kind: GrammarKind
+    value: Any = None
+
+    def __post_init__(self) -> None:
+        wanted: dict[str, tuple[type, ...]] = {
+            "json_object": (type(None),),
+            "json_schema": (Mapping, bool),
+            "regex": (str,),
+            "choice": (tuple,),
+            "lark": (str,),
+        }
+        if self.kind not in wanted:
+            raise InvalidRequest("grammar", f"the kind {self.kind!r} is unknown", f"Use one of {', '.join(wanted)}.")
+        value: Any = self.value
+        if self.kind == "choice" and isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(self, "value", value)
+        if not isinstance(value, wanted[self.kind]):
+            raise InvalidRequest("grammar", f"{value!r:.80} is not what a {self.kind} grammar is made of")
+        texts: Any = value if self.kind == "choice" else ("",)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest("grammar", "a choice is between one text or more")
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
     role: Role
     content: str | tuple[Part, ...] = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's turn."""
+    tool_call_id: str | None = None
+    """Of a tool's turn: the call that it answers."""
+    name: str | None = None
+    reasoning: str | None = None
+    """Of an assistant's turn: what it thought before it answered; whether a template shows it is the template's."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -136,6 +219,8 @@ class SamplingParams:
     """Put the prompt's text before the answer's."""
     skip_special_tokens: bool | None = None
     logits_processors: tuple[LogitsProcessor, ...] | None = None
+    grammar: Grammar | None = None
+    """What the answer must match."""
 
     def __post_init__(self) -> None:
         for name, (low, high, open_low) in _RANGES.items():
@@ -229,6 +314,19 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Extra variables for the chat template; only with `messages`."""
+    tools: tuple[Tool, ...] = ()
+    """Only with `messages`, as are the next four."""
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    """Whether one answer may call several tools."""
+    thinking: bool | None = None
+    """Whether the model is to reason before it answers; None leaves it to the template."""
+    reasoning_effort: str | None = None
+    """"low", "medium", "high" or whatever else the template knows."""
+    priority: int = 0
+    """Lower ones are served first; of equal ones, whose `tenant` has had least, then the first to come."""
+    tenant: str = ""
+    """On whose behalf: among requests of equal priority, tenants take turns."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
     id: str = ""
@@ -240,8 +338,16 @@ class Request:
             raise InvalidRequest(
                 "prompt", f"give exactly one of prompt, prompt_ids and messages, not {given or 'none'}"
             )
-        if self.template_kwargs and self.messages is None:
-            raise InvalidRequest("template_kwargs", "only a request with messages uses a chat template")
+        for name in ("template_kwargs", "tools", "thinking", "reasoning_effort"):
+            if self.messages is None and getattr(self, name):
+                raise InvalidRequest(name, "only a request with messages uses a chat template")
+        names = [tool.name for tool in self.tools]
+        if len(names) != len(set(names)):
+            raise InvalidRequest("tools", f"two tools have the same name among {names}")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.name not in names:
+            raise InvalidRequest("tool_choice", f"there is no tool {self.tool_choice.name!r}", f"There are {names}.")
+        if self.tool_choice == "required" and not names:
+            raise InvalidRequest("tool_choice", "a call is required, and there are no tools", "Give tools.")
 
 
 @dataclass(frozen=True)
@@ -289,6 +395,9 @@ class Chunk:
     """On the final chunk of each choice: the prompt's and this choice's tokens."""
     error: Exception | None = None
     """With finish_reason "error": what went wrong."""
+    reasoning: str = ""
+    """What the model thinks before it answers, where it does and its marks are known; never part of `text`."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -301,6 +410,8 @@ class Choice:
     finish_reason: FinishReason
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

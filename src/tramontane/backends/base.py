@@ -6,10 +6,12 @@ Owns the protocols and what a backend says of itself. Must not know: any one bac
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
+from tramontane.errors import InvalidRequest
 from tramontane.types import (
+    SAMPLING_DEFAULTS,
     AllocationListener,
     Chunk,
     Embedding,
@@ -43,6 +45,26 @@ class Capabilities:
     """Whether it turns texts into vectors."""
     reranks: bool = False
     """Whether it scores documents against a query."""
+    request_fields: frozenset[str] = frozenset()
+    """Names of the fields of `Request` that it honours, of those in `REQUEST_FIELDS`; it refuses the others by name."""
+
+
+REQUEST_FIELDS = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort", "priority", "tenant", "cache_salt"})
+"""The fields of a Request that not every backend can honour. `parallel_tool_calls` goes with `tools`."""
+_OPEN = {field_.name: field_.default for field_ in fields(Request)}
+
+
+def check_request(request: Request, capabilities: Capabilities) -> None:
+    """Raises InvalidRequest for the first field that asks for something and that the backend does not honour."""
+    asked = [
+        name for name in sorted(REQUEST_FIELDS - capabilities.request_fields) if getattr(request, name) != _OPEN[name]
+    ]
+    for field_ in fields(SamplingParams):
+        neutral = (None, getattr(SAMPLING_DEFAULTS, field_.name))
+        if field_.name not in capabilities.sampling_fields and getattr(request.sampling, field_.name) not in neutral:
+            asked.append(field_.name)
+    for name in asked:
+        raise InvalidRequest(name, f"the {capabilities.name} backend does not support it", "Leave it out.")
 
 
 @runtime_checkable

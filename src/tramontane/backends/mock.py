@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from tramontane.backends.base import Capabilities
+from tramontane.backends.base import Capabilities, check_request
 from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, TramontaneError
 from tramontane.text.stops import StopMatcher
 from tramontane.types import (
@@ -43,7 +43,7 @@ BOS_ID = 2
 PROMPT_LOGPROB = -1.0
 """The natural-log probability that the mock reports for every token of a prompt."""
 
-_REFUSED = frozenset({"logit_bias", "logits_processors"})
+_REFUSED = frozenset({"logit_bias", "logits_processors", "grammar"})
 
 Script = str | Sequence[str] | Callable[[Request], str]
 
@@ -133,7 +133,16 @@ class MockBackend:
 
     def capabilities(self) -> Capabilities:
         honoured = frozenset(f.name for f in fields(SamplingParams)) - _REFUSED
-        return Capabilities("mock", "mock", self._context_length, honoured, chat=True, embeds=True, reranks=True)
+        return Capabilities(
+            "mock",
+            "mock",
+            self._context_length,
+            honoured,
+            chat=True,
+            embeds=True,
+            reranks=True,
+            request_fields=frozenset({"cache_salt"}),  # it keeps no cache that could be shared
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -215,9 +224,7 @@ class MockBackend:
 
     def _admit(self, request: Request) -> tuple[SamplingParams, tuple[int, ...]]:
         params = request.sampling.over(self._defaults)
-        for name in sorted(_REFUSED):
-            if getattr(params, name):
-                raise InvalidRequest(name, "the mock backend does not honour it", "Leave it out.")
+        check_request(replace(request, sampling=params), self.capabilities())
         if request.prompt_ids is not None:
             self.detokenize(request.prompt_ids)  # checks them
             ids = list(request.prompt_ids)

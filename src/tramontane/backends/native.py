@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tramontane import platform
-from tramontane.backends.base import Capabilities
+from tramontane.backends.base import Capabilities, check_request
 from tramontane.backends.language import template_of
 from tramontane.backends.loop import EngineLoop, public
 from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
@@ -59,6 +59,8 @@ from tramontane.types import (
     Stats,
 )
 
+_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
+_REQUEST = frozenset({"cache_salt"})
 _LONG_PROMPT = 20_000
 """Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
 log = logging.getLogger("tramontane")
@@ -158,6 +160,7 @@ class NativeBackend:
                 f"This {shared.loaded.spec.family} model reads texts and writes none.",
                 f"Use {can}, or load a model that generates.",
             )
+        check_request(request, self.capabilities())
         contents = [request.prompt, *(message.content for message in request.messages or ())]
         if sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT:
             return self._preparer.prepare(request)
@@ -175,12 +178,13 @@ class NativeBackend:
             name="native",
             model=self._source,
             context_length=self._context_length,
-            sampling_fields=frozenset(field.name for field in fields(SamplingParams) if self._generates),
+            sampling_fields=_SAMPLING if self._generates else frozenset(),
             chat=self._generates and self._preparer.template is not None,
             defaults=self._defaults,
             generates=self._generates,
             embeds=isinstance(self._reader, TextReader),
             reranks=isinstance(self._reader, TextReader) and self._reader.reranks,
+            request_fields=_REQUEST,
         )
 
     def close(self) -> None:
