@@ -72,7 +72,7 @@ def test_every_command_and_option_is_explained(name: str, options: set[str]) -> 
         assert option in section or option in COMMON, option
 
 
-COMMON = {"--model", "--device", "--threads", "--option"}
+COMMON = {"--model", "--backend", "--device", "--threads", "--option"}
 """Explained once, for `run`."""
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tramontane import bridge
 from tramontane.backends.base import Backend, Capabilities, Embedder, HasStats, Listening, Reranker, Tokenizing
-from tramontane.backends.registry import Progress, open_backend
-from tramontane.config import ALIASES, EngineConfig, option_names
-from tramontane.errors import InvalidRequest, UnsupportedModel
+from tramontane.backends.declared import Ability, Progress
+from tramontane.backends.registry import open_backend, those_that
+from tramontane.errors import UnsupportedModel
 from tramontane.gather import answer_all, chunks_of, closing_after, scores
 from tramontane.inputs import (
     SAMPLING_FIELDS,
@@ -76,19 +76,16 @@ class _Facade:
         `model`: a path to a .gguf file or a folder, `org/name[@REVISION][:QUANTIZATION or /FILE.gguf]` of the hub, or
         `pypi:PACKAGE[==VERSION]/FILE`, with a backend's name in front if need be, or a `ModelSource`; None is the
         demo model.
-        `backend`: the same name by itself. `chat_template`: a Jinja template, or a Path to one, instead of the model's.
-        `progress(done, total, label)` hears of downloads. `options`: settings of the engine
-        (`EngineConfig.from_options`) and default sampling parameters (fields of `SamplingParams`).
-        Raises InvalidRequest for an option that is neither, and what loading raises.
+        `backend`: the same name by itself; where neither is given, TRAMONTANE_BACKEND names one, or it is native.
+        `chat_template`: a Jinja template, or a Path to one, instead of the model's. `progress(done, total, label)`
+        hears of downloads. `options`: settings of the backend (of native, `EngineConfig.from_options`) and default
+        sampling parameters (fields of `SamplingParams`).
+        Raises InvalidRequest for an option that is neither, MissingExtra, and what loading raises.
         """
         sampling = {name: options.pop(name) for name in [*options] if name in SAMPLING_FIELDS}
-        for name in options:
-            if ALIASES.get(name, name) not in option_names():
-                known = f"Engine options: {', '.join(option_names())}. Sampling: {', '.join(sorted(SAMPLING_FIELDS))}."
-                raise InvalidRequest(name, "no such option", known)
         self._backend = open_backend(
             model,
-            EngineConfig.from_options(options),
+            options,
             SamplingParams(**sampling),
             backend=backend,
             chat_template=chat_template,
@@ -122,13 +119,13 @@ class _Facade:
     def stats(self) -> Stats:
         """Counters and memory of the engine at this moment."""
         if not isinstance(self._backend, HasStats):
-            raise self._unable("count what it does")
+            raise self._unable("stats", "count what it does")
         return self._backend.stats()
 
     def add_allocation_listener(self, listener: AllocationListener) -> None:
         """Let `listener` hear of each sequence's cache blocks. It runs on the engine's thread."""
         if not isinstance(self._backend, Listening):
-            raise self._unable("tell of its cache")
+            raise self._unable("listen", "tell of its cache")
         self._backend.add_allocation_listener(listener)
 
     def close(self) -> None:
@@ -140,21 +137,24 @@ class _Facade:
 
     def _tokenizer(self) -> Tokenizing:
         if not isinstance(self._backend, Tokenizing):
-            raise self._unable("show its tokenizer")
+            raise self._unable("tokenize", "show its tokenizer")
         return self._backend
 
     def _embedder(self) -> Embedder:
         if not isinstance(self._backend, Embedder):
-            raise self._unable("embed texts")
+            raise self._unable("embed", "embed texts")
         return self._backend
 
     def _reranker(self) -> Reranker:
         if not isinstance(self._backend, Reranker):
-            raise self._unable("rank documents")
+            raise self._unable("rerank", "rank documents")
         return self._backend
 
-    def _unable(self, what: str) -> UnsupportedModel:
-        return UnsupportedModel(f"The backend {self.capabilities().name!r} does not {what}.")
+    def _unable(self, ability: Ability, what: str) -> UnsupportedModel:
+        able = those_that(lambda one: ability in one.abilities)
+        return UnsupportedModel(
+            f"The backend {self.capabilities().name!r} does not {what}.", f"Backends that do: {', '.join(able)}."
+        )
 
     def _scored(self, texts: Prompt | Sequence[Prompt]) -> tuple[list[Request], list[tuple[int, ...]], bool]:
         """Requests that score texts, the token ids of each, and whether it was a single one."""

@@ -172,6 +172,7 @@ def test_a_template_of_ones_own(shell: Shell, monkeypatch: pytest.MonkeyPatch, t
     shell("run", "--chat-template", str(tmp_path / "template.jinja"), *options, "hi")
     given.pop("progress")
     assert given == {
+        "backend": None,
         "chat_template": "{{ messages }}",
         "threads": 2,
         "num_blocks": 7,

@@ -64,7 +64,17 @@ def check_request(request: Request, capabilities: Capabilities) -> None:
         if field_.name not in capabilities.sampling_fields and getattr(request.sampling, field_.name) not in neutral:
             asked.append(field_.name)
     for name in asked:
-        raise InvalidRequest(name, f"the {capabilities.name} backend does not support it", "Leave it out.")
+        raise InvalidRequest(
+            name, f"the {capabilities.name} backend does not support it", f"Leave it out{_able(name)}."
+        )
+
+
+def _able(name: str) -> str:
+    """The rest of the sentence: which backends honour that field."""
+    from tramontane.backends.registry import those_that  # which is made of what is here
+
+    able = those_that(lambda one: name in one.sampling_fields | one.request_fields)
+    return f", or use a backend that does: {', '.join(able)}" if able else "; no backend does"
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from tramontane.backends.base import Capabilities, check_request
+from tramontane.backends.declared import Declared, Opening
 from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, TramontaneError
 from tramontane.text.stops import StopMatcher
 from tramontane.types import (
@@ -43,7 +44,8 @@ BOS_ID = 2
 PROMPT_LOGPROB = -1.0
 """The natural-log probability that the mock reports for every token of a prompt."""
 
-_REFUSED = frozenset({"logit_bias", "logits_processors", "grammar"})
+_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"logit_bias", "logits_processors", "grammar"}
+_REQUEST = frozenset({"cache_salt"})  # it keeps no cache that could be shared
 
 Script = str | Sequence[str] | Callable[[Request], str]
 
@@ -85,8 +87,11 @@ class MockBackend:
         vector: Callable[[str], Sequence[float]] = hashed,
         relevance: Callable[[str, str], float] = shared_words,
     ) -> None:
-        if not callable(script) and (not script or not all(script)):
-            raise InvalidRequest("script", "an answer must not be empty")
+        _check_script(script)
+        _check_number("delay", delay, (int, float), 0)
+        _check_number("context_length", context_length, int, 2)
+        if fail_after is not None:
+            _check_number("fail_after", fail_after, int, 0)
         self._script: Script = (script,) if isinstance(script, str) else script
         self._delay = delay
         self._fail_after = fail_after
@@ -132,16 +137,15 @@ class MockBackend:
             self._count(running=-1, **{ending: 1})
 
     def capabilities(self) -> Capabilities:
-        honoured = frozenset(f.name for f in fields(SamplingParams)) - _REFUSED
         return Capabilities(
             "mock",
             "mock",
             self._context_length,
-            honoured,
+            _SAMPLING,
             chat=True,
             embeds=True,
             reranks=True,
-            request_fields=frozenset({"cache_salt"}),  # it keeps no cache that could be shared
+            request_fields=_REQUEST,
         )
 
     def close(self) -> None:
@@ -280,6 +284,21 @@ class MockBackend:
             )
 
 
+def _check_script(script: object) -> None:
+    if callable(script):
+        return
+    answers = (script,) if isinstance(script, str) else script
+    if not isinstance(answers, Sequence) or not all(isinstance(answer, str) for answer in answers):
+        raise InvalidRequest("script", f"{script!r:.80} is no text, no list of texts and no function")
+    if not answers or not all(answers):
+        raise InvalidRequest("script", "an answer must not be empty")
+
+
+def _check_number(name: str, value: object, kind: type | tuple[type, ...], low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not value >= low:  # type: ignore[operator]
+        raise InvalidRequest(name, f"{value!r} is not a number of at least {low}")
+
+
 class _Choice:
     """One answer on its way: where in its text it stands, and how it ends."""
 
@@ -355,3 +374,23 @@ class _Choice:
             TokenLogprob(i, chr(i), PROMPT_LOGPROB, 1, ((i, chr(i), PROMPT_LOGPROB),) * top) for i in self._prompt[1:]
         )
         return (None, *scored)
+
+
+def _open(opening: Opening) -> MockBackend:
+    if opening.model:
+        raise InvalidRequest("model", f"the mock backend loads none, not {opening.model!r}", "Pass 'mock' alone.")
+    if opening.chat_template is not None:
+        raise InvalidRequest("chat_template", "the mock backend has its own", "Leave it out.")
+    return MockBackend(sampling=opening.sampling, **opening.options)
+
+
+DECLARED = Declared(
+    name="mock",
+    summary="a script instead of a model, for tests of what is built on Tramontane",
+    open=_open,
+    sampling_fields=_SAMPLING,
+    request_fields=_REQUEST,
+    abilities=frozenset({"generate", "chat", "tokenize", "embed", "rerank", "stats"}),
+    options=frozenset({"script", "delay", "fail_after", "context_length", "vector", "relevance"}),
+    takes_model=False,
+)

@@ -17,12 +17,13 @@ from typing import Any
 
 from tramontane import platform
 from tramontane.backends.base import Capabilities, check_request
+from tramontane.backends.declared import Declared, Opening
 from tramontane.backends.language import template_of
 from tramontane.backends.loop import EngineLoop, public
 from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
 from tramontane.backends.reading import Read, TextReader
 from tramontane.backends.shared import SharedModel, shared_model
-from tramontane.config import EngineConfig, SchedulerConfig
+from tramontane.config import EngineConfig, SchedulerConfig, option_names
 from tramontane.engine.blocks import make_pool
 from tramontane.engine.encoder import Encoder
 from tramontane.engine.engine import Engine
@@ -347,3 +348,24 @@ def _seats(scheduler: SchedulerConfig, states: int) -> SchedulerConfig:
             "(memory_bytes, memory_fraction), or set max_num_seqs.", states,
         )  # fmt: skip
     return replace(scheduler, max_num_seqs=min(states, scheduler.max_num_seqs))
+
+
+def _open(opening: Opening) -> NativeBackend:
+    return NativeBackend(
+        opening.model,
+        opening.config(),
+        opening.sampling,
+        progress=opening.progress,
+        chat_template=opening.chat_template,
+    )
+
+
+DECLARED = Declared(
+    name="native",
+    summary="our own engine: paged memory, many users at once, quantized files as they are",
+    open=_open,
+    sampling_fields=_SAMPLING,
+    request_fields=_REQUEST,
+    abilities=frozenset({"generate", "chat", "tokenize", "embed", "rerank", "stats", "listen"}),
+    options=frozenset(option_names()),
+)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import AsJson, Device, Model, Settings, Threads, open_llm
+from tramontane.cli.options import AsJson, Backend, Device, Model, Settings, Threads, open_llm
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
@@ -27,6 +27,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Sequences of the batch run.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
     as_json: AsJson = False,
+    backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
@@ -35,7 +36,7 @@ def bench(
     from tramontane.cli.terminal import one_line, print_json
 
     # A cached prefix would answer for the prefill: leave the cache out.
-    with open_llm(model, device, threads, option, prefix_caching=False) as llm:
+    with open_llm(model, device, threads, option, backend=backend, prefix_caching=False) as llm:
         report = measure(llm, prompt=prompt, generate=generate, batch=batch, rounds=rounds)
     if not as_json:
         for name, value in report.items():

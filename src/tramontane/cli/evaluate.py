@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tramontane.cli.options import AsJson, Device, Model, Settings, Threads, open_llm, read_text
+from tramontane.cli.options import AsJson, Backend, Device, Model, Settings, Threads, open_llm, read_text
 
 app = typer.Typer(help="Evaluate a model.", no_args_is_help=True)
 
@@ -27,6 +27,7 @@ def perplexity(
     windows: Annotated[int | None, typer.Option(min=1, help="Score only the first so many windows.")] = None,
     context: Annotated[int | None, typer.Option(min=2, help="Tokens a window; not given: min(1024, context).")] = None,
     as_json: AsJson = False,
+    backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
@@ -36,7 +37,7 @@ def perplexity(
     from tramontane.evaluate.perplexity import perplexity as measure
 
     text = read_text(file, "FILE")
-    with open_llm(model, device, threads, option) as llm:
+    with open_llm(model, device, threads, option, backend=backend) as llm:
         result = measure(llm, text, context=context, windows=windows)
         name = llm.capabilities().model
     if as_json:

@@ -26,6 +26,13 @@ Model = Annotated[
         "pypi:PACKAGE==VERSION/FILE; not given: the demo model, SmolLM2-135M.",
     ),
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="What runs the model: native, transformers, mistralrs, mock, or one of another package; as well the name "
+        "in front of the model's (transformers/org/name), or TRAMONTANE_BACKEND; if none is given: native."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or metal.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all that this process may use when not given.")]
 Settings = Annotated[
@@ -34,19 +41,21 @@ Settings = Annotated[
         "--option",
         "-o",
         metavar="NAME=VALUE",
-        help="Any engine option, such as context_length=4096, num_blocks=512, dtype=float32, cache_dtype=float16, "
-        "deterministic=true, paged_attention=false. May be repeated.",
+        help="Any option of the backend, such as context_length=4096, num_blocks=512, dtype=float32, "
+        "cache_dtype=float16, deterministic=true, paged_attention=false. May be repeated.",
     ),
 ]
+_NO_OPTIONS = ("model", "backend", "chat_template", "progress")
+"""What LLM takes by these names otherwise."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that reads as JSON is that (numbers, true, false, null), else a string.
 
-    Raises InvalidRequest for a name that is no engine option, or is given twice.
+    Raises InvalidRequest for a name that is given twice, and for what has options of its own.
     """
-    from tramontane.config import ALIASES, option_names
+    from tramontane.inputs import SAMPLING_FIELDS
 
     parsed: dict[str, Any] = {}
     for setting in settings or []:
@@ -54,8 +63,8 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         name = name.strip().replace("-", "_")
         if not equals or not name:
             raise InvalidRequest("--option", f"{setting!r} is not NAME=VALUE", "Write for example num_blocks=512.")
-        if ALIASES.get(name, name) not in option_names():
-            raise InvalidRequest(name, "no such option", f"Options are: {', '.join(option_names())}.")
+        if name in SAMPLING_FIELDS or name in _NO_OPTIONS:
+            raise InvalidRequest(name, "it is no option of a backend", "See `tramontane run --help`.")
         if name in parsed:
             raise InvalidRequest(name, "it is given twice", "Give it once.")
         try:
@@ -71,12 +80,13 @@ def open_llm(
     threads: int | None,
     settings: list[str] | None,
     *,
+    backend: str | None = None,
     chat_template: str | None = None,
     **defaults: Any,
 ) -> LLM:
     """The LLM that a command's options describe; downloads show their progress on standard error.
 
-    `defaults`: engine options that the command wants unless the user says otherwise.
+    `defaults`: options that the command wants of a backend that has them, unless the user says otherwise.
     """
     given = parse_settings(settings)
     for name, value in (("device", device), ("threads", threads)):
@@ -84,11 +94,14 @@ def open_llm(
             raise InvalidRequest(name, f"given both as --{name} and as --option", "Give it once.")
         if value is not None:
             given[name] = value
+    from tramontane.backends.registry import choose
     from tramontane.cli.terminal import DownloadBar
     from tramontane.llm import LLM
 
+    chosen, _ = choose(model, backend)
+    wanted = {name: value for name, value in defaults.items() if name in chosen.options}
     with DownloadBar() as progress:
-        return LLM(model, chat_template=chat_template, progress=progress, **{**defaults, **given})
+        return LLM(model, backend=backend, chat_template=chat_template, progress=progress, **{**wanted, **given})
 
 
 def read_text(path: Path, field: str) -> str:

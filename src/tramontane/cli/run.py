@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import Device, Model, Settings, Threads, open_llm, read_text
+from tramontane.cli.options import Backend, Device, Model, Settings, Threads, open_llm, read_text
 from tramontane.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (one-shot only).")] = False,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file to use as the chat template.")] = None,
+    backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
@@ -85,7 +86,7 @@ def run(
     one_shot = {"--json": as_json, "--raw": raw, "--echo": echo, "-n": (n or 1) > 1}
     prompt = _prompt(prompt, [name for name, given in one_shot.items() if given])
     template = read_text(chat_template, "--chat-template") if chat_template else None
-    with open_llm(model, device, threads, option, chat_template=template) as llm:
+    with open_llm(model, device, threads, option, backend=backend, chat_template=template) as llm:
         _refuse_system(llm, system, raw)
         if llm.capabilities().defaults.temperature is None:
             params = params.over(SamplingParams(temperature=_TEMPERATURE))
