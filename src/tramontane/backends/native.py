@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from tramontane import platform
-from tramontane.backends.base import Capabilities, check_request
+from tramontane.backends.base import Capabilities
 from tramontane.backends.declared import Declared, Opening
 from tramontane.backends.language import template_of
 from tramontane.backends.loop import EngineLoop, public
-from tramontane.backends.prepare import Prepared, Preparer, generation_defaults
+from tramontane.backends.prepare import Preparer, generation_defaults
 from tramontane.backends.reading import Read, TextReader
+from tramontane.backends.served import EngineBackend
 from tramontane.backends.shared import SharedModel, shared_model
 from tramontane.config import EngineConfig, SchedulerConfig, option_names
 from tramontane.engine.blocks import make_pool
@@ -31,7 +29,7 @@ from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.runner import Runner
 from tramontane.engine.scheduler import Scheduler
 from tramontane.engine.sequence import Stretch
-from tramontane.errors import EngineClosed, InvalidRequest, OutOfMemory, TramontaneError, UnsupportedModel
+from tramontane.errors import InvalidRequest, OutOfMemory, TramontaneError, UnsupportedModel
 from tramontane.kernels.device import resolve_device
 from tramontane.kernels.workspace import Workspace
 from tramontane.loading.build import LoadedModel
@@ -49,10 +47,8 @@ from tramontane.models.heads import Floats
 from tramontane.models.spec import cache_groups, length_dependent
 from tramontane.types import (
     AllocationListener,
-    Chunk,
     Embedding,
     EmbedRequest,
-    Message,
     Request,
     RerankRequest,
     RerankResult,
@@ -62,15 +58,10 @@ from tramontane.types import (
 
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
 _REQUEST = frozenset({"cache_salt"})
-_LONG_PROMPT = 20_000
-"""Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
 log = logging.getLogger("tramontane")
 
-_EXIT_SECONDS = 10.0
-"""How long an exiting interpreter waits for the step that is running."""
 
-
-class NativeBackend:
+class NativeBackend(EngineBackend):
     """A model loaded here, with a KV cache and an engine thread of its own; weights are shared between backends of one
     process that load the same source with the same settings.
 
@@ -99,32 +90,13 @@ class NativeBackend:
         free = _free_for_cache(shared.loaded, config)
         self._context_length = _context_length(config, shared.loaded, free)
         self._defaults, ends = _defaults(shared, sampling or SamplingParams())
-        self._preparer = _preparer(shared, self._defaults, ends, chat_template, self._context_length)
-        self._generates = shared.loaded.spec.generates
+        preparer = _preparer(shared, self._defaults, ends, chat_template, self._context_length)
+        self._family, self._generates = shared.loaded.spec.family, shared.loaded.spec.generates
         self._reader = _reader(shared, self._context_length)
         engine, self._executor, encoder, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
-        self._pid = os.getpid()
-        self._loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=Path(self._source).name)
-        self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid)
-
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        """See `Backend.generate`. A model that only reads raises UnsupportedModel."""
-        prepared = await self._prepare(request)
-        mailbox = self._loop.submit(prepared)
-        open_choices = prepared.request.num_choices
-        untold = True
-        try:
-            while open_choices:
-                for chunk in await mailbox.read():
-                    open_choices -= chunk.finish_reason is not None
-                    if untold and chunk.index == 0:
-                        untold = False
-                        chunk = replace(chunk, prompt_ids=tuple(prepared.request.prompt_ids))
-                    yield chunk
-        finally:
-            if open_choices:
-                self._loop.cancel(prepared.request.id, mailbox)
+        loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=Path(self._source).name)
+        super().__init__(preparer, loop)
 
     async def embed(self, request: EmbedRequest) -> list[Embedding]:
         """See `Embedder.embed`. What takes long runs on threads of its own, not on the event loop."""
@@ -153,26 +125,15 @@ class NativeBackend:
             raise self._reader
         return self._reader
 
-    async def _prepare(self, request: Request) -> Prepared:
-        shared = self._require_open()
-        if not shared.loaded.spec.generates:
+    def _admit(self, request: Request) -> None:
+        """Refuses texts to be written of a model that only reads."""
+        if not self._generates:
             can = "embed() and rerank()" if self.capabilities().reranks else "embed()"
             raise UnsupportedModel(
-                f"This {shared.loaded.spec.family} model reads texts and writes none.",
+                f"This {self._family} model reads texts and writes none.",
                 f"Use {can}, or load a model that generates.",
             )
-        check_request(request, self.capabilities())
-        contents = [request.prompt, *(message.content for message in request.messages or ())]
-        if sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT:
-            return self._preparer.prepare(request)
-        return await asyncio.to_thread(self._preparer.prepare, request)
-
-    def _require_open(self) -> SharedModel:
-        if os.getpid() != self._pid:
-            raise EngineClosed("The engine's thread does not survive a fork.", "Load the model in the new process.")
-        if self._shared is None:
-            raise EngineClosed("The engine was closed.", "Load the model again.")
-        return self._shared
+        super()._admit(request)
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -190,24 +151,14 @@ class NativeBackend:
 
     def close(self) -> None:
         """End every open request as cancelled, stop the thread, free the cache and (with its last user) the model."""
-        if self._finalizer.detach() and os.getpid() == self._pid:
-            self._loop.stop()
+        super().close()
         self._shared = None
-
-    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return self._preparer.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._preparer.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
-        return self._preparer.render(messages, **template_kwargs)
 
     def stats(self) -> Stats:
         """As of the engine's last step; the counters stay readable after `close`."""
         shared = self._shared
         return replace(
-            self._loop.stats(),
+            super().stats(),
             weight_bytes=shared.loaded.weight_bytes if shared else 0,
             cache_bytes=self._cache_bytes if shared else 0,
             workspace_bytes=self._executor.workspace_bytes,
@@ -217,11 +168,6 @@ class NativeBackend:
         """`listener` hears of every request that is submitted after this call."""
         self._require_open()
         self._loop.add_listener(listener)
-
-
-def _stop(loop: EngineLoop, pid: int) -> None:
-    if os.getpid() == pid:
-        loop.stop(_EXIT_SECONDS)
 
 
 def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
