@@ -81,6 +81,15 @@ class Choices {
                                 penalties.data<const float>(), biases.data<const float>(), rows[0]);
     }
 
+    void mask(handle logits_, handle rows_, handle masks_) {
+        const Array logits(logits_, "logits", FLOAT32, {ANY, ANY}, true), rows(rows_, "rows", INT32, {ANY});
+        const Array masks(masks_, "masks", INT32, {rows[0], (logits[1] + 31) / 32});
+        check_ids(rows, "rows", logits[0]);
+        const Unlocked unlocked(rows[0] * logits[1]);
+        tramontane::mask(logits.data<float>(), logits[1], rows.data<const int32_t>(), masks.data<const int32_t>(),
+                         rows[0]);
+    }
+
     void log_softmax(handle out_, handle logits_) {
         const Array logits(logits_, "logits", FLOAT32, {ANY, ANY});
         const Array out(out_, "out", FLOAT32, {logits[0], logits[1]}, true);

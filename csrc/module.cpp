@@ -97,6 +97,7 @@ NB_MODULE(_native, m) {
     choices("combine", &Choices::combine);
     choices("take_rows", &Choices::take_rows);
     choices("apply_edits", &Choices::apply_edits);
+    choices("mask", &Choices::mask);
     choices("log_softmax", &Choices::log_softmax);
     choices("sample", &Choices::sample);
 }

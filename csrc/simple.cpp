@@ -1,7 +1,9 @@
 #include "simple.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace tramontane {
 
@@ -20,6 +22,21 @@ void apply_edits(float* logits, int64_t vocabulary, const int32_t* rows, const i
     for (int64_t e = 0; e < count; e++) {
         float& logit = logits[rows[e] * vocabulary + ids[e]];
         logit = (logit > 0 ? logit / penalties[e] : logit * penalties[e]) + biases[e];
+    }
+}
+
+void mask(float* logits, int64_t vocabulary, const int32_t* rows, const int32_t* masks, int64_t count) {
+    constexpr int64_t BITS = 32;
+    const int64_t words = (vocabulary + BITS - 1) / BITS;
+    for (int64_t i = 0; i < count; i++) {
+        float* row = logits + rows[i] * vocabulary;
+        for (int64_t w = 0; w < words; w++) {
+            const auto word = static_cast<uint32_t>(masks[i * words + w]);
+            if (word == UINT32_MAX) continue;
+            const int64_t end = std::min(vocabulary, (w + 1) * BITS);
+            for (int64_t v = w * BITS; v < end; v++)
+                if ((word >> (v - w * BITS) & 1) == 0) row[v] = -std::numeric_limits<float>::infinity();
+        }
     }
 }
 

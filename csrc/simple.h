@@ -12,6 +12,9 @@ void copy_blocks(uint8_t* cache, const int32_t* source, const int32_t* target, i
 void apply_edits(float* logits, int64_t vocabulary, const int32_t* rows, const int32_t* ids, const float* penalties,
                  const float* biases, int64_t count);
 
+// -inf where a row's bit is 0; `count` rows, whose masks have a word for each 32 tokens.
+void mask(float* logits, int64_t vocabulary, const int32_t* rows, const int32_t* masks, int64_t count);
+
 // out *= x
 void multiply(float* out, const float* x, int64_t count);
 

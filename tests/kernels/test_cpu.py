@@ -328,6 +328,7 @@ def test_what_would_reach_outside_of_an_array_is_refused() -> None:
         refused(f"ids {bad}", ops.rows, row, ints(bad), table)
         refused(f"rows {bad}", ops.take_rows, row, table, ints(bad))
         refused(f"rows {bad}", ops.apply_edits, table, ints(bad), ints(0), normal(1), normal(1))
+        refused(f"rows {bad}", ops.mask, table, ints(bad), ints(0)[:, None])
         refused("ids 8", ops.apply_edits, table, ints(0), ints(8), normal(1), normal(1))
     cache, k = np.zeros((2, 1, 4, 8), np.float32), normal(1, 1, 8)
     refused("slots 8", ops.write_cache, cache, cache.copy(), k, k, ints(8))

@@ -362,6 +362,28 @@ def test_apply_edits(ops: Ops, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(call(ops, "apply_edits", logits, ints(), ints(), none, none), logits)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 100])
+def test_mask(ops: Ops, rng: np.random.Generator, vocabulary: int) -> None:
+    logits, rows = normal(rng, 5, vocabulary), ints(3, 0)
+    may = rng.random((2, vocabulary)) < 0.5
+    words = np.zeros((2, -(-vocabulary // 32)), np.uint32)
+    for row, token in np.argwhere(may):
+        words[row, token // 32] |= np.uint32(1 << (token % 32))
+    expected = logits.copy()
+    for row, allowed in zip(rows, may, strict=True):
+        expected[row, ~allowed] = -np.inf
+    np.testing.assert_array_equal(call(ops, "mask", logits, rows, words.view(np.int32)), expected)
+    all_set = np.full((2, words.shape[1]), -1, np.int32)
+    np.testing.assert_array_equal(call(ops, "mask", logits, rows, all_set), logits)
+    np.testing.assert_array_equal(call(ops, "mask", logits, ints(), all_set[:0]), logits)
+
+
+def test_a_mask_of_another_vocabulary_is_refused(ops: Ops, rng: np.random.Generator) -> None:
+    for words in (1, 3):
+        with pytest.raises(ValueError, match="mask"):
+            call(ops, "mask", normal(rng, 2, 64), ints(0), np.zeros((1, words), np.int32))
+
+
 def test_penalties_are_transformers(ops: Ops, rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     processors = pytest.importorskip("transformers.generation.logits_process")

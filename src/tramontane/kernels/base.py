@@ -376,6 +376,13 @@ class Ops(Protocol):
         """
         ...
 
+    def mask(self, logits: Array, rows: Array, masks: Array) -> None:
+        """In place: -inf to what a mask forbids, in the rows (int32 [M], each once) of logits [R,V].
+
+        masks int32 [M, ceil(V/32)]: bit v % 32 (the lowest is 0) of word v // 32 is set where token v may stay.
+        """
+        ...
+
     def log_softmax(self, out: Array, logits: Array) -> None:
         """out[R,V] = logits - log(sum(exp(logits))), float32. out may be logits."""
         ...

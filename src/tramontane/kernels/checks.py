@@ -190,6 +190,15 @@ def check_experts(
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]
 
 
+def check_mask(logits: Array, rows: Array, masks: Array) -> None:
+    """Hold the arguments of `Ops.mask` to their shapes."""
+    sizes = check(
+        "mask", ("logits", logits, "R V", FLOAT32), ("rows", rows, "M", INT32), ("masks", masks, "M W", INT32)
+    )
+    if sizes["W"] != -(-sizes["V"] // 32):
+        raise ValueError(f"mask: {sizes['W']} words of 32 tokens for a vocabulary of {sizes['V']}")
+
+
 def check_sample(
     tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
 ) -> None:

@@ -224,6 +224,9 @@ class CpuOps(RecurrentOps):
     def apply_edits(self, logits: Array, rows: Array, ids: Array, penalties: Array, biases: Array) -> None:
         self._native.apply_edits(logits, rows, ids, penalties, biases)
 
+    def mask(self, logits: Array, rows: Array, masks: Array) -> None:
+        self._native.mask(logits, rows, masks)
+
     def log_softmax(self, out: Array, logits: Array) -> None:
         self._native.log_softmax(out, logits)
 

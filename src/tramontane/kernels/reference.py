@@ -28,6 +28,7 @@ from tramontane.kernels.checks import (
     check_experts,
     check_gate,
     check_groups,
+    check_mask,
     check_norm,
     check_place,
     check_route,
@@ -587,6 +588,11 @@ class ReferenceOps(RecurrentOps):
         )
         values = logits[rows, ids]
         logits[rows, ids] = np.where(values > 0, values / penalties, values * penalties) + biases
+
+    def mask(self, logits: Array, rows: Array, masks: Array) -> None:
+        check_mask(logits, rows, masks)
+        bits = np.unpackbits(masks.astype("<i4").view(np.uint8), axis=1, bitorder="little")
+        logits[rows] = np.where(bits[:, : logits.shape[1]], logits[rows], np.float32(-np.inf))
 
     def log_softmax(self, out: Array, logits: Array) -> None:
         check("log_softmax", ("out", out, "R V", FLOAT32), ("logits", logits, "R V", FLOAT32))

@@ -30,6 +30,7 @@ from tramontane.kernels.checks import (
     check_experts,
     check_gate,
     check_groups,
+    check_mask,
     check_norm,
     check_place,
     check_route,
@@ -540,6 +541,13 @@ class TorchOps(RecurrentOps):
         at = (rows.long(), ids.long())
         values = logits[at]
         logits[at] = torch.where(values > 0, values / penalties, values * penalties) + biases
+
+    def mask(self, logits: Array, rows: Array, masks: Array) -> None:
+        check_mask(logits, rows, masks)
+        bits = (masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device)) & 1
+        forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0
+        at = rows.long()
+        logits[at] = logits[at].masked_fill(forbidden, -torch.inf)
 
     def log_softmax(self, out: Array, logits: Array) -> None:
         check("log_softmax", ("out", out, "R V", FLOAT32), ("logits", logits, "R V", FLOAT32))
