@@ -33,6 +33,8 @@ RANK = {part: len(ORDER) - i for i, row in enumerate(ORDER) for part in row}
 HOST_ONLY = {"engine.blocks", "engine.places", "engine.scheduler", "engine.sequence", "engine.step"}
 ARRAY_LIBRARIES = {"numpy", "ml_dtypes", "torch", "jax", "cupy", "safetensors"}
 TORCH_ALLOWED = ("kernels.torch_", "kernels.triton", "models.fallback", "backends.transformers")
+SERVER_KNOWS = {"server", "backends.base", "types", "errors", "config"}
+SERVER_DEPENDENCIES = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "prometheus_client"}
 DEPENDENCIES = {
     "numpy",
     "ml_dtypes",
@@ -123,6 +125,16 @@ def test_the_top_knows_backends_and_no_engine(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
+def test_the_server_knows_protocols_and_plain_data(path: Path) -> None:
+    if name_of(path).split(".")[0] != "server":
+        return
+    for line, name in imports(path):
+        target = ours(name)
+        allowed = target is None or target.split(".")[0] in SERVER_KNOWS or target in SERVER_KNOWS
+        assert allowed, f"{path}:{line}: imports {name}"
+
+
+@pytest.mark.parametrize("path", ALL)
 def test_bookkeeping_knows_no_arrays(path: Path) -> None:
     if name_of(path) not in HOST_ONLY:
         return
@@ -145,9 +157,10 @@ def test_torch_is_imported_in_few_places(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ALL)
 def test_nothing_but_the_dependencies_is_imported(path: Path) -> None:
+    extra = SERVER_DEPENDENCIES if name_of(path).split(".")[0] == "server" else set()
     for line, name in imports(path):
         top = name.split(".")[0]
-        known = top == "tramontane" or top in sys.stdlib_module_names or top in DEPENDENCIES
+        known = top == "tramontane" or top in sys.stdlib_module_names or top in DEPENDENCIES | extra
         assert known or top in ("torch", "transformers", "triton"), f"{path}:{line}: imports {name}"
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from tramontane import __version__
-from tramontane.cli import bench, doctor, evaluate, inspect, models, run
+from tramontane.cli import bench, doctor, evaluate, inspect, models, run, serve
 from tramontane.errors import InvalidRequest, TramontaneError
 
 
@@ -68,6 +68,7 @@ def _root(
 
 
 app.command("run")(run.run)
+app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")

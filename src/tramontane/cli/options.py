@@ -74,6 +74,17 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
+def engine_options(device: str | None, threads: int | None, settings: list[str] | None) -> dict[str, Any]:
+    """All that a command's options say to a backend. Raises InvalidRequest for what is said twice."""
+    given = parse_settings(settings)
+    for name, value in (("device", device), ("threads", threads)):
+        if value is not None and name in given:
+            raise InvalidRequest(name, f"given both as --{name} and as --option", "Give it once.")
+        if value is not None:
+            given[name] = value
+    return given
+
+
 def open_llm(
     model: str | None,
     device: str | None,
@@ -88,12 +99,7 @@ def open_llm(
 
     `defaults`: options that the command wants of a backend that has them, unless the user says otherwise.
     """
-    given = parse_settings(settings)
-    for name, value in (("device", device), ("threads", threads)):
-        if value is not None and name in given:
-            raise InvalidRequest(name, f"given both as --{name} and as --option", "Give it once.")
-        if value is not None:
-            given[name] = value
+    given = engine_options(device, threads, settings)
     from tramontane.backends.registry import choose
     from tramontane.cli.terminal import DownloadBar
     from tramontane.llm import LLM

@@ -1,0 +1,94 @@
+"""The application: all parts of the server, put together.
+
+Owns the order of what a request passes, and the OpenAPI document. Must not know: endpoints' work, how it is run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from tramontane.backends.base import Backend, HasStats
+from tramontane.errors import TramontaneError
+from tramontane.server.answers import cancelled
+from tramontane.server.keys import KeyCheck
+from tramontane.server.limits import BodyLimit
+from tramontane.server.logs import RequestLog
+from tramontane.server.metrics import Metrics
+from tramontane.server.problems import ClientGone, Problem, on_problem
+from tramontane.server.routes import chat, completions, models, operations
+from tramontane.server.schemas.chat import ChatChunk
+from tramontane.server.service import Service
+from tramontane.server.settings import ServerSettings
+from tramontane.types import Stats
+
+_ROUTERS = (chat.routes, completions.routes, models.routes, operations.routes)
+
+
+def create_app(settings: ServerSettings, opener: Callable[[], Backend], version: str) -> FastAPI:
+    """The server as an ASGI application. `opener` loads the model, on a thread, once the application has started;
+    the application closes it. `app.state.service` is its `Service`."""
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None, None]:
+        loading = asyncio.ensure_future(service.load(opener))
+        try:
+            yield
+        finally:
+            await cancelled(loading)
+            await asyncio.to_thread(service.close)
+
+    app = FastAPI(
+        title="Tramontane",
+        version=version,
+        description="Open language models, by the interface that OpenAI's clients speak.",
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        root_path=settings.root_path,
+    )
+    app.state.service = service
+    app.state.metrics = Metrics(settings.names[0], partial(_stats, service), lambda: service.open_requests)
+    for router in _ROUTERS:
+        app.include_router(router)
+    for kind in (Problem, ClientGone, TramontaneError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, on_problem)
+    app.openapi = partial(_document, app, app.openapi)  # type: ignore[method-assign]
+    # The last to be added is the first that a request passes.
+    app.add_middleware(BodyLimit, limits=settings.limits)
+    if settings.keys:
+        app.add_middleware(KeyCheck, keys=settings.keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(RequestLog, metrics=app.state.metrics)
+    return app
+
+
+def _stats(service: Service) -> Stats | None:
+    backend = service.idle_backend
+    return backend.stats() if isinstance(backend, HasStats) else None
+
+
+def _document(app: FastAPI, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's document, with the schema of what only streams hold."""
+    document = made()
+    schema = ChatChunk.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = {ChatChunk.__name__: schema, **schema.pop("$defs", {})}
+    for name, part in parts.items():
+        document["components"]["schemas"].setdefault(name, part)
+    return document

@@ -1,0 +1,111 @@
+"""What the routes share: how a handler gets at the server's parts, documents its errors, and answers.
+
+Must not know: any one endpoint.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import HTTPBearer
+
+from tramontane.server.answers import Numbered, answer, first_of, while_connected
+from tramontane.server.convert import Asked, Asking
+from tramontane.server.metrics import Metrics
+from tramontane.server.problems import Problem, problem_of
+from tramontane.server.records import Record, record_of
+from tramontane.server.schemas.base import ErrorReply, Sampled
+from tramontane.server.service import Service
+from tramontane.server.settings import ServerSettings
+from tramontane.server.sse import Event, EventStream
+from tramontane.server.wire import JsonResponse, StrictRoute
+from tramontane.types import Usage
+
+_BEARER = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorReply, "description": "The request cannot be honoured; the error says which field, and why."},
+    "5XX": {"model": ErrorReply, "description": "The server cannot answer now, or failed."},
+}
+
+
+def router(tag: str) -> APIRouter:
+    """A router whose endpoints read JSON strictly and document keys and errors."""
+    return APIRouter(tags=[tag], route_class=StrictRoute, responses=_ERRORS, dependencies=[Depends(_BEARER)])
+
+
+class Call:
+    """One call of an endpoint: the server's parts, and the request that is handled."""
+
+    def __init__(self, http: Request) -> None:
+        self.http = http
+        self.service: Service = http.app.state.service
+        self.metrics: Metrics = http.app.state.metrics
+        self.settings: ServerSettings = self.service.settings
+        self.record: Record = record_of(http.scope)
+
+    def asking(self) -> Asking:
+        """What converting a body needs. Raises Problem (503)."""
+        return Asking(self.record, self.settings, self.service.backend.capabilities().request_fields)
+
+    async def in_time(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What `work` returns, while the client waits for it and there is time."""
+        return await while_connected(self.http, work, self.settings.limits.request_seconds)
+
+    def header(self, kind: str) -> dict[str, Any]:
+        """What every answer begins with."""
+        return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.settings.names[0]}
+
+    async def generate(
+        self,
+        body: Sampled,
+        asked: Asked,
+        streamed: Callable[[AsyncGenerator[Numbered, None]], AsyncGenerator[Event, None]],
+        gathered: Callable[[AsyncGenerator[Numbered, None]], Coroutine[Any, Any, Mapping[str, Any]]],
+    ) -> Response:
+        """Answer `asked`, as a stream of events or at once, as the body says."""
+        backend = self.service.backend_for(body.model)
+        if self.settings.log_prompts:
+            self.record.prompt = body.model_dump(include={"messages", "prompt"}, exclude_none=True)
+        chunks = answer(self.service, self.metrics, self.record, backend, asked.requests)
+        try:
+            if not body.stream:
+                return JsonResponse(await self.in_time(gathered(chunks)))
+            begun = await self.in_time(first_of(chunks))
+        except Exception as error:
+            raise _renamed(error, asked.names) from error
+        finally:
+            if not body.stream:
+                await chunks.aclose()
+        left = self.settings.limits.request_seconds - (time.perf_counter() - self.record.started)
+        return EventStream(streamed(begun), asked.names, max(left, 0.0))
+
+
+async def _the_call(http: Request) -> Call:
+    return Call(http)  # not the class itself, which FastAPI would call on a thread
+
+
+TheCall = Annotated[Call, Depends(_the_call)]
+
+
+def _renamed(error: Exception, names: Mapping[str, str]) -> Exception:
+    return problem_of(error, names) if isinstance(error, (Problem, ValueError)) else error
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """Usage in OpenAI's shape."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def event_stream(schema: str) -> dict[int | str, dict[str, Any]]:
+    """How a route documents that it may answer with a stream of `schema`."""
+    reference = {"$ref": f"#/components/schemas/{schema}"}
+    return {200: {"content": {"text/event-stream": {"schema": reference}}}}

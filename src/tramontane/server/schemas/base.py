@@ -1,0 +1,146 @@
+"""What the schemas are made of: strict bodies, refused fields, numbers, usage, errors, and sampling.
+
+Owns the fields that chat and completions share. Must not know: how a field is honoured.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+class Body(BaseModel):
+    """Something that a client sends: unknown fields are refused, types are not guessed, null is not given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Reply(BaseModel):
+    """Something that a client gets. Fields that were not set are left out."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    def dumped(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True)
+
+
+def refused(why: str, *neutral: Any) -> Any:
+    """The type of a field that is refused by name, but for values that ask for nothing: null and `neutral`."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(type(value) is type(one) and value == one for one in neutral):
+            return value
+        raise PydanticCustomError("refused", "{why}", {"why": why})
+
+    allowed: Any = Literal[neutral] | None if neutral else None
+    return Annotated[allowed, BeforeValidator(check), Field(description=f"Refused: {why}.")]
+
+
+def refused_unless_empty(why: str) -> Any:
+    """The same for a list that may be empty."""
+
+    def check(value: Any) -> Any:
+        if value is None or value == []:
+            return value
+        raise PydanticCustomError("refused", "{why}", {"why": why})
+
+    empty = Field(max_length=0, description=f"Refused: {why}.")
+    return Annotated[Annotated[list[Any], empty] | None, BeforeValidator(check)]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+"""An integer; 40.0 is one too, in JSON Schema as in what some clients send."""
+
+Count = Annotated[Int, Field(ge=1, le=2**63 - 1)]
+Natural = Annotated[Int, Field(ge=0, le=2**63 - 1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Text = Annotated[str, Field(min_length=1)]
+Schema = dict[str, Any] | bool
+Labels = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+ModelName = Annotated[str | None, Field(description="One of the names in /v1/models; the first when left out.")]
+
+
+class ErrorDetail(Reply):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(Reply):
+    error: ErrorDetail
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    """End with a chunk that has usage and no choices."""
+    continuous_usage_stats: bool | None = None
+    """Usage so far on every chunk."""
+    include_obfuscation: refused("chunks are not padded", False) = None  # type: ignore[valid-type]
+
+
+class StructuredOutputs(Body):
+    """What an answer must match, as vLLM spells it: one of these."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    json_: Schema | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class Sampled(Body):
+    """How an answer is drawn and when it ends, and what the server is told besides: of chat and completions alike."""
+
+    model: ModelName = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
+    max_tokens: Natural | None = None
+    n: Count | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    user: str | None = None
+    # Beyond OpenAI's, spelt as vLLM does.
+    top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Natural | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+    priority: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
+    guided_json: Schema | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+class PromptDetails(Reply):
+    cached_tokens: int
+
+
+class UsageReply(Reply):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails

@@ -1,0 +1,113 @@
+"""JSON on the wire: what is taken from a client, and how answers are written.
+
+Owns the rules that Python's reader of JSON lacks. Must not know: schemas, what the JSON says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from tramontane.server.problems import Problem
+
+MAX_DEPTH = 100
+"""Of objects and lists in each other. No request needs as many, and what walks a schema by recursion may not."""
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON. Half a surrogate pair, which UTF-8 cannot hold, is escaped as JSON does it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+def decode(body: bytes) -> Any:
+    """JSON as its standard has it: UTF-8, finite numbers, no abyss. Raises Problem (400)."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise _malformed(f"It is not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise _malformed(f"It nests deeper than {MAX_DEPTH} levels") from None
+    except json.JSONDecodeError as error:
+        raise _malformed(f"{error}") from None
+    except ValueError:  # what Python says of an integer that would take too long to read
+        raise _malformed("An integer has too many digits") from None
+    _check_depth(value)
+    return value
+
+
+def _malformed(detail: str) -> Problem:
+    return Problem(400, f"The body cannot be read as JSON. {detail.rstrip('.')}.", code="invalid_json")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _malformed(f"{name} is not in it")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _malformed(f"The number {text:.40} is too large")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise _malformed(f"It nests deeper than {MAX_DEPTH} levels")
+
+
+class _Decoded(Request):
+    """A request whose body has been read."""
+
+    value: Any = None
+
+    async def json(self) -> Any:
+        return self.value
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body by `decode`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            decoded = _Decoded(request.scope, request.receive)
+            body = await decoded.body()
+            if body:
+                _check_type(request.headers.get("content-type", ""))
+                decoded.value = decode(body)
+            return await handle(decoded)
+
+        return strictly
+
+
+def _check_type(given: str) -> None:
+    """A page of another origin can send other types without asking the browser; nobody else has a reason to."""
+    kind = given.partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"The Content-Type is {kind!r:.80}. Send application/json."
+        raise Problem(415, message, code="unsupported_media_type")
+
+
+class JsonResponse(Response):
+    """An answer in JSON, written by `encode`."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return encode(content)
