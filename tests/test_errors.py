@@ -24,6 +24,8 @@ SAMPLES: list[TramontaneError] = [
     errors.MissingExtra("torch", "CUDA"),
     errors.TemplateError("The chat template refuses the conversation."),
     errors.RequestCancelled("r-1"),
+    errors.RequestTimeout("r-1", 2.5),
+    errors.Overloaded(12, 3.0),
     errors.EngineClosed("The engine was closed."),
 ]
 

@@ -18,6 +18,7 @@ NAMES = """
     EmbedRequest Embedding RerankRequest RerankResult Ranked
     TramontaneError ModelNotFound UnsupportedModel CorruptCheckpoint OutOfMemory DeviceNotAvailable InvalidRequest
     ContextLengthExceeded DownloadFailed AuthenticationRequired MissingExtra TemplateError RequestCancelled EngineClosed
+    RequestTimeout Overloaded
     __version__
 """.split()  # noqa: SIM905  (a list of strings would be four times as long)
 

@@ -75,14 +75,17 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """How much runs at once: sequences, and tokens a step."""
+    """How much runs at once: sequences, and tokens a step; and how much may wait for that."""
 
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
+    max_waiting: int | None = None
+    """Sequences that may wait beyond those that there are seats for; what comes then is refused with Overloaded."""
 
     def __post_init__(self) -> None:
         _check("max_num_seqs", self.max_num_seqs, int, 1, 65536)
         _check("max_num_batched_tokens", self.max_num_batched_tokens, int, 1, 1 << 20)
+        _check_optional("max_waiting", self.max_waiting, int, 0)
 
 
 @dataclass(frozen=True)

@@ -131,5 +131,29 @@ class RequestCancelled(TramontaneError):
         super().__init__(f"Request {request_id} was cancelled.".replace("  ", " "))
 
 
+class RequestTimeout(TramontaneError):
+    """The request did not end within its own time."""
+
+    def __init__(self, request_id: str, seconds: float) -> None:
+        self.request_id = request_id
+        self.seconds = seconds
+        super().__init__(
+            f"Request {request_id} did not end within its timeout of {seconds:g} s.",
+            "Allow more time, or ask for fewer tokens.",
+        )
+
+
+class Overloaded(TramontaneError):
+    """As many requests wait as may. `retry_after`: seconds after which those that wait now have probably begun."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        self.waiting = waiting
+        self.retry_after = retry_after
+        super().__init__(
+            f"The engine is overloaded: {waiting} wait already.",
+            f"Try again in {retry_after:.0f} s, or raise max_waiting.",
+        )
+
+
 class EngineClosed(TramontaneError):
     """The engine was closed, or its thread died; nothing more can be asked of it."""

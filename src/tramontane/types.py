@@ -327,6 +327,8 @@ class Request:
     """Lower ones are served first; of equal ones, whose `tenant` has had least, then the first to come."""
     tenant: str = ""
     """On whose behalf: among requests of equal priority, tenants take turns."""
+    timeout: float | None = None
+    """Seconds after which what has not ended fails with RequestTimeout; None: as long as it takes."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
     id: str = ""
@@ -348,6 +350,16 @@ class Request:
             raise InvalidRequest("tool_choice", f"there is no tool {self.tool_choice.name!r}", f"There are {names}.")
         if self.tool_choice == "required" and not names:
             raise InvalidRequest("tool_choice", "a call is required, and there are no tools", "Give tools.")
+        if not isinstance(self.priority, int) or isinstance(self.priority, bool):
+            raise InvalidRequest("priority", f"{self.priority!r} is not an integer")
+        if not isinstance(self.tenant, str):
+            raise InvalidRequest("tenant", f"{self.tenant!r} is not a text")
+        if self.timeout is not None and not _is_duration(self.timeout):
+            raise InvalidRequest("timeout", f"{self.timeout!r} is not a number of seconds above 0")
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tramontane.backends.base import Backend, Embedder, HasStats, Reranker, Tokenizing
 from tramontane.backends.mock import BOS_ID, PROMPT_LOGPROB, MockBackend
-from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, TramontaneError
+from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, RequestTimeout, TramontaneError
 from tramontane.types import Chunk, ImagePart, Message, Request, SamplingParams
 
 
@@ -155,6 +155,16 @@ def test_failures_end_each_choice_once() -> None:
     assert sum(chunk.finish_reason is not None for chunk in chunks) == 2
     assert (backend.stats().requests_failed, backend.stats().running) == (1, 0)
     assert [chunk.finish_reason for chunk in ask(MockBackend(fail_after=0))] == ["error"]
+
+
+def test_time_runs_out() -> None:
+    backend = MockBackend("abc", delay=3600.0)
+    chunks = collect(backend, Request(prompt="x", sampling=SamplingParams(n=2), timeout=0.01))
+    assert [(chunk.index, chunk.finish_reason, type(chunk.error)) for chunk in chunks] == [
+        (0, "error", RequestTimeout),
+        (1, "error", RequestTimeout),
+    ]
+    assert (backend.stats().requests_failed, backend.stats().running) == (1, 0)
 
 
 def test_closing_ends_what_is_open_as_cancelled() -> None:

@@ -41,6 +41,8 @@ from tramontane.errors import (
     MissingExtra,
     ModelNotFound,
     OutOfMemory,
+    Overloaded,
+    RequestTimeout,
     TramontaneError,
 )
 from tramontane.kernels import device
@@ -454,6 +456,112 @@ def test_an_event_loop_that_closes_takes_its_requests_along(backend: NativeBacke
     assert backend.stats().requests_cancelled == 1
     del waiting, stream
     assert text(chunks(backend, say("on"))) == "on"
+
+
+def test_who_leaves_is_in_no_later_step(backend: NativeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Runner.run
+    sizes: list[int] = []
+    held, left = threading.Event(), threading.Event()
+
+    def recorded(runner: Runner, step: Step) -> StepResult:
+        sizes.append(len(step.sequences))
+        return run(runner, step)
+
+    def hold(prompt: Sequence[int], output: Sequence[int], logits: Any) -> Any:
+        if len(output) == 3:
+            held.set()
+            assert left.wait(60)
+        return logits
+
+    async def leave() -> int:
+        leaver = backend.generate(ask("y" * 40, max_tokens=100, ignore_eos=True))
+        await anext(leaver)
+        stays = asyncio.create_task(chunks_of(backend, ask(max_tokens=12, ignore_eos=True, logits_processors=(hold,))))
+        assert await asyncio.to_thread(held.wait, 60)
+        during = len(sizes)
+        await leaver.aclose()
+        left.set()
+        await stays
+        return during
+
+    monkeypatch.setattr(Runner, "run", recorded)
+    during = asyncio.run(leave())
+    assert sizes[during - 1] == 2
+    assert set(sizes[during:]) == {1}
+    idle(backend)
+
+
+def test_time_runs_out_as_an_error_of_its_own(backend: NativeBackend) -> None:
+    def slow(prompt: Sequence[int], output: Sequence[int], logits: Any) -> Any:
+        time.sleep(0.01)
+        return logits
+
+    asked = ask(max_tokens=100, ignore_eos=True, logits_processors=(slow,), n=2)
+    found = chunks(backend, replace(asked, timeout=0.1))
+    final = [chunk for chunk in found if chunk.finish_reason]
+    assert [(chunk.finish_reason, type(chunk.error)) for chunk in final] == [("error", RequestTimeout)] * 2
+    assert len(ids(found)) < 100
+    idle(backend)
+
+
+def test_a_full_line_refuses(checkpoint: Path) -> None:
+    scheduler = SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=64, max_waiting=1)
+    held, tried = threading.Event(), threading.Event()
+
+    def hold(prompt: Sequence[int], output: Sequence[int], logits: Any) -> Any:
+        held.set()
+        assert tried.wait(60)
+        return logits
+
+    async def crowd(backend: NativeBackend) -> None:
+        first = asyncio.create_task(chunks_of(backend, ask(max_tokens=2, logits_processors=(hold,))))
+        assert await asyncio.to_thread(held.wait, 60)
+        second, third = (asyncio.create_task(chunks_of(backend, ask(max_tokens=2))) for _ in range(2))
+        await asyncio.sleep(0)
+        tried.set()
+        with pytest.raises(Overloaded) as caught:
+            await third
+        assert caught.value.retry_after >= 1.0
+        assert (await first)[-1].finish_reason
+        assert (await second)[-1].finish_reason
+
+    backend = NativeBackend(checkpoint, replace(CONFIG, scheduler=scheduler))
+    asyncio.run(crowd(backend))
+    backend.close()
+
+
+def test_priorities_and_tenants_reach_the_engine(checkpoint: Path) -> None:
+    config = replace(CONFIG, scheduler=SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=64))
+    held, asked = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def hold(prompt: Sequence[int], output: Sequence[int], logits: Any) -> Any:
+        held.set()
+        assert asked.wait(60)
+        return logits
+
+    async def one(backend: NativeBackend, request: Request) -> None:
+        found = await chunks_of(backend, request)
+        order.append(found[-1].request_id)
+
+    async def all_(backend: NativeBackend) -> None:
+        first = replace(ask(max_tokens=2, ignore_eos=True, logits_processors=(hold,), id="first"), tenant="x")
+        tasks = [asyncio.create_task(one(backend, first))]
+        assert await asyncio.to_thread(held.wait, 60)
+        for id, priority, tenant in (("late", 1, "y"), ("again", 0, "x"), ("other", 0, "y"), ("urgent", -1, "x")):
+            later = replace(ask(max_tokens=2, ignore_eos=True, id=id), priority=priority, tenant=tenant)
+            tasks.append(asyncio.create_task(one(backend, later)))
+        await asyncio.sleep(0)
+        asked.set()
+        await asyncio.gather(*tasks)
+
+    backend = NativeBackend(checkpoint, config)
+    asyncio.run(all_(backend))
+    backend.close()
+    # "urgent" takes the seat of "first", which goes on after it
+    assert order[0] == "urgent"
+    assert order[-1] == "late"
+    assert sorted(order) == ["again", "first", "late", "other", "urgent"]
 
 
 def test_a_request_id_serves_one_open_request_at_a_time(backend: NativeBackend) -> None:

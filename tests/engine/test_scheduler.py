@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +34,10 @@ class Setup:
     stretch: Stretch | None = None
     num_states: int = 0
     state_interval: int = 1
+    max_waiting: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    priorities: tuple[int, ...] = ()
+    """Of a random walk's requests, which are then of several tenants too."""
 
     def build(self) -> tuple[Scheduler, ShadowExecutor]:
         cache = CacheConfig(
@@ -43,15 +49,23 @@ class Setup:
                 *(self.num_blocks, self.block_size, self.windows, self.prefix_caching),
                 *(self.num_states, self.state_interval),
             )
-        config = SchedulerConfig(self.max_num_seqs, self.max_num_batched_tokens)
+        config = SchedulerConfig(self.max_num_seqs, self.max_num_batched_tokens, self.max_waiting)
         executor = ShadowExecutor(self.windows, self.block_size, self.stretch, self.num_states > 0)
-        return Scheduler(config, pool, self.context_length, self.stretch), executor
+        return Scheduler(config, pool, self.context_length, self.stretch, self.clock), executor
 
 
-def request(id: str, prompt: list[int], seed: int = 0, salt: str = "", **params: Any) -> EngineRequest:
-    return EngineRequest(
-        id, tuple(prompt), SamplingParams(**params).over(SAMPLING_DEFAULTS), frozenset({EOS}), seed, salt
-    )
+def request(
+    id: str,
+    prompt: list[int],
+    seed: int = 0,
+    salt: str = "",
+    priority: int = 0,
+    tenant: str = "",
+    timeout: float | None = None,
+    **params: Any,
+) -> EngineRequest:
+    resolved = SamplingParams(**params).over(SAMPLING_DEFAULTS)
+    return EngineRequest(id, tuple(prompt), resolved, frozenset({EOS}), seed, salt, priority, tenant, timeout)
 
 
 def turn(scheduler: Scheduler, executor: ShadowExecutor) -> tuple[Step, list[Event]]:
@@ -119,6 +133,8 @@ class Walk:
             prompt,
             seed=rng.randrange(3),
             salt=rng.choice(["", "", "a"]),
+            priority=rng.choice(self.setup.priorities) if self.setup.priorities else 0,
+            tenant=rng.choice(["", "", "other"]) if self.setup.priorities else "",
             n=rng.choice([1, 1, 1, 2, 3]),
             max_tokens=max_tokens,
             min_tokens=rng.choice([0, 0, 0, 3]) if max_tokens is None or max_tokens > 3 else 0,
@@ -234,6 +250,9 @@ SETUPS: dict[str, Setup] = {
     "stretched whole, window, few blocks": Setup((None, 8), num_blocks=22, stretch=Stretch(11, whole=True)),
     "stretched token by token": Setup(stretch=Stretch(14, whole=False)),
     "contiguous, stretched whole": Setup(paged_attention=False, num_blocks=40, stretch=Stretch(14, whole=True)),
+    "priorities": Setup(num_blocks=16, priorities=(0, 0, 1, 5)),
+    "priorities, states": Setup(num_blocks=30, num_states=8, max_num_batched_tokens=7, priorities=(0, 1)),
+    "priorities, contiguous": Setup(paged_attention=False, num_blocks=40, priorities=(0, 1)),
     "contiguous": Setup(paged_attention=False, num_blocks=40),
     "contiguous, windows": Setup((5, None, 5), paged_attention=False, num_blocks=100, max_num_seqs=8),
 }
@@ -249,7 +268,8 @@ def test_random_walks(name: str) -> None:
         cached += walk.scheduler.counters.cached_tokens
         assert len(walk.requests) > 3 * walk.refused
     setup = SETUPS[name]
-    gives_back = setup.paged_attention or setup.stretch is not None  # what starts over has lost its room
+    # what starts over has lost its room, and what waits with a lower priority is given some
+    gives_back = setup.paged_attention or setup.stretch is not None or bool(setup.priorities)
     assert (preemptions > 0) == gives_back, "the walk must meet preemption"
     assert (cached > 0) == (setup.paged_attention and setup.prefix_caching), "the walk must meet prefix hits"
 

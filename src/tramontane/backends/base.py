@@ -49,7 +49,9 @@ class Capabilities:
     """Names of the fields of `Request` that it honours, of those in `REQUEST_FIELDS`; it refuses the others by name."""
 
 
-REQUEST_FIELDS = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort", "priority", "tenant", "cache_salt"})
+REQUEST_FIELDS = frozenset(
+    {"tools", "tool_choice", "thinking", "reasoning_effort", "priority", "tenant", "timeout", "cache_salt"}
+)
 """The fields of a Request that not every backend can honour. `parallel_tool_calls` goes with `tools`."""
 _OPEN = {field_.name: field_.default for field_ in fields(Request)}
 

@@ -13,14 +13,16 @@ import asyncio
 import hashlib
 import math
 import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
 from tramontane.backends.base import Capabilities, check_request
 from tramontane.backends.declared import Declared, Opening
-from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, TramontaneError
+from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, RequestTimeout, TramontaneError
 from tramontane.text.stops import StopMatcher
 from tramontane.types import (
     SAMPLING_DEFAULTS,
@@ -45,7 +47,8 @@ PROMPT_LOGPROB = -1.0
 """The natural-log probability that the mock reports for every token of a prompt."""
 
 _SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"logit_bias", "logits_processors", "grammar"}
-_REQUEST = frozenset({"cache_salt"})  # it keeps no cache that could be shared
+_REQUEST = frozenset({"priority", "tenant", "timeout", "cache_salt"})
+"""Nobody waits for another, and there is no cache that could be shared."""
 
 Script = str | Sequence[str] | Callable[[Request], str]
 
@@ -111,6 +114,7 @@ class MockBackend:
         params, prompt = self._admit(request)
         name, closing, turn = self._enter(request.id, len(prompt))
         first = turn if params.seed is None else params.seed
+        deadline = math.inf if request.timeout is None else time.monotonic() + request.timeout
         ending = "requests_cancelled"  # also when the reader goes away, which ends this function at a yield
         produced = 0
         try:
@@ -119,9 +123,12 @@ class MockBackend:
                 yield choice.end("length")
             while running := [choice for choice in choices if not choice.done]:
                 for choice in running:
-                    if await self._wait(closing):
+                    cut = await self._wait(closing, deadline)
+                    if cut is not None:
+                        late = RequestTimeout(name, request.timeout or 0.0) if cut == "error" else None
+                        ending = "requests_failed" if late else ending
                         for left in [c for c in choices if not c.done]:
-                            yield left.end("cancelled")
+                            yield left.end(cut, late)
                         return
                     if produced == self._fail_after:
                         failure = TramontaneError(f"The mock backend failed after {produced} tokens, as scripted.")
@@ -266,16 +273,17 @@ class MockBackend:
         self._count(running=1, prompt_tokens=prompt_tokens)
         return name, closing, turn
 
-    async def _wait(self, closing: asyncio.Event) -> bool:
-        """Let the delay pass; True as soon as the backend is closed."""
+    async def _wait(self, closing: asyncio.Event, deadline: float) -> FinishReason | None:
+        """Let the delay pass; what cuts the answer off: that the backend is closed, or that time is up."""
         if not self._delay:
             await asyncio.sleep(0)
-            return closing.is_set()
-        try:
-            await asyncio.wait_for(closing.wait(), self._delay)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        else:
+            left = max(0.0, deadline - time.monotonic())
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(closing.wait(), min(self._delay, left))
+        if closing.is_set():
+            return "cancelled"
+        return "error" if time.monotonic() >= deadline else None
 
     def _count(self, **changes: int) -> None:
         with self._lock:

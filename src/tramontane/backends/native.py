@@ -57,7 +57,7 @@ from tramontane.types import (
 )
 
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
-_REQUEST = frozenset({"cache_salt"})
+_REQUEST = frozenset({"priority", "tenant", "timeout", "cache_salt"})
 log = logging.getLogger("tramontane")
 
 

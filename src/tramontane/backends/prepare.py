@@ -70,6 +70,9 @@ class Preparer:
             eos_ids=self._eos_ids,
             seed=params.seed if params.seed is not None else secrets.randbits(63),
             cache_salt=request.cache_salt,
+            priority=request.priority,
+            tenant=request.tenant,
+            timeout=request.timeout,
         )
         self._check_choice(engine_request)
         return Prepared(engine_request, self._echo(params, prompt_ids, text) if params.echo else "")

@@ -33,7 +33,8 @@ class Engine:
         return self._scheduler
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request; raises InvalidRequest, ContextLengthExceeded or OutOfMemory where it can never be served."""
+        """Queue a request; raises InvalidRequest, ContextLengthExceeded or OutOfMemory where it can never be served,
+        Overloaded where too many wait."""
         self._scheduler.add(request)
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "cancelled") -> list[Event]:
@@ -46,13 +47,14 @@ class Engine:
 
     def step(self) -> list[Event]:
         """One turn. An executor that raises, or answers something else, ends the step's sequences with "error"."""
+        late = self._scheduler.expire()
         step = self._scheduler.schedule()
         if step is None:
-            return []
+            return late
         try:
-            return self._scheduler.update(step, self._executor.submit(step))
+            return late + self._scheduler.update(step, self._executor.submit(step))
         except Exception as error:
-            return self._scheduler.fail(step, error)
+            return late + self._scheduler.fail(step, error)
 
     def stats(self) -> Stats:
         """This moment's numbers; the bytes are for the backend to fill in."""

@@ -1,26 +1,30 @@
 """The policy: which sequences compute how many tokens in the next step, and what a step's result means for them.
 
-Owns admission, order, preemption, forks, ends and the allocation listeners. Must not know: arrays, text, how a step is
-computed.
+Owns admission, preemption, forks, ends, timeouts and the allocation listeners. Must not know: arrays, text, how a step
+is computed.
 
 There are no phases. A sequence has tokens and a count of those computed; each step spends a budget of tokens letting
 the counts catch up, and a sequence that has caught up draws. Decoding is catching up by one, a chunked prefill by
 many, a prefix hit starts further on, and a preempted sequence starts again from nothing: one rule for all.
+
+What waits is admitted by priority, then fairly between tenants, then by age (`engine/waiting.py`); what runs is served
+by priority and age, and gives way in the opposite order: when blocks run out, and to a lower priority that waits.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from bisect import insort
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tramontane.config import SchedulerConfig
 from tramontane.engine.blocks import Pool
 from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence, Stretch
 from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
-from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory
+from tramontane.engine.waiting import Shares, WaitingLine
+from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory, Overloaded, RequestTimeout
 from tramontane.types import AllocationListener, FinishReason
 
 _log = logging.getLogger(__name__)
@@ -47,6 +51,10 @@ class _Open:
     open: set[int]
     """Choices without a final event."""
     sequences: list[Sequence]
+    request: EngineRequest
+    deadline: float | None = None
+    begun: float | None = None
+    """When it was first admitted."""
     reasons: set[FinishReason] = field(default_factory=set)
 
 
@@ -60,31 +68,46 @@ class _Flight:
     scheduled: ScheduledSequence
 
 
-def _age(sequence: Sequence) -> tuple[int, int]:
-    return sequence.age
+def _rank(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.rank
+
+
+_LEAST_WAIT, _GUESS, _MEMORY = 1.0, 1.0, 0.1
+"""Of an estimated wait: its least, what a request takes before any has ended, how much one more tells of the next."""
 
 
 class Scheduler:
     """Host-side state of all open requests. One step is in flight at a time: `schedule`, then `update` or `fail`.
 
-    `add`, `abort` and `finish` may come at any moment, between the two as well. Both lists are kept in order of age,
-    and the oldest sequence can always be served by preempting the others: so all requests end.
+    `add`, `abort` and `finish` may come at any moment, between the two as well. The running sequences are kept in the
+    order in which they are served, and the first can always be served by preempting the others: so all requests end,
+    those of a high priority number once nothing lower comes.
     """
 
     def __init__(
-        self, config: SchedulerConfig, pool: Pool, context_length: int, stretch: Stretch | None = None
+        self,
+        config: SchedulerConfig,
+        pool: Pool,
+        context_length: int,
+        stretch: Stretch | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
+        self._clock = clock
         self._stretch = stretch
         self._budget = config.max_num_batched_tokens
         # no more sequences than tokens a step: each running one can draw in every step
         self._seats = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._context_length = context_length
-        self._waiting: deque[Sequence] = deque()
+        self._max_waiting = config.max_waiting
+        self._shares = Shares()
+        self._waiting = WaitingLine(self._shares)
         self._running: list[Sequence] = []
         self._open: dict[str, _Open] = {}
         self._flights: list[_Flight] | None = None
         self._listeners: list[AllocationListener] = []
+        self._lasted = _GUESS
+        """Seconds that requests lately took once they were admitted."""
         self._arrivals = 0
         self._sequence_ids = 0
         self.counters = Counters()
@@ -117,12 +140,25 @@ class Scheduler:
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. One that could never be served is refused here: ContextLengthExceeded, OutOfMemory or
-        InvalidRequest."""
+        InvalidRequest; so is one too many: Overloaded."""
         self._refuse_the_impossible(request)
+        self._refuse_the_superfluous()
         sequence = self._new_sequence(request, self._arrivals, list(range(request.num_choices)))
         self._arrivals += 1
-        self._open[request.id] = _Open(set(sequence.choices), [sequence])
-        self._waiting.append(sequence)
+        deadline = None if request.timeout is None else self._clock() + request.timeout
+        self._open[request.id] = _Open(set(sequence.choices), [sequence], request, deadline)
+        self._shares.enter(request.tenant)
+        self._waiting.add(sequence)
+
+    def _refuse_the_superfluous(self) -> None:
+        waiting = len(self._waiting)
+        if self._max_waiting is None or waiting < self._max_waiting + self._free_seats():
+            return
+        begun = sum(state.begun is not None for state in self._open.values())
+        raise Overloaded(waiting, max(_LEAST_WAIT, self._lasted * waiting / max(1, begun)))
+
+    def _free_seats(self) -> int:
+        return self._seats - sum(len(s.choices) for s in self._running)
 
     def _refuse_the_impossible(self, request: EngineRequest) -> None:
         prompt = len(request.prompt_ids)
@@ -181,10 +217,14 @@ class Scheduler:
             return None
         flights: list[_Flight] = []
         budget = self._budget
+        ahead = self._make_way()
         while len(flights) < len(self._running):
             sequence = self._running[len(flights)]
             behind = len(self._running) - len(flights) - 1  # each keeps a token, so none starves
-            wanted = self._pool.until_state(sequence.tables, min(sequence.remaining, budget - behind))
+            left = budget - behind
+            if ahead is not None and ahead.request.priority < sequence.request.priority:
+                left = max(1, left - ahead.remaining)
+            wanted = self._pool.until_state(sequence.tables, min(sequence.remaining, left))
             count = self._make_room(sequence, wanted)
             if count:
                 flights.append(self._flight(sequence, count))
@@ -197,13 +237,26 @@ class Scheduler:
         copies, state_copies = self._pool.take_copies(), self._pool.take_state_copies()
         return Step(self.counters.steps, tuple(f.scheduled for f in flights), copies, state_copies)
 
+    def _make_way(self) -> Sequence | None:
+        """Preempt what runs with a higher priority number than the first that waits, until that one fits; returns
+        it."""
+        ahead = self._waiting.first()
+        while ahead is not None and self._running and self._running[-1].request.priority > ahead.request.priority:
+            if len(ahead.choices) <= self._free_seats() and self._has_room(ahead):
+                break
+            self._preempt(self._running[-1])
+        return ahead
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        return self._pool.has_room(sequence.tables, len(sequence.token_ids), len(self._running))
+
     def _make_room(self, sequence: Sequence, count: int) -> int:
-        """Reserve for up to `count` tokens of a running sequence, preempting from the youngest on; 0 when that was
-        the sequence itself."""
+        """Reserve for up to `count` tokens of a running sequence, preempting from the last on; 0 when that was the
+        sequence itself."""
         while not (granted := self._reserve(sequence, count)):
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+            last = self._running[-1]
+            self._preempt(last)
+            if last is sequence:
                 return 0
         self._tell(sequence)
         return granted
@@ -223,22 +276,19 @@ class Scheduler:
         self.counters.preemptions += 1
 
     def _admit(self, flights: list[_Flight], budget: int) -> None:
-        """First come, first served: stops at the first that does not fit."""
-        seats = self._seats - sum(len(s.choices) for s in self._running)
-        while self._waiting and budget:
-            sequence = self._waiting[0]
+        """In turn: stops at the first that does not fit."""
+        seats = self._free_seats()
+        while budget and (sequence := self._waiting.first()) is not None:
             if len(sequence.choices) > seats:
                 return
             hit = 0 if sequence.wants_prompt_logprobs else self._pool.attach(sequence.tables, sequence.token_ids)
             wanted = self._pool.until_state(sequence.tables, min(sequence.remaining, budget))
-            room = not self._running or self._pool.has_room(
-                sequence.tables, len(sequence.token_ids), len(self._running)
-            )
+            room = not self._running or self._has_room(sequence)
             count = self._reserve(sequence, wanted) if room else 0
             if not count:
                 self._pool.release(sequence.tables)
                 return
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             self._run(sequence)
             self._tell(sequence)
             self._count_admission(sequence, hit)
@@ -251,10 +301,12 @@ class Scheduler:
     def _count_admission(self, sequence: Sequence, hit: int) -> None:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = hit
+            self._open[sequence.request.id].begun = self._clock()
             self.counters.prompt_tokens += len(sequence.request.prompt_ids)
             self.counters.cached_tokens += hit
 
     def _flight(self, sequence: Sequence, count: int) -> _Flight:
+        self._shares.charge(sequence.request.tenant, count)
         start, end = sequence.num_computed, sequence.num_computed + count
         caught_up = count == sequence.remaining
         draws = sequence.draws() if caught_up and sequence.request.params.max_tokens != 0 else ()
@@ -279,11 +331,11 @@ class Scheduler:
 
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = "waiting"
-        insort(self._waiting, sequence, key=_age)
+        self._waiting.add(sequence)
 
     def _run(self, sequence: Sequence) -> None:
         sequence.status = "running"
-        insort(self._running, sequence, key=_age)
+        insort(self._running, sequence, key=_rank)
 
     # ---- after a step
 
@@ -376,6 +428,9 @@ class Scheduler:
         if state.open:
             return
         del self._open[request_id]
+        self._shares.leave(state.request.tenant)
+        if state.begun is not None:
+            self._lasted += _MEMORY * (self._clock() - state.begun - self._lasted)
         if "error" in state.reasons:
             self.counters.failed += 1
         elif "cancelled" in state.reasons:
@@ -431,6 +486,18 @@ class Scheduler:
         """End a choice because of what it said: a stop string, found where there is text."""
         return self._end_choices(request_id, index, Ending("stop", stop_reason))
 
+    def expire(self) -> list[Event]:
+        """End what has not ended within its timeout. Returns the final events."""
+        now = self._clock()
+        late = [s.request for s in self._open.values() if s.deadline is not None and s.deadline <= now]
+        return [
+            event
+            for request in late
+            for event in self._end_choices(
+                request.id, None, Ending("error", error=RequestTimeout(request.id, request.timeout or 0.0))
+            )
+        ]
+
     def _end_choices(self, request_id: str, index: int | None, ending: Ending) -> list[Event]:
         state = self._open.get(request_id)
         events: list[Event] = []
@@ -472,9 +539,10 @@ class Scheduler:
         owned = sorted(s.id for state in self._open.values() for s in state.sequences)
         if owned != sorted(s.id for s in everyone):
             raise AssertionError("open requests and queued sequences do not match")
-        for queue, status in ((self._running, "running"), (list(self._waiting), "waiting")):
-            if any(s.status != status for s in queue) or queue != sorted(queue, key=_age):
-                raise AssertionError(f"the {status} sequences are out of order")
+        if any(s.status != "running" for s in self._running) or any(s.status != "waiting" for s in self._waiting):
+            raise AssertionError("a sequence is not where its status says")
+        if self._running != sorted(self._running, key=_rank):
+            raise AssertionError("the running sequences are out of order")
         if any(s.tables.held for s in self._waiting) or any(s.remaining < 1 for s in everyone):
             raise AssertionError("a waiting sequence holds blocks, or one has nothing to compute")
         if sum(len(s.choices) for s in self._running) > self._seats:

@@ -49,6 +49,12 @@ class EngineRequest:
     eos_ids: frozenset[int]
     seed: int
     cache_salt: str = ""
+    priority: int = 0
+    """Lower ones go first."""
+    tenant: str = ""
+    """Among equal priorities, who has had least goes first."""
+    timeout: float | None = None
+    """Seconds from `Scheduler.add` on."""
 
     @property
     def num_choices(self) -> int:
@@ -95,7 +101,7 @@ class Event:
     cached_tokens: int = 0
     """Prompt tokens that came out of the prefix cache."""
     error: BaseException | None = None
-    """With finish_reason "error": what the executor raised."""
+    """With finish_reason "error": what the executor raised, or RequestTimeout."""
 
 
 def choice_seed(seed: int, index: int) -> int:
@@ -137,6 +143,11 @@ class Sequence:
     def age(self) -> tuple[int, int]:
         """Orders sequences from the oldest to the youngest."""
         return (self.arrival, self.index)
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Orders running sequences from the first to be served to the first to give way."""
+        return (self.request.priority, *self.age)
 
     @property
     def num_computed(self) -> int:
