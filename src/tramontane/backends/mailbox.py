@@ -99,9 +99,12 @@ def _joined(parts: Sequence[Chunk]) -> Chunk:
         text="".join(part.text for part in parts),
         token_ids=tuple(chain.from_iterable(part.token_ids for part in parts)),
         logprobs=tuple(chain.from_iterable(part.logprobs for part in parts)),
+        prompt_ids=next((part.prompt_ids for part in parts if part.prompt_ids is not None), None),
         prompt_logprobs=next((part.prompt_logprobs for part in parts if part.prompt_logprobs is not None), None),
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         usage=last.usage,
         error=last.error,
+        reasoning="".join(part.reasoning for part in parts),
+        tool_calls=tuple(chain.from_iterable(part.tool_calls for part in parts)),
     )
