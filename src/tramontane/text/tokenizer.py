@@ -258,6 +258,16 @@ class Tokenizer:
         """The raw bytes a token stands for, in mid-text; they may be part of a character."""
         return self.piece(token_id)[0]
 
+    @cached_property
+    def ids_by_bytes(self) -> Mapping[bytes, int]:
+        """Bytes -> the token that stands for them in mid-text: no special one, and a lone fallback byte only where no
+        other has that byte."""
+        found: dict[bytes, int] = {}
+        ordinary = sorted(id_ for id_ in self._inner.get_vocab().values() if id_ not in self.special_ids)
+        for last in (True, False):
+            found |= {piece: id_ for id_ in reversed(ordinary) for piece, lone in [self.piece(id_)] if lone is last}
+        return found
+
     def token_text(self, token_id: int) -> str:
         """A token's bytes as text, for showing one token alone (logprobs, tables)."""
         return self.id_to_bytes(token_id).decode("utf-8", "replace")
