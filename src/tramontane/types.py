@@ -370,7 +370,7 @@ class TokenLogprob:
     text: str
     logprob: float
     rank: int
-    """1 for the most likely token."""
+    """1 for the most likely token; 0 where the backend does not tell."""
     top: tuple[tuple[int, str, float], ...] = ()
 
 

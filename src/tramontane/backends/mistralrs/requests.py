@@ -1,0 +1,294 @@
+"""From a Request to the wheel's: what each field becomes, and what is refused because the wheel has nothing like it.
+
+Owns the mapping of fields. Must not know: threads, how answers come back.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tramontane.backends.base import REQUEST_FIELDS
+from tramontane.errors import ContextLengthExceeded, InvalidRequest
+from tramontane.text.template import ChatTemplate
+from tramontane.text.tokenizer import Tokenizer
+from tramontane.types import (
+    SAMPLING_DEFAULTS,
+    AudioPart,
+    Grammar,
+    ImagePart,
+    Message,
+    Request,
+    SamplingParams,
+    TextPart,
+    Tool,
+)
+
+SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
+    "seed",
+    "prompt_logprobs",
+    "min_tokens",
+    "skip_special_tokens",
+    "logits_processors",
+}
+NEED_TOKENIZER = frozenset({"logprobs", "logit_bias", "stop_token_ids"})
+"""Fields about token ids, which the wheel's answers do not tell: our tokenizer finds them."""
+REQUEST_TAKEN = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort"}) & REQUEST_FIELDS
+
+RAW = "tramontane_raw"
+"""The role of a message that holds a whole prompt, which the template passes on as it is."""
+_EFFORTS = ("off", "none", "low", "medium", "high", "xhigh")
+
+
+def wrapped(template: str | None) -> str:
+    """The template that the wheel is given: the model's, behind one that passes whole prompts through. It stays
+    readable in there, as the wheel tells by its words how a model reasons and calls tools."""
+    otherwise = "{{ raise_exception('the model has no chat template') }}" if template is None else template
+    return (
+        "{% if messages|length == 1 and messages[0]['role'] == '" + RAW + "' %}{{ messages[0]['content'] }}"
+        "{% else %}" + otherwise + "{% endif %}"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that the wheel can take."""
+
+    id: str
+    params: SamplingParams
+    """Nothing in it is open."""
+    arguments: Mapping[str, Any]
+    """Of the wheel's ChatCompletionRequest, for one choice."""
+    prompt_ids: tuple[int, ...] | None
+    """None where the wheel alone knows how media become tokens."""
+    echo: str
+    stops: tuple[int, ...] = ()
+    """The special tokens that the first of the wheel's stop strings stand for."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans for one model. Immutable; safe from several threads."""
+
+    wheel: Any
+    tokenize: Callable[[str, bool], list[int]]
+    """The wheel's own."""
+    detokenize: Callable[[Sequence[int], bool], str]
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
+    defaults: SamplingParams
+    context_length: int
+    media: bool
+    """Whether the model takes images and audio."""
+
+    def plan(self, request: Request) -> Plan:
+        """Raises InvalidRequest, ContextLengthExceeded or TemplateError."""
+        params = request.sampling.over(self.defaults).over(SAMPLING_DEFAULTS)
+        self._check_ids(params)
+        messages, text = self._messages(request)
+        prompt_ids = None if text is None else self.prompt_ids(text)
+        if prompt_ids is not None:
+            if not prompt_ids:
+                raise InvalidRequest("prompt", "the prompt has no tokens", "Give at least one.")
+            if len(prompt_ids) + (params.max_tokens != 0) > self.context_length:
+                raise ContextLengthExceeded(len(prompt_ids), self.context_length)
+        arguments = {
+            "messages": messages,
+            "model": "default",
+            "stream": True,
+            "logprobs": True,  # they alone tell a token's exact bytes
+            "top_logprobs": max(params.logprobs or 0, 1),
+            **self._sampling(params),
+            **self._grammar(params.grammar),
+            **self._tools(request),
+            **self._reasoning(request),
+        }
+        stops = self._special_stops(params)
+        if texts := [*(self.detokenize([id_], False) for id_ in stops), *self._grammar_ends(params.grammar)]:
+            arguments["stop_seqs"] = texts
+        echo = (text or "") if params.echo else ""
+        return Plan(request.id or f"request-{uuid.uuid4().hex}", params, arguments, prompt_ids, echo, stops)
+
+    def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
+        """The text that a conversation becomes. Raises InvalidRequest("messages") without a chat template."""
+        if self.template is None:
+            raise InvalidRequest(
+                "messages", "the model has no chat template", "Pass chat_template= to the constructor, or a prompt."
+            )
+        return self.template.render([_as_mapping(message) for message in messages], **template_kwargs)
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        """A prompt's tokens: the wheel puts the beginning of a text before it unless the text has it."""
+        whole, plain = self.tokenize(text, True), self.tokenize(text, False)
+        doubled = len(whole) > len(plain) > 0 and whole[0] == whole[1] == plain[0]
+        return tuple(plain if doubled else whole)
+
+    def _messages(self, request: Request) -> tuple[list[dict[str, Any]], str | None]:
+        """What the wheel is sent, and the prompt's text where that is known here."""
+        if request.prompt is not None:
+            text = request.prompt
+        elif request.prompt_ids is not None:
+            text = self._text_of(request.prompt_ids)
+        elif any(_has_media(message) for message in request.messages or ()):
+            return self._with_media(request), None
+        else:
+            variables = dict(request.template_kwargs)
+            if request.tools and request.tool_choice != "none":
+                variables["tools"] = [_tool(tool) for tool in request.tools]
+            if request.thinking is not None:
+                variables["enable_thinking"] = request.thinking
+            if request.reasoning_effort is not None:
+                variables["reasoning_effort"] = request.reasoning_effort
+            text = self.render(request.messages or (), **variables)
+        return [{"role": RAW, "content": text}], text
+
+    def _with_media(self, request: Request) -> list[dict[str, Any]]:
+        if not self.media:
+            raise InvalidRequest("messages", "this model takes neither images nor audio", "Send text only.")
+        if request.template_kwargs:
+            raise InvalidRequest(
+                "template_kwargs", "mistral.rs renders conversations with media itself", "Leave them out."
+            )
+        return [_for_wheel(message) for message in request.messages or ()]
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """The text that the wheel will read as these tokens: it takes no ids."""
+        for kept in (ids, ids[1:]):
+            text = self.detokenize(kept, False)
+            if text and self.prompt_ids(text) == tuple(ids):
+                return text
+        raise InvalidRequest(
+            "prompt_ids", "mistral.rs reads texts, and the text of these tokens is read as others",
+            "Send the text, or use the native backend.",
+        )  # fmt: skip
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        given = [("stop_token_ids", id_) for id_ in params.stop_token_ids or ()]
+        for name, id_ in given + [("logit_bias", id_) for id_ in params.logit_bias or ()]:
+            if self.tokenizer is not None and not self.tokenizer.knows(id_):
+                raise InvalidRequest(name, f"token id {id_} is outside the model's vocabulary")
+
+    def _sampling(self, params: SamplingParams) -> dict[str, Any]:
+        """Every field is sent, so that the wheel takes none from a configuration that we have read already."""
+        return {
+            "temperature": float(params.temperature or 0.0),
+            "top_k": params.top_k,
+            "top_p": float(params.top_p or 1.0),
+            "min_p": float(params.min_p or 0.0),
+            "repetition_penalty": float(params.repetition_penalty or 1.0),
+            "presence_penalty": float(params.presence_penalty or 0.0),
+            "frequency_penalty": float(params.frequency_penalty or 0.0),
+            "logit_bias": dict(params.logit_bias) if params.logit_bias else None,
+            "max_tokens": params.max_tokens,
+            "ignore_eos": bool(params.ignore_eos),
+        }
+
+    def _special_stops(self, params: SamplingParams) -> tuple[int, ...]:
+        """Special tokens, which the wheel itself must stop at, as it shows none; `Answer` stops at others."""
+        special = self.tokenizer.special_ids if self.tokenizer is not None else frozenset()
+        return tuple(id_ for id_ in params.stop_token_ids or () if id_ in special)
+
+    def _grammar_ends(self, grammar: Grammar | None) -> list[str]:
+        """What ends a text that has matched its grammar: some special token of the wheel's choice, at which it does
+        not stop by itself unless it is also the model's."""
+        if grammar is None or self.tokenizer is None:
+            return []
+        return [self.tokenizer.token_text(id_) for id_ in sorted(self.tokenizer.special_ids)]
+
+    def _grammar(self, grammar: Grammar | None) -> dict[str, Any]:
+        if grammar is None:
+            return {}
+        if grammar.kind == "json_object":
+            return {"grammar_type": "json_schema", "grammar": '{"type": "object"}'}
+        if grammar.kind == "json_schema":
+            value = dict(grammar.value) if isinstance(grammar.value, Mapping) else grammar.value
+            return {"grammar_type": "json_schema", "grammar": json.dumps(value)}
+        if grammar.kind == "choice":
+            texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in grammar.value)
+            return {"grammar_type": "lark", "grammar": f"start: {texts}"}
+        return {"grammar_type": grammar.kind, "grammar": grammar.value}
+
+    def _tools(self, request: Request) -> dict[str, Any]:
+        if not request.tools or request.tool_choice == "none":
+            return {}
+        if request.tool_choice != "auto":
+            raise InvalidRequest("tool_choice", "mistral.rs knows 'auto' and 'none' alone", "Use one of them.")
+        if not request.parallel_tool_calls:
+            raise InvalidRequest("parallel_tool_calls", "mistral.rs cannot be held to one call", "Leave it out.")
+        if strict := [tool.name for tool in request.tools if tool.strict]:
+            raise InvalidRequest("tools.strict", f"mistral.rs does not hold {strict[0]!r} to its schema", "Unset it.")
+        schemas = [json.dumps(_tool(tool)) for tool in request.tools]
+        return {"tool_schemas": schemas, "tool_choice": self.wheel.ToolChoice.Auto}
+
+    def _reasoning(self, request: Request) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if request.thinking is not None:
+            told["enable_thinking"] = request.thinking
+        effort = request.reasoning_effort
+        if effort is not None:
+            if effort.strip().lower() not in _EFFORTS:
+                raise InvalidRequest("reasoning_effort", f"{effort!r} is unknown", f"Use one of {', '.join(_EFFORTS)}.")
+            if request.thinking is not None and request.thinking == (effort.strip().lower() in ("off", "none")):
+                raise InvalidRequest("reasoning_effort", f"{effort!r} contradicts thinking={request.thinking}")
+            told["reasoning_effort"] = effort
+        return told
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    function["parameters"] = dict(tool.parameters or {"type": "object", "properties": {}})
+    return {"type": "function", "function": function}
+
+
+def _has_media(message: Message) -> bool:
+    return not isinstance(message.content, str) and any(not isinstance(part, TextPart) for part in message.content)
+
+
+def _as_mapping(message: Message) -> dict[str, Any]:
+    """A turn of text as templates read it."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _parsed(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    named = {"tool_call_id": message.tool_call_id, "name": message.name, "reasoning_content": message.reasoning}
+    return turn | {name: value for name, value in named.items() if value is not None}
+
+
+def _parsed(arguments: str) -> Any:
+    """Templates of this kind write a call's arguments themselves; what is no JSON stays a text."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+def _for_wheel(message: Message) -> dict[str, Any]:
+    """A turn as the wheel takes it, which fetches addresses and reads paths."""
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": message.content}
+    parts: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            parts.append({"type": "text", "text": part.text})
+        else:
+            name = _PARTS[type(part)]
+            parts.append({"type": name, name: {"url": _address(part.source)}})
+    return {"role": message.role, "content": parts}
+
+
+_PARTS: Mapping[type, str] = {ImagePart: "image_url", AudioPart: "audio_url"}
+
+
+def _address(source: str) -> str:
+    if source.startswith(("http://", "https://", "data:", "file:")):
+        return source
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InvalidRequest("messages", f"there is no file {source!r}", "Give a path, an address or a data URL.")
+    return str(path.resolve())
