@@ -22,6 +22,9 @@ else:
     import fcntl
     import resource
 
+_MANY_FILES = 1 << 16
+"""Where the system sets no bound."""
+
 
 def total_memory() -> int:
     """Bytes of memory this process may ever use: the machine's, or a container's limit when that is lower."""
@@ -85,6 +88,14 @@ def _advise(mapping: mmap.mmap, advice: int, start: int, length: int | None) -> 
         return False
     mapping.madvise(advice, first, end - first)
     return True
+
+
+def max_open_files() -> int:
+    """How many files and sockets this process may have open."""
+    if sys.platform == "win32":
+        return _MANY_FILES
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MANY_FILES if soft == resource.RLIM_INFINITY else min(soft, _MANY_FILES)
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +36,30 @@ class Live:
 
     def chat(self, **body: Any) -> httpx.Response:
         return self.post("/v1/chat/completions", {"messages": HELLO, **body})
+
+    def chat_with(self, headers: Mapping[str, str | bytes], **body: Any) -> httpx.Response:
+        return self.post("/v1/chat/completions", {"messages": HELLO, **body}, headers=headers)
+
+    @contextmanager
+    def streaming(self, headers: Mapping[str, str] | None = None, **body: Any) -> Iterator[httpx.Response]:
+        """A stream that has begun."""
+        asked = {"messages": HELLO, "stream": True, **body}
+        with self.client.stream("POST", "/v1/chat/completions", json=asked, headers=headers) as answer:
+            assert answer.status_code == 200
+            yield answer
+
+    def raw(self, receive_buffer: int | None = None) -> socket.socket:
+        """A connection without a client."""
+        connection = socket.socket()
+        if receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        connection.connect((host, int(port)))
+        return connection
+
+    def signal(self) -> None:
+        """What SIGTERM does."""
+        self.server.handle_exit(signal.SIGTERM, None)
 
     def complete(self, **body: Any) -> httpx.Response:
         return self.post("/v1/completions", {"prompt": "Hello", **body})

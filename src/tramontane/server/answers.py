@@ -124,16 +124,13 @@ async def _closing(stream: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T],
 
 async def first_of(stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """A stream that has begun: what it raises before its first piece is raised here, while a status can still be
-    sent."""
+    sent. Closing what is returned does not close `stream`."""
     first = await anext(stream)
 
     async def again() -> AsyncGenerator[T, None]:
-        try:
-            yield first
-            async for piece in stream:
-                yield piece
-        finally:
-            await stream.aclose()
+        yield first
+        async for piece in stream:
+            yield piece
 
     return again()
 

@@ -24,13 +24,13 @@ from tramontane.server.limits import BodyLimit
 from tramontane.server.logs import RequestLog
 from tramontane.server.metrics import Metrics
 from tramontane.server.problems import ClientGone, Problem, on_problem
-from tramontane.server.routes import chat, completions, models, operations
+from tramontane.server.routes import chat, completions, models, operations, reading, tokens
 from tramontane.server.schemas.chat import ChatChunk
 from tramontane.server.service import Service
 from tramontane.server.settings import ServerSettings
 from tramontane.types import Stats
 
-_ROUTERS = (chat.routes, completions.routes, models.routes, operations.routes)
+_ROUTERS = tuple(part.routes for part in (chat, completions, reading, models, tokens, operations))
 
 
 def create_app(settings: ServerSettings, opener: Callable[[], Backend], version: str) -> FastAPI:

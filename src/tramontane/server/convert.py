@@ -43,6 +43,7 @@ _SAME = (
 )  # fmt: skip
 
 NAMES: Mapping[str, str] = {
+    "ids": "prompt",
     "include_stop": "include_stop_str_in_output",
     "prompt_ids": "prompt",
     "prompt_logprobs": "logprobs",
@@ -88,7 +89,7 @@ def chat(body: ChatRequest, asking: Asking) -> Asked:
     )
     thinking = False if body.reasoning_effort == "none" else None
     request = Request(
-        messages=tuple(_message(turn, number) for number, turn in enumerate(body.messages)),
+        messages=tuple(message(turn, number) for number, turn in enumerate(body.messages)),
         sampling=sampling,
         template_kwargs=body.chat_template_kwargs or {},
         tools=tuple(_tool(given) for given in body.tools or ()),
@@ -98,7 +99,6 @@ def chat(body: ChatRequest, asking: Asking) -> Asked:
         reasoning_effort=None if thinking is False else body.reasoning_effort,
         **_whose(body, asking),
     )
-    asking.record.labels = _labels(body)
     return Asked((request,), {**NAMES, "grammar": spelling})
 
 
@@ -129,7 +129,6 @@ def completions(body: CompletionRequest, asking: Asking) -> Asked:
         else Request(prompt_ids=tuple(prompt), sampling=sampling, **whose)
         for prompt in prompts
     ]
-    asking.record.labels = _labels(body)
     return Asked(requests, {**NAMES, "grammar": spelling})
 
 
@@ -161,11 +160,6 @@ def _whose(body: Sampled, asking: Asking) -> dict[str, Any]:
         "tenant": key.name if key is not None and "tenant" in honoured else "",
         "cache_salt": _salt(body.cache_salt, asking) if salted else "",
     }
-
-
-def _labels(body: Sampled) -> dict[str, Any]:
-    given = {name: getattr(body, name, None) for name in ("user", "safety_identifier", "prompt_cache_key", "metadata")}
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_stream(body: Sampled) -> None:
@@ -226,7 +220,8 @@ def _schema(text: str, field: str) -> Any:
 # ---- conversations
 
 
-def _message(turn: Turn, number: int) -> Message:
+def message(turn: Turn, number: int) -> Message:
+    """A client's message as ours; `number` is its place among others. Raises Problem."""
     field = f"messages[{number}]"
     if turn.content is None and turn.role != "assistant":
         raise _invalid(f"{field}.content", f"a {turn.role} message needs one")

@@ -16,10 +16,13 @@ from fastapi import FastAPI
 
 from tramontane.backends.base import Backend
 from tramontane.server.app import create_app
+from tramontane.server.connections import guarded_protocol
 from tramontane.server.logs import start_logging
 from tramontane.server.service import Service
 from tramontane.server.settings import ServerSettings
 
+_BACKLOG = 128
+"""Connections that the system holds for us: so many may be accepted at once, before any is counted."""
 log = logging.getLogger("tramontane.server")
 
 
@@ -47,6 +50,8 @@ def _config(settings: ServerSettings, app: FastAPI) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        http=guarded_protocol(limits),
+        backlog=_BACKLOG,
         log_config=None,
         access_log=False,
         server_header=False,

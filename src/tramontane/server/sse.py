@@ -24,15 +24,22 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventStream(Response):
-    """Events as they come, each a JSON object, and [DONE]. Whatever ends it early closes the events."""
+    """Events as they come, each a JSON object, and [DONE]. In the end, however it comes, their source is closed."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Event, None], names: Mapping[str, str], seconds: float) -> None:
-        """`names`: see `problem_of`; `seconds`: how long the stream may take."""
+    def __init__(
+        self,
+        events: AsyncGenerator[Event, None],
+        source: AsyncGenerator[Any, None],
+        names: Mapping[str, str],
+        seconds: float,
+    ) -> None:
+        """`source`: what the events are made of; a generator that never ran would not close it. `names`: see
+        `problem_of`. `seconds`: how long the stream may take."""
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._events, self._names, self._seconds = events, names, seconds
+        self._events, self._source, self._names, self._seconds = events, source, names, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -58,6 +65,7 @@ class EventStream(Response):
         finally:
             await cancelled(writing, leaving)
             await self._events.aclose()
+            await self._source.aclose()
 
     async def _write(self, send: Send) -> None:
         async for event in self._events:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ from tramontane.server.problems import Problem
 
 MAX_DEPTH = 100
 """Of objects and lists in each other. No request needs as many, and what walks a schema by recursion may not."""
+
+
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def encode(value: Any) -> bytes:
@@ -38,6 +42,11 @@ def decode(body: bytes) -> Any:
     except ValueError:  # what Python says of an integer that would take too long to read
         raise _malformed("An integer has too many digits") from None
     _check_depth(value)
+    if _ESCAPED_HALF.search(body):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _malformed("It holds half of a surrogate pair, which is no character") from None
     return value
 
 

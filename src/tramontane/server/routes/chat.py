@@ -46,23 +46,20 @@ async def _streamed(
             return {**head, "choices": choices}
         return {**head, "choices": choices, "usage": usage_of(tally.usage) if usage else None}
 
-    try:
-        async for number, chunk in chunks:
-            tally.see(number, chunk)
-            if chunk.index not in begun:
-                begun.add(chunk.index)
-                role = {"role": "assistant", "content": ""}
-                yield event([_choice(chunk.index, role)], continuous)
-            delta = _delta(chunk)
-            if delta or chunk.logprobs or chunk.finish_reason:
-                choice = _choice(chunk.index, delta, _logprobs(body, chunk.logprobs), chunk.finish_reason)
-                if chunk.finish_reason:
-                    choice["stop_reason"] = chunk.stop_reason
-                yield event([choice], continuous)
-        if with_usage:
-            yield event([], True)
-    finally:
-        await chunks.aclose()
+    async for number, chunk in chunks:
+        tally.see(number, chunk)
+        if chunk.index not in begun:
+            begun.add(chunk.index)
+            role = {"role": "assistant", "content": ""}
+            yield event([_choice(chunk.index, role)], continuous)
+        delta = _delta(chunk)
+        if delta or chunk.logprobs or chunk.finish_reason:
+            choice = _choice(chunk.index, delta, _logprobs(body, chunk.logprobs), chunk.finish_reason)
+            if chunk.finish_reason:
+                choice["stop_reason"] = chunk.stop_reason
+            yield event([choice], continuous)
+    if with_usage:
+        yield event([], True)
 
 
 def _choice(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:

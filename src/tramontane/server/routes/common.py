@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
 
+from tramontane.errors import InvalidRequest
 from tramontane.server.answers import Numbered, answer, first_of, while_connected
 from tramontane.server.convert import Asked, Asking
 from tramontane.server.metrics import Metrics
-from tramontane.server.problems import Problem, problem_of
+from tramontane.server.problems import problem_of
 from tramontane.server.records import Record, record_of
 from tramontane.server.schemas.base import ErrorReply, Sampled
 from tramontane.server.service import Service
@@ -25,6 +27,10 @@ from tramontane.server.sse import Event, EventStream
 from tramontane.server.wire import JsonResponse, StrictRoute
 from tramontane.types import Usage
 
+Streamed = Callable[[AsyncGenerator[Numbered, None]], AsyncGenerator[Event, None]]
+Gathered = Callable[[AsyncGenerator[Numbered, None]], Coroutine[Any, Any, Mapping[str, Any]]]
+
+_LABELS = ("user", "safety_identifier", "prompt_cache_key", "metadata")
 _BEARER = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request cannot be honoured; the error says which field, and why."},
@@ -51,6 +57,13 @@ class Call:
         """What converting a body needs. Raises Problem (503)."""
         return Asking(self.record, self.settings, self.service.backend.capabilities().request_fields)
 
+    def note(self, body: Any, asked: Any) -> None:
+        """Remember for the log what a client says of its request, and what it asks where that may be written."""
+        given = {name: getattr(body, name, None) for name in _LABELS}
+        self.record.labels = {name: value for name, value in given.items() if value is not None}
+        if self.settings.log_prompts:
+            self.record.prompt = asked
+
     async def in_time(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What `work` returns, while the client waits for it and there is time."""
         return await while_connected(self.http, work, self.settings.limits.request_seconds)
@@ -63,25 +76,19 @@ class Call:
         self,
         body: Sampled,
         asked: Asked,
-        streamed: Callable[[AsyncGenerator[Numbered, None]], AsyncGenerator[Event, None]],
-        gathered: Callable[[AsyncGenerator[Numbered, None]], Coroutine[Any, Any, Mapping[str, Any]]],
+        streamed: Streamed,
+        gathered: Gathered,
     ) -> Response:
         """Answer `asked`, as a stream of events or at once, as the body says."""
-        backend = self.service.backend_for(body.model)
-        if self.settings.log_prompts:
-            self.record.prompt = body.model_dump(include={"messages", "prompt"}, exclude_none=True)
+        backend = self.service.backend
+        self.note(body, body.model_dump(include={"messages", "prompt"}, exclude_none=True))
         chunks = answer(self.service, self.metrics, self.record, backend, asked.requests)
-        try:
+        with renaming(asked.names):
             if not body.stream:
-                return JsonResponse(await self.in_time(gathered(chunks)))
+                return JsonResponse(await self.in_time(_whole(chunks, gathered)))
             begun = await self.in_time(first_of(chunks))
-        except Exception as error:
-            raise _renamed(error, asked.names) from error
-        finally:
-            if not body.stream:
-                await chunks.aclose()
         left = self.settings.limits.request_seconds - (time.perf_counter() - self.record.started)
-        return EventStream(streamed(begun), asked.names, max(left, 0.0))
+        return EventStream(streamed(begun), chunks, asked.names, max(left, 0.0))
 
 
 async def _the_call(http: Request) -> Call:
@@ -91,8 +98,20 @@ async def _the_call(http: Request) -> Call:
 TheCall = Annotated[Call, Depends(_the_call)]
 
 
-def _renamed(error: Exception, names: Mapping[str, str]) -> Exception:
-    return problem_of(error, names) if isinstance(error, (Problem, ValueError)) else error
+async def _whole(chunks: AsyncGenerator[Numbered, None], gathered: Gathered) -> Mapping[str, Any]:
+    try:
+        return await gathered(chunks)
+    finally:
+        await chunks.aclose()
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """Let what is refused in here bear the names that the client uses; see `problem_of`."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise problem_of(error, names) from error
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -41,28 +41,25 @@ async def _streamed(
     continuous = bool(options and options.continuous_usage_stats)
     head = {"object": "text_completion", **call.header("cmpl")}
     logprobs = _Logprobs(body, call)
-    try:
-        async for number, chunk in chunks:
-            tally.see(number, chunk)
-            index = number * (body.n or 1) + chunk.index
-            if not (chunk.text or chunk.logprobs or chunk.prompt_logprobs or chunk.finish_reason):
-                continue
-            choice = {
-                "index": index,
-                "text": chunk.text,
-                "logprobs": logprobs.of(number, [chunk]),
-                "finish_reason": chunk.finish_reason,
-            }
-            if chunk.finish_reason:
-                choice["stop_reason"] = chunk.stop_reason
-            event = {**head, "choices": [choice]}
-            if with_usage or continuous:
-                event["usage"] = usage_of(tally.usage) if continuous else None
-            yield event
-        if with_usage:
-            yield {**head, "choices": [], "usage": usage_of(tally.usage)}
-    finally:
-        await chunks.aclose()
+    async for number, chunk in chunks:
+        tally.see(number, chunk)
+        index = number * (body.n or 1) + chunk.index
+        if not (chunk.text or chunk.logprobs or chunk.prompt_logprobs or chunk.finish_reason):
+            continue
+        choice = {
+            "index": index,
+            "text": chunk.text,
+            "logprobs": logprobs.of(number, [chunk]),
+            "finish_reason": chunk.finish_reason,
+        }
+        if chunk.finish_reason:
+            choice["stop_reason"] = chunk.stop_reason
+        event = {**head, "choices": [choice]}
+        if with_usage or continuous:
+            event["usage"] = usage_of(tally.usage) if continuous else None
+        yield event
+    if with_usage:
+        yield {**head, "choices": [], "usage": usage_of(tally.usage)}
 
 
 async def _gathered(body: CompletionRequest, call: Call, chunks: AsyncGenerator[Numbered, None]) -> Event:
