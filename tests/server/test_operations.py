@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import pytest
 
 from tests.server.live import HELLO, Live, events, live, until
 from tests.server.scripted import Scripted, says
+from tramontane.backends.base import Capabilities
 from tramontane.backends.mock import MockBackend
-from tramontane.errors import EngineClosed, InvalidRequest, ModelNotFound
+from tramontane.errors import EngineClosed, InvalidRequest, ModelNotFound, Overloaded
 from tramontane.server.keys import ApiKey, read_keys
 from tramontane.server.logs import PlainLines, start_logging
 from tramontane.server.settings import ServerSettings
@@ -86,8 +88,15 @@ def test_keys_may_share_prefixes() -> None:
     assert [request.cache_salt for request in backend.asked] == ["", ""]
 
 
+class Simple(MockBackend):
+    """Without tenants, priorities and salts."""
+
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities(), request_fields=frozenset())
+
+
 def test_what_the_server_adds_by_itself_a_simple_backend_need_not_know() -> None:
-    with live(MockBackend("hi"), keys=KEYS) as server:
+    with live(Simple("hi"), keys=KEYS) as server:
         assert server.chat_with(bearer("bob-secret-too")).status_code == 200
         answer = server.chat_with(bearer("bob-secret-too"), priority=1)
         assert error_of(answer)["param"] == "priority"
@@ -185,6 +194,16 @@ def test_what_is_too_much_at_once_is_told_to_come_back() -> None:
         until(lambda: server.service.open_requests == 0)
         assert server.chat(max_tokens=1).status_code == 200
         assert server.complete(prompt=["a"] * 3).status_code == 400  # that many will never fit
+
+
+def test_a_full_line_is_told_when_to_come_back() -> None:
+    def full(request: Request) -> list[Chunk]:
+        raise Overloaded(7, 3.2)
+
+    with live(Scripted(full)) as server:
+        answer = server.chat()
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "4")
+    assert error_of(answer)["code"] == "too_many_requests"
 
 
 def test_one_key_cannot_take_all_places() -> None:

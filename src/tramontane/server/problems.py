@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,9 @@ from tramontane.errors import (
     EngineClosed,
     InvalidRequest,
     OutOfMemory,
+    Overloaded,
     RequestCancelled,
+    RequestTimeout,
     TemplateError,
     TramontaneError,
     UnsupportedModel,
@@ -64,6 +67,8 @@ _ERRORS: Sequence[tuple[type[Exception], int, str, str | None]] = (
     (TemplateError, 400, "invalid_request_error", "invalid_messages"),
     (UnsupportedModel, 400, "invalid_request_error", "unsupported_by_model"),
     (EngineClosed, 503, "service_unavailable", "engine_closed"),
+    (Overloaded, 429, "rate_limit_exceeded", "too_many_requests"),
+    (RequestTimeout, 504, "timeout", "request_timeout"),
     (RequestCancelled, 503, "service_unavailable", "cancelled"),
     (TramontaneError, 500, "server_error", None),
 )
@@ -83,7 +88,8 @@ def problem_of(error: BaseException, names: Mapping[str, str] | None = None) -> 
             message = str(error)
             if ours and param != ours:
                 message = message.replace(f"Invalid {ours}:", f"Invalid {param}:", 1)
-            return Problem(status, message, type_, param, code)
+            headers = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, Overloaded) else {}
+            return Problem(status, message, type_, param, code, headers)
     log.error("unexpected error", exc_info=error)
     return Problem(500, "The server met an error of its own; its log says more.", "server_error")
 
