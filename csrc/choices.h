@@ -99,17 +99,20 @@ class Choices {
     }
 
     void sample(handle tokens_, handle logits_, handle temperature_, handle top_k_, handle top_p_, handle min_p_,
-                handle uniform_) {
+                handle uniform_, handle typical_p_, handle xtc_threshold_) {
         const Array logits(logits_, "logits", FLOAT32, {ANY, ANY}), tokens(tokens_, "tokens", INT32, {logits[0]}, true);
         const Array temperature(temperature_, "temperature", FLOAT32, {logits[0]});
         const Array top_k(top_k_, "top_k", INT32, {logits[0]}), top_p(top_p_, "top_p", FLOAT32, {logits[0]});
         const Array min_p(min_p_, "min_p", FLOAT32, {logits[0]}), uniform(uniform_, "uniform", FLOAT32, {logits[0]});
+        const float* typical_p = floats_or_null(typical_p_, "typical_p", {logits[0]});
+        const float* xtc_threshold = floats_or_null(xtc_threshold_, "xtc_threshold", {logits[0]});
         if (logits[0] == 0) return;
         require(logits[1] > 0, "logits must have columns");
         struct Call {
             const Kernels& kernels;
             const Array &tokens, &logits, &temperature, &top_k, &top_p, &min_p, &uniform;
-        } const call{kernels_, tokens, logits, temperature, top_k, top_p, min_p, uniform};
+            const float *typical_p, *xtc_threshold;
+        } const call{kernels_, tokens, logits, temperature, top_k, top_p, min_p, uniform, typical_p, xtc_threshold};
         const Unlocked unlocked(logits.size());
         pool_.run(
             logits[0], 1,
@@ -118,7 +121,8 @@ class Choices {
                 for (int64_t r = begin; r < end; r++) {
                     const Sampling how = {c.temperature.data<float>()[r], c.top_k.data<int32_t>()[r],
                                           c.top_p.data<float>()[r], c.min_p.data<float>()[r],
-                                          c.uniform.data<float>()[r]};
+                                          c.uniform.data<float>()[r],     c.typical_p ? c.typical_p[r] : 1,
+                                          c.xtc_threshold ? c.xtc_threshold[r] : 1};
                     const float* row = c.logits.data<const float>() + r * c.logits[1];
                     c.tokens.data<int32_t>()[r] = tramontane::sample(c.kernels, row, c.logits[1], how);
                 }

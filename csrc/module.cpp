@@ -99,7 +99,8 @@ NB_MODULE(_native, m) {
     choices("apply_edits", &Choices::apply_edits);
     choices("mask", &Choices::mask);
     choices("log_softmax", &Choices::log_softmax);
-    choices("sample", &Choices::sample);
+    choices("sample", &Choices::sample, "tokens"_a, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
+            "uniform"_a, "typical_p"_a.none(), "xtc_threshold"_a.none());
 }
 
 }  // namespace tramontane

@@ -154,5 +154,6 @@ class Cpu:
         top_p: NDArray[Any],
         min_p: NDArray[Any],
         uniform: NDArray[Any],
-        /,
+        typical_p: NDArray[Any] | None,
+        xtc_threshold: NDArray[Any] | None,
     ) -> None: ...

@@ -160,12 +160,22 @@ def log_softmax(logits: Floats) -> Floats:
     return wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)
 
 
-def probabilities(logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float) -> Floats:
-    """float64 [V]: what is left of a row's distribution after the four cuts, by their definitions."""
+def probabilities(
+    logits: Floats,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float = 1.0,
+    xtc_threshold: float = 1.0,
+) -> Floats:
+    """float64 [V]: what is left of a row's distribution after the six cuts, by their definitions."""
     p = np.exp(log_softmax(logits / temperature))
     if 0 < top_k < len(p):
         p = np.where(p >= np.sort(p)[-top_k], p, 0)
         p /= p.sum()
+    if typical_p < 1:
+        p = typical(p, typical_p)
     if top_p < 1:
         taken = 0.0
         for token in sorted(range(len(p)), key=lambda i: (-p[i], i)):
@@ -174,4 +184,22 @@ def probabilities(logits: Floats, temperature: float, top_k: int, top_p: float, 
             taken += p[token]
         p /= p.sum()
     p = np.where(p >= min_p * p.max(), p, 0)
+    p /= p.sum()
+    chosen = [i for i in sorted(range(len(p)), key=lambda i: (-p[i], i)) if p[i] >= xtc_threshold and p[i] > 0]
+    p[chosen[:-1]] = 0
     return p / p.sum()
+
+
+def typical(p: Floats, mass: float) -> Floats:
+    """What is left of a distribution [V] of its typical tokens: those that surprise about as much as is expected."""
+    information = {i: -math.log(p[i]) for i in np.flatnonzero(p).tolist()}
+    expected = sum(p[i] * each for i, each in information.items())
+    taken, kept = 0.0, list[int]()
+    for i in sorted(information, key=lambda i: abs(information[i] - expected)):
+        if taken >= mass and abs(information[i] - expected) > abs(information[kept[-1]] - expected) + 1e-12:
+            break
+        kept.append(i)
+        taken += p[i]
+    left = np.zeros_like(p)
+    left[kept] = p[kept]
+    return left / left.sum()

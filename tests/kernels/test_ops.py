@@ -394,14 +394,19 @@ def test_penalties_are_transformers(ops: Ops, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(call(ops, "apply_edits", logits, *edits), theirs, rtol=3e-7)
 
 
-def draw_many(ops: Ops, logits: NDArray[Any], uniform: Sequence[float], cuts: tuple[float, int, float, float]) -> Any:
+Cuts = tuple[float, ...]
+"""temperature, top_k, top_p, min_p, and where they are given typical_p, xtc_threshold."""
+
+
+def draw_many(ops: Ops, logits: NDArray[Any], uniform: Sequence[float], cuts: Cuts) -> Any:
     """A token of the same row of logits for each number of `uniform`."""
     count = len(uniform)
-    temperature, top_k, top_p, min_p = (np.full(count, c, np.float32) for c in cuts)
+    temperature, top_k, top_p, min_p, *more = (np.full(count, c, np.float32) for c in cuts)
     rows = np.tile(logits, (count, 1)).astype(np.float32)
     numbers = np.array(uniform, np.float32)
     return call(
-        ops, "sample", unset(count, dtype=np.int32), rows, temperature, top_k.astype(np.int32), top_p, min_p, numbers
+        *(ops, "sample", unset(count, dtype=np.int32), rows, temperature, top_k.astype(np.int32), top_p, min_p),
+        *(numbers, *more),
     )
 
 
@@ -417,11 +422,20 @@ def draw_many(ops: Ops, logits: NDArray[Any], uniform: Sequence[float], cuts: tu
         (1.0, 0, 0.001, 0.0),
         (1.0, 1, 1.0, 0.0),
         (1.0, 99, 1.0, 1.0),
+        (1.0, 0, 1.0, 0.0, 0.2, 1.0),
+        (1.5, 0, 1.0, 0.0, 0.7),
+        (1.3, 5, 1.0, 0.0, 0.5, 1.0),
+        (1.3, 9, 0.8, 0.3, 0.8, 1.0),
+        (1.0, 0, 1.0, 0.0, 1e-6, 1.0),
+        (1.0, 0, 1.0, 0.0, 1.0, 0.1),
+        (2.0, 0, 1.0, 0.0, 1.0, 0.0),
+        (2.0, 6, 0.9, 0.05, 1.0, 0.1),
+        (2.0, 0, 1.0, 0.4, 1.0, 0.05),
+        (1.0, 0, 1.0, 0.0, 1.0, 0.9),
+        (1.9, 10, 0.9, 0.1, 0.9, 0.12),
     ],
 )
-def test_a_sweep_of_uniform_draws_the_distribution(
-    ops: Ops, cuts: tuple[float, int, float, float], rng: np.random.Generator
-) -> None:
+def test_a_sweep_of_uniform_draws_the_distribution(ops: Ops, cuts: Cuts, rng: np.random.Generator) -> None:
     logits, count = normal(rng, 13) * 2, 3000
     logits[5] = logits[8]  # a tie: the lower id is drawn first
     uniform = (np.arange(count) + 0.5) / count
@@ -434,6 +448,49 @@ def test_a_sweep_of_uniform_draws_the_distribution(
     # Ever larger numbers draw ever less likely tokens.
     order = np.argsort(-logits, kind="stable")
     assert np.all(np.diff(np.argsort(order)[tokens]) >= 0)
+
+
+@quick
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(1, 60),
+    spread=st.sampled_from([0.3, 2.0, 8.0]),
+    masked=st.booleans(),
+    cuts=st.tuples(
+        st.sampled_from([0.5, 1.0, 2.0]),
+        st.sampled_from([0, 1, 7, 40]),
+        st.sampled_from([0.3, 0.9, 1.0]),
+        st.sampled_from([0.0, 0.1]),
+        st.sampled_from([0.05, 0.4, 0.9, 1.0]),
+        st.sampled_from([0.0, 0.03, 0.2, 1.0]),
+    ),
+)
+def test_what_is_drawn_is_what_the_cuts_leave(
+    ops: Ops, seed: int, size: int, spread: float, masked: bool, cuts: Cuts
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = normal(rng, size) * np.float32(spread)
+    if masked:
+        logits[1::3] = -np.inf
+    count = 400
+    counts = np.bincount(draw_many(ops, logits, ((np.arange(count) + 0.5) / count).tolist(), cuts), minlength=size)
+    expected = oracles.probabilities(logits, *cuts)  # type: ignore[arg-type]  # six numbers
+    assert np.all(np.abs(counts - expected * count) <= 1.001)
+
+
+def test_cuts_of_a_large_vocabulary_need_the_whole_row(ops: Ops, rng: np.random.Generator) -> None:
+    """Typical tokens of a flat tail, and a threshold below every weight that decides a common draw."""
+    logits = normal(rng, 5000) * np.float32(0.7)
+    logits[17] = 12.0
+    uniform = ((np.arange(500) + 0.5) / 500).tolist()
+    for cuts in ((1.0, 0, 1.0, 0.0, 0.95, 1.0), (1.0, 0, 1.0, 0.0, 1.0, 1e-5), (1.0, 3000, 0.999, 0.0, 0.97, 1e-4)):
+        expected = oracles.probabilities(logits, *cuts)
+        tokens = draw_many(ops, logits, uniform, cuts)
+        assert np.all(expected[tokens] > 0)
+        sums = np.cumsum(expected[np.argsort(-logits, kind="stable")])
+        assert (
+            np.abs(np.searchsorted(sums, uniform) - np.argsort(np.argsort(-logits, kind="stable"))[tokens]).max() <= 1
+        )
 
 
 def test_greedy_takes_the_highest_and_the_lowest_id_of_a_tie(ops: Ops, rng: np.random.Generator) -> None:

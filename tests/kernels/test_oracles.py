@@ -155,7 +155,10 @@ def test_log_softmax_is_torchs() -> None:
 @pytest.mark.parametrize("top_k", [0, 1, 5, 1000])
 @pytest.mark.parametrize("top_p", [0.05, 0.6, 1.0])
 @pytest.mark.parametrize("min_p", [0.0, 0.1, 1.0])
-def test_cuts_are_transformers_warpers(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+@pytest.mark.parametrize("typical_p", [0.1, 0.7, 1.0])
+def test_cuts_are_transformers_warpers(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
+) -> None:
     from transformers.generation import logits_process as warpers
 
     logits = normal(40) * 3
@@ -165,11 +168,12 @@ def test_cuts_are_transformers_warpers(temperature: float, top_k: int, top_p: fl
     scores = torch.from_numpy(logits)[None]
     chain = [warpers.TemperatureLogitsWarper(temperature)]
     chain += [warpers.TopKLogitsWarper(top_k)] if top_k else []
+    chain += [warpers.TypicalLogitsWarper(typical_p)] if typical_p < 1 else []
     chain += [warpers.TopPLogitsWarper(top_p)] if top_p < 1 else []
     chain += [warpers.MinPLogitsWarper(min_p)] if min_p else []
     for warper in chain:
         scores = warper(None, scores)
-    ours = oracles.probabilities(logits, temperature, top_k, top_p, min_p)
+    ours = oracles.probabilities(logits, temperature, top_k, top_p, min_p, typical_p)
     theirs = scores[0].double().softmax(-1).numpy()
     assert np.array_equal(ours > 0, theirs > 0)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

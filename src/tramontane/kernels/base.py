@@ -388,14 +388,27 @@ class Ops(Protocol):
         ...
 
     def sample(
-        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+        self,
+        tokens: Array,
+        logits: Array,
+        temperature: Array,
+        top_k: Array,
+        top_p: Array,
+        min_p: Array,
+        uniform: Array,
+        typical_p: Array | None = None,
+        xtc_threshold: Array | None = None,
     ) -> None:
         """tokens int32 [R]: one draw a row of logits [R,V]; the parameters are [R], top_k int32, the rest float32.
+        None does as ones would: nothing.
 
-        temperature 0: the highest logit, the lowest id on ties. Else, as transformers' warpers in this order: divide
-        by the temperature; keep the top_k highest logits (0: all; ties at the edge kept); keep the smallest set of
-        the most likely whose probability reaches top_p (at least one); keep those with probability at least min_p
-        times the highest; renormalise; take the token, in order of descending probability (lower id first on ties),
+        temperature 0: the highest logit, the lowest id on ties. Else, as transformers' warpers, in llama.cpp's order:
+        divide by the temperature; keep the top_k highest logits (0: all; ties at the edge kept); with typical_p < 1
+        keep the smallest set that reaches this probability of those whose information, -log p, is nearest to the
+        expected (Meister et al., 2022; ties at the edge kept); keep the smallest set of the most likely whose
+        probability reaches top_p (at least one); keep those with probability at least min_p times the highest; drop
+        all of those with probability at least xtc_threshold but the last of them ("exclude top choices", llama.cpp);
+        renormalise, after each of these; take the token, in order of descending probability (lower id first on ties),
         at which the running sum first exceeds uniform in [0, 1).
         """
         ...

@@ -200,7 +200,15 @@ def check_mask(logits: Array, rows: Array, masks: Array) -> None:
 
 
 def check_sample(
-    tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+    tokens: Array,
+    logits: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    uniform: Array,
+    typical_p: Array | None,
+    xtc_threshold: Array | None,
 ) -> None:
     """Hold the arguments of `Ops.sample` to their shapes."""
     check(
@@ -212,4 +220,6 @@ def check_sample(
         ("top_p", top_p, "R", FLOAT32),
         ("min_p", min_p, "R", FLOAT32),
         ("uniform", uniform, "R", FLOAT32),
+        ("typical_p", typical_p, "R", FLOAT32),
+        ("xtc_threshold", xtc_threshold, "R", FLOAT32),
     )

@@ -231,9 +231,18 @@ class CpuOps(RecurrentOps):
         self._native.log_softmax(out, logits)
 
     def sample(
-        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+        self,
+        tokens: Array,
+        logits: Array,
+        temperature: Array,
+        top_k: Array,
+        top_p: Array,
+        min_p: Array,
+        uniform: Array,
+        typical_p: Array | None = None,
+        xtc_threshold: Array | None = None,
     ) -> None:
-        self._native.sample(tokens, logits, temperature, top_k, top_p, min_p, uniform)
+        self._native.sample(tokens, logits, temperature, top_k, top_p, min_p, uniform, typical_p, xtc_threshold)
 
 
 @cache

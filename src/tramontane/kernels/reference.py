@@ -219,23 +219,49 @@ def _sparsemixer(logits: Floats, jitter: float) -> tuple[Floats, NDArray[np.int6
     return np.concatenate(weights, axis=1), np.concatenate(places, axis=1)
 
 
-def _draw(logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+def _draw(
+    logits: Floats,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
+    typical_p: float,
+    xtc_threshold: float,
+) -> int:
     """One row of `Ops.sample`; sums are in float64."""
     if temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")
     sorted_logits = logits[order].astype(np.float64)
     weights = np.exp((sorted_logits - sorted_logits[0]) / temperature)
-    # In descending order each cut keeps a prefix.
-    kept = len(order)
+    # In descending order each cut keeps a range.
+    first, kept = 0, len(order)
     if 0 < top_k < kept:
         kept = int(np.count_nonzero(sorted_logits >= sorted_logits[top_k - 1]))
+    if typical_p < 1:
+        first, kept = _typical(weights[:kept], typical_p)
     if top_p < 1:
-        sums = np.cumsum(weights[:kept])
-        kept = min(kept, int(np.searchsorted(sums, top_p * sums[-1], side="left")) + 1)
-    kept = max(1, min(kept, int(np.count_nonzero(weights >= min_p))))
-    sums = np.cumsum(weights[:kept])
-    return int(order[min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), kept - 1)])
+        sums = np.cumsum(weights[first:kept])
+        kept = min(kept, first + int(np.searchsorted(sums, top_p * sums[-1], side="left")) + 1)
+    kept = max(first + 1, min(kept, int(np.count_nonzero(weights >= min_p * weights[first]))))
+    top = int(np.count_nonzero(weights[first:kept] >= xtc_threshold * weights[first:kept].sum()))
+    first += max(0, top - 1)
+    sums = np.cumsum(weights[first:kept])
+    return int(order[min(first + int(np.searchsorted(sums, uniform * sums[-1], side="right")), kept - 1)])
+
+
+def _typical(weights: NDArray[np.float64], mass: float) -> tuple[int, int]:
+    """The range of the typical ones among weights in descending order."""
+    p = weights / weights.sum()
+    with np.errstate(divide="ignore"):
+        information = -np.log(p)
+    distance = np.abs(information - (p[p > 0] * information[p > 0]).sum())
+    nearest = np.argsort(distance, kind="stable")
+    sums = np.cumsum(p[nearest])
+    last = min(int(np.searchsorted(sums, mass * sums[-1], side="left")), len(p) - 1)
+    (kept,) = np.nonzero(distance <= distance[nearest[last]])
+    return int(kept[0]), int(kept[-1]) + 1
 
 
 class ReferenceOps(RecurrentOps):
@@ -602,11 +628,21 @@ class ReferenceOps(RecurrentOps):
         out -= np.log(np.exp(out).sum(axis=-1, keepdims=True))
 
     def sample(
-        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+        self,
+        tokens: Array,
+        logits: Array,
+        temperature: Array,
+        top_k: Array,
+        top_p: Array,
+        min_p: Array,
+        uniform: Array,
+        typical_p: Array | None = None,
+        xtc_threshold: Array | None = None,
     ) -> None:
-        check_sample(tokens, logits, temperature, top_k, top_p, min_p, uniform)
-        columns = (column.tolist() for column in (temperature, top_k, top_p, min_p, uniform))
-        for r, parameters in enumerate(zip(*columns, strict=True)):
+        check_sample(tokens, logits, temperature, top_k, top_p, min_p, uniform, typical_p, xtc_threshold)
+        typical_p, xtc_threshold = (np.ones(len(logits)) if c is None else c for c in (typical_p, xtc_threshold))
+        columns = (temperature, top_k, top_p, min_p, uniform, typical_p, xtc_threshold)
+        for r, parameters in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
             tokens[r] = _draw(logits[r], *parameters)
 
 

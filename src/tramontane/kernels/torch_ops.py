@@ -554,9 +554,18 @@ class TorchOps(RecurrentOps):
         out.copy_(logits.log_softmax(dim=-1))
 
     def sample(
-        self, tokens: Array, logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+        self,
+        tokens: Array,
+        logits: Array,
+        temperature: Array,
+        top_k: Array,
+        top_p: Array,
+        min_p: Array,
+        uniform: Array,
+        typical_p: Array | None = None,
+        xtc_threshold: Array | None = None,
     ) -> None:
-        check_sample(tokens, logits, temperature, top_k, top_p, min_p, uniform)
+        check_sample(tokens, logits, temperature, top_k, top_p, min_p, uniform, typical_p, xtc_threshold)
         if not len(logits):
             return
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -564,20 +573,37 @@ class TorchOps(RecurrentOps):
         greedy = temperature == 0
         warmth = torch.where(greedy, 1, temperature).to(self._wide)[:, None]
         weights = ((ordered - ordered[:, :1]) / warmth).exp()
-        # In descending order each cut keeps a prefix; what is cut weighs nothing from then on.
+        # In descending order each cut keeps a range; what is cut weighs nothing from then on.
         vocabulary = logits.shape[1]
         edge = torch.where(top_k > 0, top_k.clamp(max=vocabulary), vocabulary).long() - 1
         weights *= ordered >= ordered.gather(1, edge[:, None])
+        if typical_p is not None:
+            weights *= _typical(weights, typical_p.to(self._wide)[:, None])
         sums = weights.cumsum(dim=-1)
         whole = (top_p >= 1)[:, None]
         before = sums - weights
         before[:, 0] = -1  # one token is always kept
         weights *= whole | (before < top_p.to(self._wide)[:, None] * sums[:, -1:])
-        weights *= weights >= min_p.to(self._wide)[:, None]
+        weights *= weights >= min_p.to(self._wide)[:, None] * weights.amax(dim=-1, keepdim=True)
+        if xtc_threshold is not None:
+            least = xtc_threshold.to(self._wide)[:, None] * weights.sum(dim=-1, keepdim=True)
+            top = (weights >= least) & (weights > 0)
+            weights[:, :-1] *= ~(top[:, :-1] & top[:, 1:])
         sums = weights.cumsum(dim=-1)
         drawn = (sums <= uniform.to(self._wide)[:, None] * sums[:, -1:]).sum(dim=-1).clamp(max=vocabulary - 1)
         drawn = torch.where(greedy, 0, drawn)
         tokens.copy_(order.gather(1, drawn[:, None])[:, 0])
+
+
+def _typical(weights: Array, mass: Array) -> Array:
+    """Whether each of weights [R,V] is among the typical ones; mass [R,1], 1 for all."""
+    p = weights / weights.sum(dim=-1, keepdim=True)
+    information = -p.log()
+    expected = torch.where(p > 0, p * information, 0).sum(dim=-1, keepdim=True)
+    nearest, order = (information - expected).abs().sort(dim=-1, stable=True)
+    sums = p.gather(1, order).cumsum(dim=-1)
+    last = (sums < mass * sums[:, -1:]).sum(dim=-1, keepdim=True).clamp(max=p.shape[1] - 1)
+    return ((information - expected).abs() <= nearest.gather(1, last)) | (mass >= 1)
 
 
 def _by_row(x: Array, weight: Array) -> Array:
