@@ -66,6 +66,23 @@ from tramontane.types import (
         ("logit_bias", {1: 1e39}),
         ("logit_bias", {1: -1e39}),
         ("logit_bias", [1, 2]),
+        ("typical_p", 0.0),
+        ("typical_p", 1.1),
+        ("xtc_probability", 1.1),
+        ("xtc_threshold", -0.1),
+        ("dry_multiplier", -1),
+        ("dry_base", 0.5),
+        ("dry_allowed_length", 0),
+        ("dry_range", -1),
+        ("dry_sequence_breakers", [""]),
+        ("dry_sequence_breakers", 3),
+        ("bad_words", [()]),
+        ("bad_words", [[1, "x"]]),
+        ("bad_words", [1]),
+        ("bad_words", [[True]]),
+        ("allowed_token_ids", ()),
+        ("allowed_token_ids", [-1]),
+        ("allowed_token_ids", ["x"]),
         ("logits_processors", 3),
         ("logits_processors", [3]),
         ("include_stop", 1),
@@ -100,6 +117,9 @@ def test_natural_spellings_are_taken() -> None:
     assert params.logit_bias == {5: -math.inf, 6: 1.0}
     assert params.logits_processors == (processor,)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+    words = SamplingParams(bad_words=["one", [1, 2]], dry_sequence_breakers="\n")  # type: ignore[arg-type,list-item]
+    assert words.bad_words == ("one", (1, 2))
+    assert words.dry_sequence_breakers == ("\n",)
 
 
 def test_min_tokens_may_not_exceed_max_tokens() -> None:
@@ -118,7 +138,9 @@ def test_what_is_set_goes_over_defaults_even_when_empty_or_zero() -> None:
 
 def test_the_defaults_leave_open_only_what_has_no_value() -> None:
     open_fields = {f.name for f in fields(SamplingParams) if getattr(SAMPLING_DEFAULTS, f.name) is None}
-    assert open_fields == {"logit_bias", "seed", "logprobs", "prompt_logprobs", "max_tokens", "grammar"}
+    assert open_fields == {
+        *("allowed_token_ids", "logit_bias", "seed", "logprobs", "prompt_logprobs", "max_tokens", "grammar")
+    }
 
 
 def test_a_request_asks_for_one_thing() -> None:

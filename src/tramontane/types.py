@@ -163,6 +163,13 @@ _RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "top_k": (0, None, False),
     "top_p": (0.0, 1.0, True),
     "min_p": (0.0, 1.0, False),
+    "typical_p": (0.0, 1.0, True),
+    "xtc_probability": (0.0, 1.0, False),
+    "xtc_threshold": (0.0, 1.0, False),
+    "dry_multiplier": (0.0, 100.0, False),
+    "dry_base": (1.0, 100.0, False),
+    "dry_allowed_length": (1, None, False),
+    "dry_range": (0, None, False),
     "repetition_penalty": (0.0, 100.0, True),
     "presence_penalty": (-2.0, 2.0, False),
     "frequency_penalty": (-2.0, 2.0, False),
@@ -173,9 +180,22 @@ _RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "min_tokens": (0, None, False),
     "max_tokens": (0, None, False),
 }
-_INTEGERS = frozenset({"top_k", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"})
+_INTEGERS = frozenset(
+    {"top_k", "dry_allowed_length", "dry_range", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"}
+)
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
+
+def _words(name: str, given: object) -> tuple[str | tuple[int, ...], ...]:
+    """Texts or token ids, each frozen; a lone text is one of them."""
+    words = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
+    frozen = tuple(word if isinstance(word, str) or not isinstance(word, Iterable) else tuple(word) for word in words)
+    for word in frozen:
+        is_ids = isinstance(word, tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in word)
+        if not word or not (isinstance(word, str) or is_ids):
+            raise InvalidRequest(name, f"{word!r} is neither a text nor a sequence of token ids")
+    return frozen
 
 
 def _token_id(key: object) -> int:
@@ -188,18 +208,39 @@ class SamplingParams:
     """How tokens are chosen and when a request ends. None means "not set": the next default applies.
 
     Order of defaults: the request, the model-level defaults given to the constructor, `generation_config.json`,
-    then `SAMPLING_DEFAULTS`. Order of operations on a row: penalties, logit bias, custom processors, temperature,
-    top-k, top-p, min-p, one draw. Frequency and presence penalties count generated tokens; repetition counts the
-    prompt too. `temperature=0` is greedy. `top_k=0` is off.
+    then `SAMPLING_DEFAULTS`. Order of operations on a row: penalties, DRY, logit bias, bad words, allowed tokens,
+    custom processors, temperature, top-k, typical, top-p, min-p, XTC, one draw (the cuts in llama.cpp's order).
+    Frequency and presence penalties count generated tokens; repetition, DRY and bad words see the prompt too.
+    `temperature=0` is greedy: the cuts change nothing. `top_k=0` is off.
     """
 
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    """Keep the tokens that surprise about as much as is to be expected, up to this probability (Meister et al., 2022);
+    1 is off."""
+    xtc_probability: float | None = None
+    """So often, of the tokens with a probability of at least `xtc_threshold`, only the least likely stays ("exclude top
+    choices")."""
+    xtc_threshold: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    dry_multiplier: float | None = None
+    """Against passages said before ("don't repeat yourself"): where the last n tokens have stood already, what followed
+    them loses dry_multiplier * dry_base ** (n - dry_allowed_length), from n = dry_allowed_length on. 0 is off."""
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_range: int | None = None
+    """Look only at so many of the last tokens; 0: at all."""
+    dry_sequence_breakers: tuple[str | tuple[int, ...], ...] | None = None
+    """Over these, texts or token ids, no passage is looked for: in other places they begin something new."""
+    bad_words: tuple[str | tuple[int, ...], ...] | None = None
+    """Texts (as the tokenizer spells them, alone and after a space) or token ids that are never completed."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Nothing else is drawn."""
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     n: int | None = None
@@ -244,7 +285,7 @@ class SamplingParams:
     def _normalise(self) -> None:
         """Accept what callers naturally write (a lone string, lists) and freeze it."""
         put = object.__setattr__
-        for name, kind in (("stop", str), ("stop_token_ids", int)):
+        for name, kind in (("stop", str), ("stop_token_ids", int), ("allowed_token_ids", int)):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -256,6 +297,11 @@ class SamplingParams:
             if kind is str and "" in values:
                 raise InvalidRequest(name, "an empty stop string would stop at once", "Leave it out.")
             put(self, name, values)
+        for name in ("bad_words", "dry_sequence_breakers"):
+            if getattr(self, name) is not None:
+                put(self, name, _words(name, getattr(self, name)))
+        if self.allowed_token_ids == ():
+            raise InvalidRequest("allowed_token_ids", "they leave no token to choose", "Name some, or leave it out.")
         if self.logits_processors is not None:
             given = self.logits_processors
             put(self, "logits_processors", tuple(given) if isinstance(given, Iterable) else (given,))
@@ -289,9 +335,18 @@ SAMPLING_DEFAULTS = SamplingParams(
     top_k=0,
     top_p=1.0,
     min_p=0.0,
+    typical_p=1.0,
+    xtc_probability=0.0,
+    xtc_threshold=0.1,
     repetition_penalty=1.0,
     presence_penalty=0.0,
     frequency_penalty=0.0,
+    dry_multiplier=0.0,
+    dry_base=1.75,
+    dry_allowed_length=2,
+    dry_range=0,
+    dry_sequence_breakers=("\n", ":", '"', "*"),
+    bad_words=(),
     n=1,
     stop=(),
     stop_token_ids=(),

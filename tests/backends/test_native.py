@@ -46,6 +46,7 @@ from tramontane.errors import (
     TramontaneError,
 )
 from tramontane.kernels import device
+from tramontane.text.tokenizer import Tokenizer
 from tramontane.types import AudioPart, Chunk, ImagePart, Message, Request, SamplingParams, TextPart
 
 CONFIG = EngineConfig(
@@ -264,6 +265,71 @@ def test_order_of_defaults(checkpoint: Path, tmp_path: Path) -> None:
         NativeBackend(folder, CONFIG)
 
 
+def longest_repeat(tokens: list[int]) -> int:
+    places = range(len(tokens))
+    return max(
+        n
+        for n in range(len(tokens))
+        if len({tuple(tokens[i : i + n]) for i in places[: len(tokens) - n + 1]}) < len(tokens) - n + 1 or not n
+    )
+
+
+def test_words_that_may_not_be_said_are_not_said(backend: NativeBackend) -> None:
+    plain = ask(max_tokens=40, ignore_eos=True, temperature=0.0)
+    said = ids(chunks(backend, plain))
+    for length in (1, 2, 3):
+        word = tuple(said[5 : 5 + length])
+        sampling = replace(plain.sampling, bad_words=(word,))
+        found = ids(chunks(backend, replace(plain, sampling=sampling)))
+        history = [*backend.tokenize("Hi"), *found]
+        assert word not in {tuple(history[i : i + length]) for i in range(len(history) - length + 1)}
+    likely = replace(plain.sampling, logit_bias=dict.fromkeys(spelled("q"), 50.0))
+    assert text(chunks(backend, replace(plain, sampling=likely))) == "q" * 40
+    assert "qq" not in text(chunks(backend, replace(plain, sampling=replace(likely, bad_words=("qq",)))))
+    assert "q" not in text(chunks(backend, replace(plain, sampling=replace(likely, bad_words=("q",)))))
+
+
+def test_a_breaker_is_every_token_that_holds_it(checkpoint: Path) -> None:
+    tokenizer = Tokenizer.from_file(checkpoint / "tokenizer.json")
+    assert spelled(":")[0] in tokenizer.holding(":")
+    assert all(":" in tokenizer.token_text(id_) for id_ in tokenizer.holding(":"))
+    assert not tokenizer.holding("no token is as long as this")
+
+
+def test_dry_ends_a_loop(backend: NativeBackend) -> None:
+    plain = ask("abcabcabcabc", max_tokens=60, ignore_eos=True, temperature=0.0)
+    looping = ids(chunks(backend, plain))
+    how = replace(plain.sampling, dry_multiplier=50.0, dry_allowed_length=3, dry_sequence_breakers=())
+    found = ids(chunks(backend, replace(plain, sampling=how)))
+    assert longest_repeat(found) <= 4 < longest_repeat(looping)
+    everywhere = tuple((i,) for i in range(VOCAB))
+    broken = replace(plain, sampling=replace(how, dry_sequence_breakers=everywhere))
+    assert ids(chunks(backend, broken)) == looping, "nothing reaches over a breaker"
+
+
+def test_only_allowed_tokens_come(backend: NativeBackend) -> None:
+    allowed = tuple(sorted(spelled("xyz")))
+    found = chunks(backend, ask(max_tokens=30, ignore_eos=True, allowed_token_ids=allowed, typical_p=0.9, seed=3))
+    assert set(ids(found)) <= set(allowed)
+    assert set(text(found)) <= set("xyz")
+
+
+def test_every_way_of_choosing_repeats_with_its_seed_alone_and_among_others(backend: NativeBackend) -> None:
+    ways: list[dict[str, Any]] = [
+        {"typical_p": 0.5},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+        {"dry_multiplier": 1.0, "temperature": 0.7},
+        {"bad_words": ("a", "the"), "top_k": 20},
+    ]
+    asked = [ask(max_tokens=25, ignore_eos=True, seed=seed, **way) for seed, way in enumerate(ways)]
+    alone = [ids(chunks(backend, one)) for one in asked]
+
+    async def together() -> list[list[Chunk]]:
+        return list(await asyncio.gather(*(chunks_of(backend, one) for one in asked)))
+
+    assert [ids(found) for found in asyncio.run(together())] == alone
+
+
 # ---- refusals
 
 
@@ -272,6 +338,12 @@ def test_order_of_defaults(checkpoint: Path, tmp_path: Path) -> None:
     [
         (ask(stop_token_ids=[VOCAB]), InvalidRequest, "stop_token_ids"),
         (ask(logit_bias={VOCAB: 1.0}), InvalidRequest, "logit_bias"),
+        (ask(allowed_token_ids=[VOCAB]), InvalidRequest, "allowed_token_ids"),
+        (ask(allowed_token_ids=[3], logit_bias={3: -math.inf}), InvalidRequest, "allowed_token_ids"),
+        (ask(allowed_token_ids=[3, 4], bad_words=[[3], [5, 4]]), InvalidRequest, "allowed_token_ids"),
+        (ask(bad_words=[[i] for i in range(VOCAB)]), InvalidRequest, "bad_words"),
+        (ask(bad_words=[[VOCAB]]), InvalidRequest, "bad_words"),
+        (ask(dry_sequence_breakers=[[-1]]), InvalidRequest, "dry_sequence_breakers"),
         (ask(logit_bias=dict.fromkeys(range(VOCAB), -math.inf)), InvalidRequest, "logit_bias"),
         (
             ask(logit_bias=dict.fromkeys(range(VOCAB - 1), -math.inf), min_tokens=1, stop_token_ids=[VOCAB - 1]),

@@ -174,6 +174,54 @@ def test_draws_follow_the_distribution() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees of freedom, p = 0.001
 
 
+def test_only_allowed_tokens_are_drawn() -> None:
+    allowed = (3, 31, 32, 96)
+    logits = np.concatenate([row(seed) for seed in range(3)])
+    draws = [draw(allowed_token_ids=allowed), draw(), draw(allowed_token_ids=(7,), logit_bias={7: -50.0})]
+    seen = edited(logits, *draws)
+    assert np.flatnonzero(np.isfinite(seen[0])).tolist() == list(allowed)
+    np.testing.assert_array_equal(seen[0, list(allowed)], logits[0, list(allowed)])
+    np.testing.assert_array_equal(seen[1], logits[1])
+    assert sampler().sample(logits, draws, [0, 1, 2])[2].token_id == 7
+
+
+def test_top_choices_are_excluded_as_often_as_asked() -> None:
+    """Half of the draws follow the whole distribution, half what is left of it: 0.15 is the least of 0.15 or more."""
+    logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]], np.float32))
+    params = SamplingParams(xtc_probability=0.5, xtc_threshold=0.12).over(SAMPLING_DEFAULTS)
+    counts = np.zeros(4)
+    ours = sampler()
+    for seed in range(80):
+        draws = [Draw(params, seed, (), (0,) * at) for at in range(50)]
+        infos = ours.sample(np.repeat(logits, 50, 0), draws, list(range(50)))
+        assert infos == ours.sample(np.repeat(logits, 50, 0), draws, list(range(50))), "a seed repeats"
+        for at in (0, 17):
+            alone = ours.sample(logits.copy(), [draws[at]], [at])
+            assert alone == [infos[at]], "and does so alone"
+        for info in infos:
+            counts[info.token_id] += 1
+    expected = 4000 * (0.5 * np.array([0.5, 0.25, 0.15, 0.1]) + 0.5 * np.array([0, 0, 0.6, 0.4]))
+    assert ((counts - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3 degrees of freedom, p = 0.001
+
+
+def test_the_cuts_of_a_row_are_its_own() -> None:
+    logits = np.repeat(np.log(np.array([[0.6, 0.2, 0.1, 0.1]], np.float32)), 4, 0)
+    ours = sampler()
+    seen: list[set[int]] = [set() for _ in range(4)]
+    params = [
+        SamplingParams(),
+        SamplingParams(typical_p=0.1),
+        SamplingParams(xtc_probability=1.0, xtc_threshold=0.15),
+        SamplingParams(typical_p=0.1, temperature=0.0),
+    ]
+    for seed in range(60):
+        draws = [Draw(one.over(SAMPLING_DEFAULTS), seed, (), ()) for one in params]
+        for info, tokens in zip(ours.sample(logits.copy(), draws, [0, 1, 2, 3]), seen, strict=True):
+            tokens.add(info.token_id)
+    # 1.09 nats are expected: 0.2 has 1.6, and 0.6 has 0.51
+    assert seen == [{0, 1, 2, 3}, {1}, {1, 2, 3}, {0}]
+
+
 def test_alternatives_rank_equal_ones_by_id() -> None:
     logprobs = np.array([-2.0, -1.0, -2.0, -1.0, -3.0], np.float32)
     assert [id_ for id_, _ in top_alternatives(logprobs, 3)] == [1, 3, 0]

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from tramontane.backends.answer import Answer
 from tramontane.backends.mailbox import Mailbox, Reader, wake
 from tramontane.backends.prepare import Prepared
+from tramontane.engine.edits import FloatArray
 from tramontane.engine.encoder import Encoder, Task, Text
 from tramontane.engine.engine import Engine
 from tramontane.engine.executor import Executor
-from tramontane.engine.sampler import FloatArray, apply_processor
+from tramontane.engine.sampler import apply_processor
 from tramontane.engine.sequence import Event
 from tramontane.errors import EngineClosed, OutOfMemory, TramontaneError
 from tramontane.models.heads import Floats

@@ -46,7 +46,10 @@ BOS_ID = 2
 PROMPT_LOGPROB = -1.0
 """The natural-log probability that the mock reports for every token of a prompt."""
 
-_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {"logit_bias", "logits_processors", "grammar"}
+_SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {
+    *("logit_bias", "logits_processors", "grammar"),
+    *("xtc_probability", "dry_multiplier", "bad_words", "allowed_token_ids"),
+}
 _REQUEST = frozenset({"priority", "tenant", "timeout", "cache_salt"})
 """Nobody waits for another, and there is no cache that could be shared."""
 

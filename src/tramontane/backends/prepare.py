@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tramontane.engine.sequence import EngineRequest
@@ -62,6 +62,7 @@ class Preparer:
         """Raises InvalidRequest (naming the field) or TemplateError."""
         params = request.sampling.over(self._defaults)
         self._check_named(params)
+        params = self._spelled(params)
         prompt_ids, text = self._prompt(request)
         engine_request = EngineRequest(
             id=request.id or f"request-{uuid.uuid4().hex}",
@@ -116,14 +117,54 @@ class Preparer:
     def _check_named(self, params: SamplingParams) -> None:
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
         self._check_ids("logit_bias", tuple(params.logit_bias or ()))
+        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        for name in ("bad_words", "dry_sequence_breakers"):
+            for word in getattr(params, name) or ():
+                self._check_ids(name, word if isinstance(word, tuple) else ())
+
+    def _spelled(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with token ids in the place of words."""
+        spelled: dict[str, Any] = {}
+        if params.bad_words:
+            spelled["bad_words"] = _each(params.bad_words, self._spellings)
+        if params.dry_multiplier:
+            spelled["dry_sequence_breakers"] = _each(params.dry_sequence_breakers or (), self._breaking)
+        return replace(params, **spelled) if spelled else params
+
+    def _spellings(self, word: str) -> set[tuple[int, ...]]:
+        """A word alone and after a space."""
+        bare = word.lstrip() or word
+        texts = (word,) if bare != word else (bare, f" {bare}")
+        found = {tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts}
+        if not all(found):
+            raise InvalidRequest("bad_words", f"the tokenizer has no tokens for {word!r}", "Leave it out.")
+        return found
+
+    def _breaking(self, text: str) -> set[tuple[int, ...]]:
+        """The tokens that hold the text; where none does, those that spell it within one."""
+        holding = self.tokenizer.holding(text)
+        if holding:
+            return {(id_,) for id_ in holding}
+        first = self.tokenizer.encode("a", add_special_tokens=False)
+        ids = self.tokenizer.encode(f"a{text}", add_special_tokens=False)
+        inside = ids[len(first) :] if ids[: len(first)] == first else ids
+        return {tuple(inside)} if inside else set()
 
     def _check_choice(self, request: EngineRequest) -> None:
         """Some token must be left to draw."""
-        masked = {id_ for id_, value in (request.params.logit_bias or {}).items() if value == -math.inf}
-        if request.params.min_tokens:
+        params = request.params
+        masked = {id_ for id_, value in (params.logit_bias or {}).items() if value == -math.inf}
+        if params.min_tokens:
             masked |= request.ends  # which are held off until then
+        masked |= {word[-1] for word in params.bad_words or () if isinstance(word, tuple)}
+        if params.allowed_token_ids is not None and masked.issuperset(params.allowed_token_ids):
+            problem = "none of them is left to choose, beside what may not be drawn"
+            raise InvalidRequest(
+                "allowed_token_ids", problem, "Allow some token that is neither an end nor a bad word."
+            )
         if len(masked) >= self._vocab_size:
-            raise InvalidRequest("logit_bias", "it leaves no token to choose", "Leave some token above -inf.")
+            field = "bad_words" if params.bad_words else "logit_bias"
+            raise InvalidRequest(field, "it leaves no token to choose", "Leave some token above -inf.")
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         for id_ in ids:
@@ -138,6 +179,14 @@ class Preparer:
         # Not `decode`: a character that the last tokens only begin belongs to the answer's first text.
         detokenizer = Detokenizer(self.tokenizer, bool(params.skip_special_tokens))
         return "".join(detokenizer.push(id_) for id_ in prompt_ids)
+
+
+def _each(
+    words: Sequence[str | tuple[int, ...]], spell: Callable[[str], set[tuple[int, ...]]]
+) -> tuple[tuple[int, ...], ...]:
+    """Words as token ids, each once; what is ids already stays."""
+    found = {word for word in words if isinstance(word, tuple)}
+    return tuple(sorted(found.union(*(spell(word) for word in words if isinstance(word, str)))))
 
 
 def _as_mapping(message: Message) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class EngineBackend(ABC):
         self._require_open()
         self._admit(request)
         contents = [request.prompt, *(message.content for message in request.messages or ())]
-        if sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT:
+        short = sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT
+        if short and not request.sampling.dry_multiplier:  # which reads the whole vocabulary, the first time
             return self._preparer.prepare(request)
         return await asyncio.to_thread(self._preparer.prepare, request)
 

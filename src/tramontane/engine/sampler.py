@@ -1,26 +1,24 @@
 """Sampling in two halves: processors turn a row's history into sparse edits on the host; one op cuts and draws.
 
-Owns penalties, biases, bans, custom processors, the random numbers and the reported probabilities.
+Owns masks, custom processors, the random numbers and the reported probabilities; the edits are made in `edits`.
 Must not know: the decoder, the cache, how rows were scheduled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tramontane.engine.edits import FloatArray, History, IntArray, edits_of, needs_history
 from tramontane.engine.step import Draw, TokenInfo
 from tramontane.errors import InvalidRequest
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.types import LogitsProcessor
-
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
-Edits = tuple[IntArray, FloatArray, FloatArray]  # ids, penalties, biases: each id once
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -42,53 +40,16 @@ def uniform(seed: int, position: int) -> float:
     return (_mix(state) >> 40) * 2.0**-24
 
 
-class _History:
-    """Which ids a row has seen: each once, with its count in the output (0 where only the prompt has it)."""
-
-    def __init__(self, prompt: Sequence[int]) -> None:
-        ids = np.unique(np.asarray(prompt, np.int32))
-        self.prompt_length = len(prompt)
-        self.seen = 0  # output tokens counted
-        self._size = len(ids)
-        self._ids = np.concatenate([ids, np.empty(64, np.int32)])
-        self._counts = np.zeros(len(self._ids), np.float32)
-        self._index = {id_: at for at, id_ in enumerate(ids.tolist())}
-
-    def update(self, output: Sequence[int]) -> None:
-        for id_ in output[self.seen :]:
-            at = self._index.setdefault(id_, self._size)
-            if at == self._size:
-                self._grow()
-                self._ids[at], self._counts[at] = id_, 0
-                self._size += 1
-            self._counts[at] += 1
-        self.seen = len(output)
-
-    def _grow(self) -> None:
-        if self._size == len(self._ids):
-            self._ids = np.resize(self._ids, 2 * self._size)
-            self._counts = np.resize(self._counts, 2 * self._size)
-
-    def edits(self, repetition: float, frequency: float, presence: float) -> Edits:
-        """Repetition (Keskar et al., 2019) over all ids; frequency and presence (OpenAI's API) over the output's."""
-        ids, counts = self._ids[: self._size], self._counts[: self._size]
-        if repetition == 1.0:  # then an id that only the prompt has is not changed
-            ids, counts = ids[counts > 0], counts[counts > 0]
-        penalties = np.full(len(ids), repetition, np.float32)
-        biases = -(np.float32(frequency) * counts + np.float32(presence) * (counts > 0))
-        return ids, penalties, biases
+_COIN = 0x2545F4914F6CDD1D
+"""Of a seed, it makes another, for what is decided beside the draw."""
 
 
-def _merge(edits: Sequence[Edits]) -> Edits:
-    """One edit an id: penalties multiply (at most one differs from 1), biases add up."""
-    if len(edits) == 1:
-        return edits[0]
-    all_ids, all_penalties, all_biases = (np.concatenate(parts) for parts in zip(*edits, strict=True))
-    ids, where = np.unique(all_ids, return_inverse=True)
-    penalties, biases = np.ones(len(ids), np.float32), np.zeros(len(ids), np.float32)
-    np.multiply.at(penalties, where, all_penalties)
-    np.add.at(biases, where, all_biases)
-    return ids.astype(np.int32), penalties, biases
+@lru_cache(maxsize=64)
+def mask_of(allowed: tuple[int, ...], vocab_size: int) -> IntArray:
+    """int32 [ceil(V/32)] as `Ops.mask` takes it. Not to be written to."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, bool)
+    bits[list(allowed)] = True
+    return np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
 
 
 class Sampler:
@@ -99,7 +60,7 @@ class Sampler:
         self._ops = ops
         self._workspace = workspace
         self._max_histories = max_histories
-        self._histories: dict[Hashable, _History] = {}
+        self._histories: dict[Hashable, History] = {}
 
     def sample(self, logits: Array, draws: Sequence[Draw], keys: Sequence[Hashable]) -> list[TokenInfo]:
         """One token a row of logits [R,V], which are overwritten. `keys` name the rows' sequences across steps.
@@ -108,6 +69,7 @@ class Sampler:
         """
         logprobs = self._logprobs(logits, draws)
         self._edit(logits, draws, keys)
+        self._mask(logits, draws)
         tokens = self._draw(logits, draws)
         custom = [row for row, draw in enumerate(draws) if draw.params.logits_processors]
         if custom:
@@ -132,8 +94,12 @@ class Sampler:
         return dict(zip(wanted, self._ops.to_host(out), strict=True))
 
     def _edit(self, logits: Array, draws: Sequence[Draw], keys: Sequence[Hashable]) -> None:
-        per_row = [(row, self._edits(draw, key)) for row, (draw, key) in enumerate(zip(draws, keys, strict=True))]
-        found = [(row, edits) for row, edits in per_row if edits is not None and len(edits[0])]
+        histories = [
+            self._history(draw, key) if needs_history(draw.params) else None
+            for draw, key in zip(draws, keys, strict=True)
+        ]
+        per_row = enumerate(edits_of(draw, history) for draw, history in zip(draws, histories, strict=True))
+        found = [(row, edits) for row, edits in per_row if edits is not None]
         if not found:
             return
         rows = np.repeat(np.array([row for row, _ in found], np.int32), [len(edits[0]) for _, edits in found])
@@ -141,27 +107,17 @@ class Sampler:
         device = self._ops.from_host
         self._ops.apply_edits(logits, device(rows), *(device(column) for column in columns))
 
-    def _edits(self, draw: Draw, key: Hashable) -> Edits | None:
-        params, found = draw.params, []
-        repetition, frequency, presence = (
-            params.repetition_penalty or 1.0,
-            params.frequency_penalty or 0.0,
-            params.presence_penalty or 0.0,
-        )
-        if repetition != 1.0 or frequency or presence:
-            found.append(self._history(draw, key).edits(repetition, frequency, presence))
-        if params.logit_bias:
-            ids, values = np.array(list(params.logit_bias), np.int32), list(params.logit_bias.values())
-            found.append((ids, np.ones(len(ids), np.float32), np.array(values, np.float32)))
-        if draw.banned:
-            ids = np.unique(np.array(draw.banned, np.int32))
-            found.append((ids, np.ones(len(ids), np.float32), np.full(len(ids), -np.inf, np.float32)))
-        return _merge(found) if found else None
+    def _mask(self, logits: Array, draws: Sequence[Draw]) -> None:
+        allowed = {row: draw.params.allowed_token_ids for row, draw in enumerate(draws)}
+        masks = {row: mask_of(ids, logits.shape[1]) for row, ids in allowed.items() if ids is not None}
+        if masks:
+            rows, bits = np.array(list(masks), np.int32), np.stack(list(masks.values()))
+            self._ops.mask(logits, self._ops.from_host(rows), self._ops.from_host(bits))
 
-    def _history(self, draw: Draw, key: Hashable) -> _History:
+    def _history(self, draw: Draw, key: Hashable) -> History:
         history = self._histories.pop(key, None)
         if history is None or history.prompt_length != len(draw.prompt) or history.seen > len(draw.output):
-            history = _History(draw.prompt)
+            history = History(draw.prompt)
         history.update(draw.output)
         self._histories[key] = history  # the latest used stands last
         if len(self._histories) > self._max_histories:
@@ -182,10 +138,25 @@ class Sampler:
             np.array([p.min_p for p in params], np.float32),
             np.array([uniform(draw.seed, len(draw.output)) for draw in draws], np.float32),
         )
+        cuts = (np.array([p.typical_p for p in params], np.float32), np.array(list(map(_xtc, draws)), np.float32))
         tokens = self._workspace.take("tokens", len(draws), dtype="int32")
-        self._ops.sample(tokens, logits, *(self._ops.from_host(column) for column in columns))
+        self._ops.sample(
+            tokens,
+            logits,
+            *(self._ops.from_host(column) for column in columns),
+            *(self._ops.from_host(cut) if cut.min(initial=1) < 1 else None for cut in cuts),
+        )
         drawn: list[int] = self._ops.to_host(tokens).tolist()
         return drawn
+
+
+def _xtc(draw: Draw) -> float:
+    """The threshold where the top choices are excluded this time, else 1, which excludes none."""
+    params = draw.params
+    if not params.xtc_probability or params.xtc_threshold is None:
+        return 1.0
+    coin = uniform(draw.seed ^ _COIN, len(draw.output))
+    return params.xtc_threshold if coin < params.xtc_probability else 1.0
 
 
 def apply_processor(

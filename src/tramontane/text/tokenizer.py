@@ -272,6 +272,14 @@ class Tokenizer:
         """A token's bytes as text, for showing one token alone (logprobs, tables)."""
         return self.id_to_bytes(token_id).decode("utf-8", "replace")
 
+    def holding(self, text: str) -> frozenset[int]:
+        """The tokens whose text has `text` in it."""
+        return frozenset(id_ for id_, own in enumerate(self._texts) if text in own)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [self.token_text(id_) for id_ in range(self.vocab_size)]
+
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as its vocabulary spells it (`<|im_end|>`), or None."""
         return self._inner.token_to_id(token)
