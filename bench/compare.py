@@ -169,6 +169,8 @@ def compare(args: argparse.Namespace, cpu_clock: Mapping[str, str]) -> dict[str,
             report["cells"] += cells
             for cell in cells:
                 say(f"    {summary(cell)}")
+            if args.json:  # what there is, should somebody lose patience
+                args.json.write_text(json.dumps(report), encoding="utf-8")
     return report
 
 
@@ -212,8 +214,6 @@ def main() -> None:
         parser.error("--cpu-time needs --threads 1")
     with tempfile.TemporaryDirectory() as folder:
         report = compare(args, build_cpu_clock(Path(folder)) if args.cpu_time else {})
-    if args.json:
-        args.json.write_text(json.dumps(report), encoding="utf-8")
     print(json.dumps(report))
 
 
