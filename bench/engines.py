@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 
 def _environment(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RUST_BACKTRACE": "0"}
 
 
 @dataclass(frozen=True)

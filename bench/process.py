@@ -53,12 +53,12 @@ class Others:
         self._start = self._seconds()
 
     def share(self) -> float | None:
-        """From 0 to 1, of all processors since this was made."""
+        """From 0 to 1, of all processors since this was made; None: it cannot be told."""
         now = self._seconds()
         if now is None or self._start is None:
             return None
         busy, idle, ours = (b - a for a, b in zip(self._start, now, strict=True))
-        return max(0.0, busy - ours) / (busy + idle)
+        return max(0.0, busy - ours) / (busy + idle) if busy + idle else None
 
     @staticmethod
     def _seconds() -> tuple[float, float, float] | None:
