@@ -1,6 +1,6 @@
 """Models with random weights: speed needs no trained ones.
 
-    python bench/models.py rand135m rand1b --tokenizer SmolLM2.gguf --llama-quantize PATH/TO/llama-quantize
+    python -m bench.models rand135m rand1b --tokenizer SmolLM2.gguf --llama-quantize PATH/TO/llama-quantize
 
 Writes NAME-f16.gguf, NAME-{q4_0,q8_0,q4_k_m,bf16}.gguf (by llama.cpp, from the first) and NAME-bf16/, the folder of
 the same shape for engines that read no GGUF. What is there already stays. The tokenizer is that of the given GGUF,

@@ -1,6 +1,6 @@
 """How far settings of the engine move a model's perplexity, on the same text and weights.
 
-    python -m bench.quality MODEL.gguf arithmetic=exact default [--windows 64] [--threads 2]
+    python -m bench.quality MODEL.gguf cache_dtype=float32 default [--windows 64] [--threads 2]
 
 Each argument after the model is one set of engine options, NAME=VALUE joined by commas, or `default`; changes are
 relative to the first. The text is cut into windows of 512 tokens, which is what the engine takes at once: the kernels
