@@ -238,7 +238,7 @@ class SamplingParams:
     dry_sequence_breakers: tuple[str | tuple[int, ...], ...] | None = None
     """Over these, texts or token ids, no passage is looked for: in other places they begin something new."""
     bad_words: tuple[str | tuple[int, ...], ...] | None = None
-    """Texts (as the tokenizer spells them, alone and after a space) or token ids that are never completed."""
+    """Texts (as the tokenizer spells them first, within a text and after a space) or token ids: never completed."""
     allowed_token_ids: tuple[int, ...] | None = None
     """Nothing else is drawn."""
     logit_bias: Mapping[int, float] | None = None

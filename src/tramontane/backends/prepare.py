@@ -132,23 +132,28 @@ class Preparer:
         return replace(params, **spelled) if spelled else params
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
-        """A word alone and after a space."""
+        """A word at the beginning of a text, within one, and after a space."""
         bare = word.lstrip() or word
         texts = (word,) if bare != word else (bare, f" {bare}")
-        found = {tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts}
-        if not all(found):
+        found = {spelled for text in texts for spelled in (self._encoded(text), self._inside(text)) if spelled}
+        if not found:
             raise InvalidRequest("bad_words", f"the tokenizer has no tokens for {word!r}", "Leave it out.")
         return found
 
     def _breaking(self, text: str) -> set[tuple[int, ...]]:
         """The tokens that hold the text; where none does, those that spell it within one."""
         holding = self.tokenizer.holding(text)
-        if holding:
-            return {(id_,) for id_ in holding}
-        first = self.tokenizer.encode("a", add_special_tokens=False)
-        ids = self.tokenizer.encode(f"a{text}", add_special_tokens=False)
-        inside = ids[len(first) :] if ids[: len(first)] == first else ids
-        return {tuple(inside)} if inside else set()
+        inside = self._inside(text) or self._encoded(text)
+        return {(id_,) for id_ in holding} or ({inside} if inside else set())
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _inside(self, text: str) -> tuple[int, ...]:
+        """How a text is spelled within another; () where it grows together with what is before."""
+        before = "\n" if text[0].isalnum() else "a"
+        first, ids = self._encoded(before), self._encoded(before + text)
+        return ids[len(first) :] if ids[: len(first)] == first else ()
 
     def _check_choice(self, request: EngineRequest) -> None:
         """Some token must be left to draw."""
