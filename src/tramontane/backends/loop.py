@@ -64,9 +64,10 @@ class EngineLoop:
     """Runs an engine on a daemon thread from construction on. Every method may be called from any thread."""
 
     def __init__(
-        self, engine: Engine, executor: Executor, encoder: Encoder, tokenizer: Tokenizer, name: str = "engine"
+        self, engine: Engine, executor: Executor, encoder: Encoder | None, tokenizer: Tokenizer, name: str = "engine"
     ) -> None:
-        """Takes over `engine`, `executor` and `encoder`: closes the latter two when it stops."""
+        """Takes over `engine`, `executor` and `encoder`: closes the latter two when it stops. `encoder`: None where
+        `encode` is never called."""
         self._engine, self._executor, self._encoder, self._tokenizer = engine, executor, encoder, tokenizer
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._open: dict[str, _Open] = {}
@@ -93,8 +94,11 @@ class EngineLoop:
 
         Raises EngineClosed, which the future also has where the engine is closed meanwhile.
         """
+        encoder = self._encoder
+        if encoder is None:
+            raise RuntimeError("this loop reads no texts")
         task = Task(texts, modes)
-        self.call(lambda: self._encoder.add(task))
+        self.call(lambda: encoder.add(task))
         return task.future
 
     def cancel(self, request_id: str, mailbox: Mailbox) -> None:
@@ -134,7 +138,8 @@ class EngineLoop:
         try:
             while self._take_commands():
                 self._step()
-                self._encoder.step()
+                if self._encoder is not None:
+                    self._encoder.step()
             for request_id, open_ in list(self._open.items()):
                 self._cancel(request_id, open_.mailbox)
             self._report()
@@ -149,7 +154,7 @@ class EngineLoop:
         """Run what is queued, waiting for it while there is nothing else to do; False when told to stop."""
         try:
             while True:
-                command = self._commands.get(block=not (self._open or self._encoder.has_work))
+                command = self._commands.get(block=not self._has_work)
                 if command is None:
                     return False
                 command()
@@ -158,6 +163,10 @@ class EngineLoop:
         except queue.Empty:
             return True
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._open) or (self._encoder is not None and self._encoder.has_work)
+
     def _shut(self, closed: EngineClosed) -> None:
         """Refuse all that comes; what is still open, the engine can no longer end."""
         with self._lock:
@@ -165,7 +174,8 @@ class EngineLoop:
         for open_ in self._open.values():
             self._end(open_, "error", closed)
         self._open.clear()
-        self._encoder.close(closed)
+        if self._encoder is not None:
+            self._encoder.close(closed)
         while not self._commands.empty():
             command = self._commands.get()
             if command is not None:

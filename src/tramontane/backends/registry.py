@@ -23,7 +23,7 @@ from tramontane.types import SamplingParams
 if TYPE_CHECKING:
     from tramontane.loading.sources import ModelSource
 
-BUILT_IN = ("native", "mistralrs", "mock")
+BUILT_IN = ("native", "mistralrs", "transformers", "mock")
 """Each the module `tramontane.backends.NAME`, which declares itself in `DECLARED`."""
 DEFAULT = "native"
 VARIABLE = "TRAMONTANE_BACKEND"

@@ -30,7 +30,7 @@ try:
     import torch
 
     from tramontane.models.fallback.build import build, settle
-    from tramontane.models.fallback.module import Module, attending
+    from tramontane.models.fallback.module import Module, attending, ordinary_tokens, stated_context
     from tramontane.models.fallback.passes import ATTENTION, Refused, running
     from tramontane.models.fallback.row import Row
     from tramontane.models.fallback.sequences import Sequences
@@ -38,9 +38,6 @@ try:
 except ImportError as error:
     raise MissingExtra("transformers", "Running a model through transformers' own layers") from error
 
-_UNBOUNDED = 32768
-"""The context of models that know no longest one."""
-_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_ctx")
 _TOLERANCE = 1e-3
 """Of the check, as a part of the largest logit: what float32 makes of sums in another order is far below."""
 _BLOCK = 4
@@ -75,7 +72,7 @@ class FallbackModel:
         model = build(config, tensors, weights, ops, source)
         try:
             self.module = Module(model)
-            tokens = _tokens(model.config).to(model.device)
+            tokens = ordinary_tokens(model.config).to(model.device)
             with torch.inference_mode(), attending(model, "eager"):
                 self.module.find_offset(tokens)
                 wanted = self.module.whole(tokens)
@@ -110,9 +107,7 @@ class FallbackModel:
         return {name: value for name, value in named if isinstance(value, WeightTensor)}
 
     def _context_length(self) -> int:
-        config = self.module.model.config.get_text_config(decoder=True)
-        stated = [getattr(config, name, None) for name in _LENGTHS]
-        return next((int(length) for length in stated if length), _UNBOUNDED) - self.module.offset
+        return stated_context(self.module.model.config) - self.module.offset
 
     def _spec(self, logits: Any) -> ModelSpec:
         """What the engine wants to know of the model; `logits` [T,V]."""
@@ -229,20 +224,6 @@ class _Head:
         raise Refused("its head attends")
 
 
-def _tokens(config: Any) -> Any:
-    """Ten ordinary tokens, none of which the configuration gives a meaning."""
-    text = config.get_text_config(decoder=True)
-    special = {
-        value
-        for part in (config, text)
-        for name, value in part.to_dict().items()
-        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
-    }
-    ids = [id_ for id_ in range(min(int(text.vocab_size), 4096)) if id_ not in special]
-    step = max(1, len(ids) // 10)
-    return torch.tensor((ids[step // 2 :: step] * 10)[:10])
-
-
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {str(error).rstrip('.')[:200]}"
 
@@ -250,5 +231,5 @@ def _reason(error: Exception) -> str:
 def _refusal(source: str, reasons: list[str]) -> UnsupportedModel:
     return UnsupportedModel(
         f"Through transformers' own layers {source} does not run on this engine either ({'; '.join(reasons)}).",
-        "Use transformers itself: backend='transformers' will run it here, but is not in this build yet.",
+        "Use transformers itself: backend='transformers'.",
     )

@@ -53,7 +53,7 @@ def build(
     UnsupportedModel or CorruptCheckpoint.
     """
     _check_sizes(config, len(tensors) + len(weights), source)
-    with _quiet():
+    with quiet():
         settings, kind = _class_of(config, source)
         turned = _checked(settings, kind, tensors, weights, source)
         try:
@@ -207,7 +207,7 @@ def settle(model: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, transformers prints no progress and no warnings."""
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     chatter.set_verbosity_error()

@@ -20,6 +20,9 @@ from tramontane.models.fallback.passes import Refused
 
 _POSITIONS: ContextVar[Any] = ContextVar("positions of the pass", default=None)
 _HIDDEN: ContextVar[Any] = ContextVar("hidden states that are given", default=None)
+_UNBOUNDED = 32768
+"""The context of models that know no longest one."""
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_ctx")
 
 
 class Module:
@@ -143,3 +146,24 @@ def attending(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def stated_context(config: Any) -> int:
+    """The longest sequence that a model of this configuration takes, by its own word."""
+    config = config.get_text_config(decoder=True)
+    stated = [getattr(config, name, None) for name in _LENGTHS]
+    return next((int(length) for length in stated if length), _UNBOUNDED)
+
+
+def ordinary_tokens(config: Any) -> Any:
+    """Ten ordinary tokens, none of which the configuration gives a meaning."""
+    text = config.get_text_config(decoder=True)
+    special = {
+        value
+        for part in (config, text)
+        for name, value in part.to_dict().items()
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }
+    ids = [id_ for id_ in range(min(int(text.vocab_size), 4096)) if id_ not in special]
+    step = max(1, len(ids) // 10)
+    return torch.tensor((ids[step // 2 :: step] * 10)[:10])

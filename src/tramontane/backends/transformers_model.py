@@ -1,0 +1,245 @@
+"""A causal language model as transformers loads and runs it, and the executor that computes steps with it.
+
+Owns how transformers is asked for a model, which of its ways to continue a text is right for that model, and what is
+kept of each sequence. Needs the extra transformers. Must not know: requests, text, the engine's thread.
+
+A sequence goes through the model by itself; of those that run, each has its turn in every step.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+
+from tramontane import platform
+from tramontane.engine.sampler import Sampler, token_info
+from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
+from tramontane.errors import CorruptCheckpoint, MissingExtra, OutOfMemory, UnsupportedModel
+from tramontane.kernels import Ops
+from tramontane.kernels.workspace import Workspace
+from tramontane.loading.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
+from tramontane.loading.memory import LOGITS_ROWS, check_weights_fit
+from tramontane.models.fallback.build import quiet
+from tramontane.models.fallback.module import ordinary_tokens, stated_context
+
+log = logging.getLogger("tramontane")
+
+Logits = NDArray[np.float32]
+Past = dict[str, Any]
+"""What transformers keeps of a sequence, by the names under which a model takes it; or its tokens."""
+
+_KEPT = ("past_key_values", "cache_params", "state")
+_TOKENS = "tokens"
+_FOR_GGUF = ("accelerate", "gguf")
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_ROUGH = 5e-2
+"""The tolerance of the other dtypes. Of the largest logit, as a part: what sums in another order may make."""
+
+
+def use_threads(count: int) -> None:
+    """torch's, for the whole process."""
+    torch.set_num_threads(count)
+
+
+def load(checkpoint: Checkpoint, device: str, dtype: str) -> CausalModel:
+    """The model of a checkpoint, as transformers makes it. Its code must be transformers' own: none is fetched or run.
+
+    Raises UnsupportedModel, CorruptCheckpoint, OutOfMemory or MissingExtra.
+    """
+    source = str(checkpoint.path)
+    place = _place(checkpoint)
+    if device == "cpu":
+        itemsize = 4 if dtype == "float32" or place.get("gguf_file") else 2
+        parameters = sum(math.prod(entry.shape) for entry in checkpoint.tensors.values())
+        check_weights_fit(parameters * itemsize, platform.available_memory())
+    try:
+        with quiet(), _no_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **place,
+                dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        model = model.to(_torch_device(device)).eval()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemory(f"transformers does not load {source}: {error}") from error
+    except Exception as error:
+        raise UnsupportedModel(
+            f"transformers does not load {source}: {type(error).__name__}: {str(error).strip()[:400]}",
+            "Use another backend, or install what transformers asks for.",
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise CorruptCheckpoint(source, f"it lacks {len(missing)} parameters of the model, such as {missing[0]}")
+    if unused := sorted(info["unexpected_keys"]):
+        log.warning("transformers leaves %d tensors of %s unused, such as %s", len(unused), source, unused[0])
+    return CausalModel(model, source)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Inside, reading a GGUF file draws no bar of progress on standard error, which transformers cannot be told."""
+    before = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = before
+
+
+def _place(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How transformers is told of a checkpoint."""
+    if isinstance(checkpoint, GGUFCheckpoint):
+        for name in _FOR_GGUF:
+            if importlib.util.find_spec(name) is None:
+                raise MissingExtra("transformers", "Reading GGUF files through transformers")
+        return {"pretrained_model_name_or_path": str(checkpoint.path.parent), "gguf_file": checkpoint.path.name}
+    if type(checkpoint) is not SafetensorsCheckpoint or checkpoint.folder is None:
+        raise UnsupportedModel(
+            f"transformers does not read {checkpoint.path}, which is {checkpoint.container}.",
+            "Use the native backend.",
+        )
+    return {"pretrained_model_name_or_path": str(checkpoint.folder)}
+
+
+def _torch_device(device: str) -> torch.device:
+    return torch.device("mps" if device == "metal" else device)
+
+
+class CausalModel:
+    """A model that continues sequences. Not for several threads at once."""
+
+    def __init__(self, model: Any, source: str) -> None:
+        """Finds how the model goes on from what it keeps. Raises UnsupportedModel where it does not read from left to
+        right."""
+        self._model = model
+        accepted = inspect.signature(model.forward).parameters
+        self._kept = [name for name in _KEPT if name in accepted]
+        self._takes_count = "logits_to_keep" in accepted
+        self._way = "in pieces"
+        self.context_length = stated_context(model.config)
+        with torch.inference_mode():
+            self.vocab_size = self._choose_way(source)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parameters."""
+        return sum(value.nbytes for value in self._model.parameters())
+
+    def forward(self, past: Past, tokens: Sequence[int], rows: int) -> Logits:
+        """Continue the sequence of `past`, which is {} at its beginning, by these tokens: `past` stands for them too
+        then. Returns the logits float32 [rows, V] behind the last `rows` of them."""
+        with torch.inference_mode():
+            if self._way == "anew":
+                past[_TOKENS] = [*past.get(_TOKENS, ()), *tokens]
+                return self._host(self._run({}, past[_TOKENS], rows))
+            if self._way == "in pieces" or not past:
+                return self._host(self._run(past, tokens, rows))
+            found = [self._run(past, [token], 1) for token in tokens]
+            return self._host(torch.cat(found)[len(found) - rows :])
+
+    def _run(self, past: Past, tokens: Sequence[int], rows: int) -> torch.Tensor:
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([tokens], device=self._model.device), "use_cache": True}
+        if self._takes_count:
+            inputs["logits_to_keep"] = max(rows, 1)  # 0 would be all
+        output = self._model(**inputs, **past)
+        past.update({name: kept for name in self._kept if (kept := getattr(output, name, None)) is not None})
+        logits: torch.Tensor = output.logits[0]
+        return logits[len(logits) - rows :]
+
+    @staticmethod
+    def _host(logits: torch.Tensor) -> Logits:
+        found: Logits = logits.float().cpu().numpy()
+        return found
+
+    def _choose_way(self, source: str) -> int:
+        """Try on a short text which way gives what the whole text gives; returns the width of the logits."""
+        tokens = ordinary_tokens(self._model.config).tolist()
+        whole = self._run({}, tokens, len(tokens))
+        if self._differs(self._run({}, tokens[:6], 6), whole[:6]):
+            raise UnsupportedModel(f"{source} does not read from left to right, so it cannot continue a text.")
+        counts = [True, False] if self._takes_count else [False]  # with a number, some models drop tokens on the way
+        for self._takes_count, self._way in product(counts, ("in pieces", "singly", "anew")):
+            past: Past = {}
+            last = [self.forward(past, tokens[a:b], 1) for a, b in ((0, 6), (6, 9), (9, 10))]
+            if not self._differs(torch.from_numpy(np.concatenate(last)), whole[[5, 8, 9]]):
+                break
+        if self._way == "anew":
+            log.warning("%s keeps nothing that it could go on from: each token computes the whole text anew", source)
+        return int(whole.shape[1])
+
+    def _differs(self, logits: torch.Tensor, wanted: torch.Tensor) -> bool:
+        difference = (logits.float().cpu() - wanted.float().cpu()).abs().max()
+        tolerance = _TOLERANCE.get(self._model.dtype, _ROUGH) * wanted.abs().max().cpu()
+        return not bool(difference <= tolerance)
+
+
+class TransformersExecutor:
+    """Computes steps of sequences whose only block stands for all that is kept of them. See `Executor`."""
+
+    def __init__(self, model: CausalModel, ops: Ops, max_num_seqs: int) -> None:
+        """`ops`: of the CPU, where tokens are drawn."""
+        self._model: CausalModel | None = model
+        self._ops = ops
+        self._pasts: dict[int, Past] = {}
+        self._sampler = Sampler(ops, Workspace(ops, LOGITS_ROWS), max_histories=2 * max_num_seqs)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0 if self._model is None else self._model.nbytes
+
+    def submit(self, step: Step) -> StepResult:
+        if self._model is None:
+            raise RuntimeError("the executor is closed")
+        for source, target in step.copies:
+            self._pasts[target] = copy.deepcopy(self._pasts[source])
+        held = {_block(sequence) for sequence in step.sequences}  # every sequence that runs is in every step
+        self._pasts = {block: past for block, past in self._pasts.items() if block in held}
+        return StepResult(step.id, tuple(self._result(self._model, sequence) for sequence in step.sequences))
+
+    def close(self) -> None:
+        self._model = None
+        self._pasts = {}
+
+    def _result(self, model: CausalModel, sequence: ScheduledSequence) -> SequenceResult:
+        if not sequence.start:
+            self._pasts[_block(sequence)] = {}
+        rows = len(sequence.tokens) if sequence.targets else min(len(sequence.draws), 1)
+        logits = model.forward(self._pasts[_block(sequence)], sequence.tokens, rows)
+        return SequenceResult(
+            sequence.sequence_id, self._draws(sequence, logits[-1:]), self._prompt_logprobs(sequence, logits)
+        )
+
+    def _draws(self, sequence: ScheduledSequence, last: Logits) -> tuple[TokenInfo, ...]:
+        """The tokens drawn from the last row [1, V]."""
+        found: list[TokenInfo] = []
+        for at in range(0, len(sequence.draws), LOGITS_ROWS):
+            draws = sequence.draws[at : at + LOGITS_ROWS]
+            rows = self._ops.from_host(np.repeat(last, len(draws), axis=0))
+            found += self._sampler.sample(rows, draws, [(sequence.sequence_id, at + i) for i in range(len(draws))])
+        return tuple(found)
+
+    def _prompt_logprobs(self, sequence: ScheduledSequence, logits: Logits) -> tuple[TokenInfo, ...]:
+        if not sequence.targets:
+            return ()
+        out = self._ops.from_host(logits[: len(sequence.targets)])
+        self._ops.log_softmax(out, out)
+        each = zip(sequence.targets, self._ops.to_host(out), strict=True)
+        return tuple(token_info(target, row, sequence.prompt_logprobs or 0) for target, row in each)
+
+
+def _block(sequence: ScheduledSequence) -> int:
+    return sequence.block_tables[0][0]
