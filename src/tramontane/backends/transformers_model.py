@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 from tramontane import platform
 from tramontane.engine.sampler import Sampler, token_info
 from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
-from tramontane.errors import CorruptCheckpoint, MissingExtra, OutOfMemory, UnsupportedModel
+from tramontane.errors import CorruptCheckpoint, MissingExtra, OutOfMemory, TramontaneError, UnsupportedModel
 from tramontane.kernels import Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.loading.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
@@ -74,19 +74,25 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> CausalModel:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        model = model.to(_torch_device(device)).eval()
+        _check_loaded(info, source)
+        return CausalModel(model.to(_torch_device(device)).eval(), source)
+    except TramontaneError:
+        raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise OutOfMemory(f"transformers does not load {source}: {error}") from error
     except Exception as error:
         raise UnsupportedModel(
-            f"transformers does not load {source}: {type(error).__name__}: {str(error).strip()[:400]}",
+            f"transformers does not run {source}: {type(error).__name__}: {str(error).strip()[:400]}",
             "Use another backend, or install what transformers asks for.",
         ) from error
+
+
+def _check_loaded(info: dict[str, Any], source: str) -> None:
+    """What a checkpoint lacks, transformers would make up."""
     if missing := sorted(info["missing_keys"]):
         raise CorruptCheckpoint(source, f"it lacks {len(missing)} parameters of the model, such as {missing[0]}")
     if unused := sorted(info["unexpected_keys"]):
         log.warning("transformers leaves %d tensors of %s unused, such as %s", len(unused), source, unused[0])
-    return CausalModel(model, source)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ _CORE = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "safetensors", "huggingfa
 _EXTRAS = {
     "torch": ("torch",),
     "cuda": ("torch", "triton"),
-    "transformers": ("transformers", "torch"),
+    "transformers": ("transformers", "torch", "accelerate", "gguf"),
     "mistralrs": ("mistralrs",),
     "server": ("fastapi", "uvicorn", "prometheus_client"),
 }
