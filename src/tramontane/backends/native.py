@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tramontane import platform
@@ -19,7 +19,7 @@ from tramontane.backends.language import template_of
 from tramontane.backends.loop import EngineLoop, public
 from tramontane.backends.prepare import Preparer, generation_defaults
 from tramontane.backends.reading import Read, TextReader
-from tramontane.backends.served import EngineBackend
+from tramontane.backends.served import REQUEST, SAMPLING, EngineBackend
 from tramontane.backends.shared import SharedModel, shared_model
 from tramontane.config import EngineConfig, SchedulerConfig, option_names
 from tramontane.engine.blocks import make_pool
@@ -56,8 +56,6 @@ from tramontane.types import (
     Stats,
 )
 
-_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
-_REQUEST = frozenset({"priority", "tenant", "timeout", "cache_salt"})
 log = logging.getLogger("tramontane")
 
 
@@ -140,13 +138,13 @@ class NativeBackend(EngineBackend):
             name="native",
             model=self._source,
             context_length=self._context_length,
-            sampling_fields=_SAMPLING if self._generates else frozenset(),
+            sampling_fields=SAMPLING if self._generates else frozenset(),
             chat=self._generates and self._preparer.template is not None,
             defaults=self._defaults,
             generates=self._generates,
             embeds=isinstance(self._reader, TextReader),
             reranks=isinstance(self._reader, TextReader) and self._reader.reranks,
-            request_fields=_REQUEST,
+            request_fields=REQUEST,
         )
 
     def close(self) -> None:
@@ -310,8 +308,8 @@ DECLARED = Declared(
     name="native",
     summary="our own engine: paged memory, many users at once, quantized files as they are",
     open=_open,
-    sampling_fields=_SAMPLING,
-    request_fields=_REQUEST,
+    sampling_fields=SAMPLING,
+    request_fields=REQUEST,
     abilities=frozenset({"generate", "chat", "tokenize", "embed", "rerank", "stats", "listen"}),
     options=frozenset(option_names()),
 )

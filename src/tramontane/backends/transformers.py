@@ -10,7 +10,7 @@ Must not know: torch; `transformers_model` does, and is imported when a model is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tramontane import platform
@@ -19,7 +19,7 @@ from tramontane.backends.declared import Declared, Opening
 from tramontane.backends.language import template_of, tokenizer_of
 from tramontane.backends.loop import EngineLoop
 from tramontane.backends.prepare import Preparer, generation_defaults
-from tramontane.backends.served import EngineBackend
+from tramontane.backends.served import REQUEST, SAMPLING, EngineBackend
 from tramontane.config import EngineConfig, SchedulerConfig
 from tramontane.engine.blocks import BlockPool
 from tramontane.engine.engine import Engine
@@ -31,8 +31,6 @@ from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.types import SamplingParams, Stats
 
-_SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
-_REQUEST = frozenset({"cache_salt"})  # nothing is shared, so salts are kept apart
 _MAX_NUM_SEQS = 16
 """More at once than that make each slower and none faster."""
 _OPTIONS = frozenset(
@@ -95,10 +93,10 @@ class TransformersBackend(EngineBackend):
             name="transformers",
             model=self._source,
             context_length=self._context_length,
-            sampling_fields=_SAMPLING,
+            sampling_fields=SAMPLING,
             chat=self._preparer.template is not None,
             defaults=self._defaults,
-            request_fields=_REQUEST,
+            request_fields=REQUEST,
         )
 
     def stats(self) -> Stats:
@@ -123,8 +121,8 @@ DECLARED = Declared(
     name="transformers",
     summary="transformers itself: whatever it loads, plainly, for one user at a time",
     open=_open,
-    sampling_fields=_SAMPLING,
-    request_fields=_REQUEST,
+    sampling_fields=SAMPLING,
+    request_fields=REQUEST,
     abilities=frozenset({"generate", "chat", "tokenize", "stats"}),
     options=_OPTIONS,
     modules=("torch", "transformers"),
