@@ -384,6 +384,8 @@ class Request:
     """On whose behalf: among requests of equal priority, tenants take turns."""
     timeout: float | None = None
     """Seconds after which what has not ended fails with RequestTimeout; None: as long as it takes."""
+    adapter: str | None = None
+    """The name of a loaded adapter to answer with; None: the model alone."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
     id: str = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tramontane.errors import InvalidRequest
@@ -50,7 +51,7 @@ class Capabilities:
 
 
 REQUEST_FIELDS = frozenset(
-    {"tools", "tool_choice", "thinking", "reasoning_effort", "priority", "tenant", "timeout", "cache_salt"}
+    {"tools", "tool_choice", "thinking", "reasoning_effort", "priority", "tenant", "timeout", "cache_salt", "adapter"}
 )
 """The fields of a Request that not every backend can honour. `parallel_tool_calls` goes with `tools`."""
 _OPEN = {field_.name: field_.default for field_ in fields(Request)}
@@ -129,6 +130,24 @@ class Reranker(Protocol):
 
     async def rerank(self, request: RerankRequest) -> RerankResult:
         """Raises as `Embedder.embed`."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """A backend that loads LoRA adapters beside its model; a request names one by `Request.adapter`."""
+
+    def load_adapter(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+        """Load one from a folder in PEFT's layout. `replace` one of that name: requests that run keep the old one.
+        Raises InvalidRequest or ModelNotFound."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget one; requests that run keep it. Raises InvalidRequest."""
+        ...
+
+    def adapters(self) -> list[str]:
+        """The names of those that are loaded."""
         ...
 
 

@@ -43,6 +43,11 @@ class Answer:
         self.done = False
 
     @property
+    def id(self) -> str:
+        """The request's."""
+        return self._plan.id
+
+    @property
     def prompt_tokens(self) -> int:
         """As far as known before the wheel says."""
         return len(self._plan.prompt_ids or ())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,14 @@ from tramontane.backends.mistralrs.requests import (
 from tramontane.backends.mistralrs.source import Found, find, isq_for, runner_arguments
 from tramontane.backends.mistralrs.stream import Stream, Streams
 from tramontane.backends.prepare import generation_defaults
-from tramontane.errors import EngineClosed, InvalidRequest, ModelNotFound, TramontaneError, UnsupportedModel
+from tramontane.errors import (
+    EngineClosed,
+    InvalidRequest,
+    ModelNotFound,
+    RequestTimeout,
+    TramontaneError,
+    UnsupportedModel,
+)
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.sources import ModelSource, resolve
 from tramontane.text.template import ChatTemplate
@@ -83,9 +91,7 @@ class MistralRSBackend:
         self._module = module
         self._generates = self._found.kind != "embedding"
         self._context_length = runner.call("max_sequence_length") or 0
-        self._streams = Streams(
-            runner, module.ChatCompletionRequest, one_prompt_at_a_time=_alone(self._found, settings)
-        )
+        self._streams = Streams(runner, module.ChatCompletionRequest, one_prompt_at_a_time=settings.device == "cpu")
         self._defaults = (sampling or SamplingParams()).over(words.sampling)
         self._planner = Planner(
             wheel=module,
@@ -108,6 +114,8 @@ class MistralRSBackend:
         if not self._generates:
             raise UnsupportedModel("This model reads texts and writes none.", "Use embed(), or another model.")
         check_request(request, self.capabilities())
+        if request.adapter is not None:
+            self._require_adapters()
         plan = await asyncio.to_thread(self._planner.plan, request)
         if plan.params.max_tokens == 0:
             for index in range(plan.params.n or 1):
@@ -115,21 +123,33 @@ class MistralRSBackend:
             return
         mailbox = Mailbox()
         streams = [self._stream(plan, index, mailbox) for index in range(plan.params.n or 1)]
-        left, held = len(streams), list[Chunk]()
         try:
-            for stream in streams:
-                self._streams.start(stream)
-            while left:
-                chunks = await self._read(mailbox)
-                left -= sum(chunk.finish_reason is not None for chunk in chunks)
-                if not self._settings.options.stream:
-                    held += chunks
-                    chunks = coalesce(held) if not left else []
-                for chunk in chunks:
-                    yield chunk
+            async for chunk in self._chunks(request, mailbox, streams):
+                yield chunk
         finally:
             for stream in streams:
                 stream.cancelled.set()
+
+    async def _chunks(self, request: Request, mailbox: Mailbox, streams: list[Stream]) -> AsyncIterator[Chunk]:
+        """What the streams tell until all have ended, or the request's time is over."""
+        until = None if request.timeout is None else time.monotonic() + request.timeout
+        left, held = dict(enumerate(streams)), list[Chunk]()
+        for stream in streams:
+            self._streams.start(stream)
+        while left:
+            try:
+                chunks = await asyncio.wait_for(mailbox.read(), None if until is None else until - time.monotonic())
+            except asyncio.TimeoutError:
+                late = RequestTimeout(streams[0].answer.id, request.timeout or 0.0)
+                chunks = [stream.answer.end("error", late) for stream in left.values()]
+            for chunk in chunks:
+                if chunk.finish_reason is not None:
+                    del left[chunk.index]
+            if not self._settings.options.stream:
+                held += chunks
+                chunks = coalesce(held) if not left else []
+            for chunk in chunks:
+                yield chunk
 
     def capabilities(self) -> Capabilities:
         known = SAMPLING_FIELDS if self._planner.tokenizer is not None else SAMPLING_FIELDS - NEED_TOKENIZER
@@ -196,12 +216,16 @@ class MistralRSBackend:
 
     def _adapted(self, method: str, *args: Any, **kwargs: Any) -> Any:
         self._require_open()
-        if self._settings.options.adapters is None:
-            raise InvalidRequest("adapter", "the model was loaded without room for any", "Open it with adapters={}.")
+        self._require_adapters()
         try:
-            return self._streams.runner.call(method, *args, **kwargs)
+            with wheel.captured():
+                return self._streams.runner.call(method, *args, **kwargs)
         except self._module.LoraAdapterError as error:
             raise InvalidRequest("adapter", wheel.said(error)) from error
+
+    def _require_adapters(self) -> None:
+        if self._settings.options.adapters is None:
+            raise InvalidRequest("adapter", "the model was loaded without room for any", "Open it with adapters={}.")
 
     # Quantization of a running model
 
@@ -227,7 +251,8 @@ class MistralRSBackend:
         if isq_for(self._found, self._settings) is None:
             raise InvalidRequest("quantization", "the model was loaded without any in place", "Open it with one.")
         try:
-            return self._streams.runner.call(method, *args)
+            with wheel.captured():
+                return self._streams.runner.call(method, *args)
         except Exception as error:
             raise wheel.public(error, "The model was not quantized anew") from error
 
@@ -235,17 +260,6 @@ class MistralRSBackend:
         tokenizer = self._planner.tokenizer
         identify = None if tokenizer is None else (lambda raw, other: tokenizer.ids_by_bytes.get(raw, other))
         return Stream(plan.arguments, Answer(plan, index, identify), mailbox)
-
-    async def _read(self, mailbox: Mailbox) -> list[Chunk]:
-        timeout = self._settings.options.timeout
-        if timeout is None:
-            return await mailbox.read()
-        try:
-            return await asyncio.wait_for(mailbox.read(), timeout)
-        except asyncio.TimeoutError:
-            raise TramontaneError(
-                f"mistral.rs said nothing for {timeout:g} seconds.", "Raise timeout=, or send fewer requests at once."
-            ) from None
 
     def _require_open(self) -> None:
         if os.getpid() != self._pid:
@@ -257,11 +271,6 @@ class MistralRSBackend:
 def _stop(streams: Streams, pid: int) -> None:
     if os.getpid() == pid:
         streams.close(_EXIT_SECONDS)
-
-
-def _alone(found: Found, settings: Settings) -> bool:
-    """Whether prompts must be read one at a time: see `Streams`."""
-    return settings.device == "cpu" and (found.layout != "folder" or isq_for(found, settings) is not None)
 
 
 def _words(found: Found, settings: Settings, chat_template: str | None) -> _Words:
@@ -280,11 +289,12 @@ def _words(found: Found, settings: Settings, chat_template: str | None) -> _Word
 
 def _runner(module: Any, found: Found, settings: Settings, template: ChatTemplate | None) -> wheel.Runner:
     """The wheel with the model in it. What it logs meanwhile goes to `logging`."""
-    wheel.quiet()
     with tempfile.TemporaryDirectory(prefix="tramontane-") as folder:
         file = Path(folder) / "template.jinja"
         file.write_text(wrapped(None if template is None else template.source), encoding="utf-8")
-        arguments = runner_arguments(module, found, settings, file)
+        stage = Path(folder) / "stage"
+        stage.mkdir()
+        arguments = runner_arguments(module, found, settings, file, stage)
         try:
             with wheel.captured():
                 return wheel.Runner(module.Runner(**arguments))

@@ -100,8 +100,6 @@ class Options:
     """From so many generated tokens on, reuse the scalings."""
     stream: bool = True
     """False: each answer comes as one chunk."""
-    timeout: float | None = None
-    """Seconds to wait for the wheel's next word before a request is given up."""
 
     def __post_init__(self) -> None:
         for name, kinds in _KINDS.items():
@@ -152,7 +150,6 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "quantization": (str, int),
     "memory_goal": (str, float, int),
     "adapters": (Mapping,),
-    "timeout": (float, int),
 }  # fmt: skip
 _AT_LEAST: Mapping[str, float] = {
     "gqa": 1,
@@ -165,7 +162,6 @@ _AT_LEAST: Mapping[str, float] = {
     "max_adapter_rank": 1,
     "max_adapter_bytes": 1,
     "tgt_non_granular_index": 0,
-    "timeout": 0.001,
 }
 ALIASES = {"isq": "quantization"}
 OPTION_NAMES = frozenset(option.name for option in fields(Options)) | ALIASES.keys()
@@ -263,9 +259,18 @@ def isq_name(given: str | int | None, device: str = "cpu") -> str | None:
 
 
 def built_for() -> str:
-    """What the installed wheel computes on, by the name of its distribution: cpu, cuda or metal."""
-    names = importlib.metadata.packages_distributions().get("mistralrs", [])
-    return next((device for device in ("cuda", "metal") if any(device in name.lower() for name in names)), "cpu")
+    """What the installed wheel computes on, by the name or the local version of its distribution: cpu, cuda or metal."""
+    for device, mark in (("cuda", "cu"), ("metal", "metal")):
+        if _version(f"mistralrs-{device}") or mark in _version("mistralrs").partition("+")[2]:
+            return device
+    return "cpu"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def resolve_device(device: str, fallback: bool = False, has: str | None = None, platform: str = sys.platform) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tramontane.backends.base import REQUEST_FIELDS
 from tramontane.errors import ContextLengthExceeded, InvalidRequest
 from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
@@ -37,7 +36,7 @@ SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
 }
 NEED_TOKENIZER = frozenset({"logprobs", "logit_bias", "stop_token_ids"})
 """Fields about token ids, which the wheel's answers do not tell: our tokenizer finds them."""
-REQUEST_TAKEN = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort"}) & REQUEST_FIELDS
+REQUEST_TAKEN = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort", "timeout", "adapter"})
 
 RAW = "tramontane_raw"
 """The role of a message that holds a whole prompt, which the template passes on as it is."""
@@ -106,6 +105,7 @@ class Planner:
             **self._grammar(params.grammar),
             **self._tools(request),
             **self._reasoning(request),
+            "adapter": request.adapter,
         }
         stops = self._special_stops(params)
         if texts := [*(self.detokenize([id_], False) for id_ in stops), *self._grammar_ends(params.grammar)]:

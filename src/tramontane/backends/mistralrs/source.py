@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tramontane.backends.mistralrs.options import Options, Settings
+from tramontane.backends.mistralrs.xlora import staged
 from tramontane.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from tramontane.loading.ggml import is_old_ggml
 
@@ -44,6 +45,8 @@ def find(path: Path, options: Options) -> Found:
     else:
         layout = "ggml" if is_old_ggml(path) else "gguf"
     found = Found(path, layout, _kind(path, layout, options))
+    if (layout, found.kind) not in _TAKEN:
+        raise InvalidRequest("kind", f"{_LABELS[layout]} is not loaded as {found.kind}", "Leave it out.")
     for name in _useless(found, options):
         raise InvalidRequest(name, f"mistral.rs has no use for it with {_LABELS[layout]}", "Leave it out.")
     return found
@@ -102,9 +105,12 @@ _TAKEN: dict[tuple[str, str], set[str]] = {
 _TAKEN_BY_SOME = set[str]().union(*_TAKEN.values())
 
 
-def runner_arguments(wheel: Any, found: Found, settings: Settings, template: Path) -> dict[str, Any]:
-    """The keyword arguments of the wheel's `Runner`. `template`: a Jinja file that it renders every request with."""
+def runner_arguments(wheel: Any, found: Found, settings: Settings, template: Path, stage: Path) -> dict[str, Any]:
+    """The keyword arguments of the wheel's `Runner`. `template`: a Jinja file that it renders every request with;
+    `stage`: an empty folder for files that it must find under other names. Both are needed until it is built."""
     options = settings.options
+    if options.xlora is not None and options.xlora_order is not None:
+        options = replace(options, xlora=staged(options.xlora, options.xlora_order, stage))
     arguments: dict[str, Any] = {
         "which": which(wheel, found, options),
         "max_seqs": options.max_num_seqs,
@@ -133,8 +139,6 @@ def isq_for(found: Found, settings: Settings) -> str | None:
 
 def which(wheel: Any, found: Found, options: Options) -> Any:
     """The wheel's description of the model."""
-    if (found.layout, found.kind) not in _TAKEN:
-        raise InvalidRequest("kind", f"{_LABELS[found.layout]} is not loaded as {found.kind}", "Leave it out.")
     if found.layout == "gguf":
         return _gguf(wheel, found, options)
     if found.layout == "ggml":

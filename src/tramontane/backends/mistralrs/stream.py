@@ -74,13 +74,13 @@ class Stream:
     """One choice on its way."""
 
     def __init__(self, arguments: Any, answer: Answer, mailbox: Mailbox) -> None:
-        self.arguments, self._answer, self._mailbox = arguments, answer, mailbox
+        self.arguments, self.answer, self._mailbox = arguments, answer, mailbox
         self.cancelled = threading.Event()
         self.ended = threading.Event()
 
     def run(self, told: Iterator[Any]) -> None:
         """Read to the end, whatever that is: each choice ends in one final chunk, or the request is refused."""
-        answer, begun = self._answer, False
+        answer, begun = self.answer, False
         try:
             for chunk in told:
                 begun = True
@@ -103,7 +103,7 @@ class Stream:
             told.close()  # type: ignore[attr-defined]  # a generator: closing it gives the wheel's stream up
 
     def _end(self, reason: Any, error: TramontaneError | None) -> None:
-        reader = self._mailbox.put(self._answer.end(reason, error))
+        reader = self._mailbox.put(self.answer.end(reason, error))
         wake([reader] if reader else [])
 
 

@@ -34,6 +34,7 @@ _REPORT = "Another backend may run it; the fault is mistral.rs's."
 
 def load() -> Any:
     """The wheel's module. Raises MissingExtra without one."""
+    quiet()
     try:
         return import_module("mistralrs")
     except ImportError as error:
@@ -53,6 +54,8 @@ def public(error: BaseException, doing: str, prompt_tokens: int = 0) -> Tramonta
         return error
     if too_long := _TOO_LONG.search(words):
         return ContextLengthExceeded(prompt_tokens, int(too_long[1]))
+    if "adapter" in words and ("not registered" in words or "no dynamic LoRA" in words):
+        return InvalidRequest("adapter", words, "Load it first.")
     if "empty prompt" in words:
         return InvalidRequest("prompt", "the prompt has no tokens", "Give at least one.")
     if words.startswith("Invalid grammar"):
@@ -99,7 +102,7 @@ _capturing = threading.Lock()
 
 
 def quiet() -> None:
-    """Tell the wheel, which decides on its first use, to log no more than our logger takes; RUST_LOG overrides."""
+    """Tell the wheel, which decides when it is imported, to log no more than our logger takes; RUST_LOG overrides."""
     level = log.getEffectiveLevel()
     name = next((name for name, value in _LEVELS.items() if value >= level), b"ERROR")
     os.environ.setdefault("RUST_LOG", name.decode().lower())
@@ -107,7 +110,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def captured() -> Iterator[None]:
-    """While a model loads, what the wheel logs goes to `logging`; what else is printed goes where it would have.
+    """Meanwhile what the wheel logs goes to `logging`; what else is printed goes where it would have.
 
     The wheel writes to the file descriptor itself, so this exchanges that, for the whole process.
     """
