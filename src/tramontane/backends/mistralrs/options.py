@@ -259,7 +259,7 @@ def isq_name(given: str | int | None, device: str = "cpu") -> str | None:
 
 
 def built_for() -> str:
-    """What the installed wheel computes on, by the name or the local version of its distribution: cpu, cuda or metal."""
+    """What the installed wheel computes on, by its distribution's name or local version: cpu, cuda or metal."""
     for device, mark in (("cuda", "cu"), ("metal", "metal")):
         if _version(f"mistralrs-{device}") or mark in _version("mistralrs").partition("+")[2]:
             return device
