@@ -1,6 +1,6 @@
 """The application: all parts of the server, put together.
 
-Owns the order of what a request passes, and the OpenAPI document. Must not know: endpoints' work, how it is run.
+Owns the order of what a request passes. Must not know: endpoints' work, how it is run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -19,13 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 from tramontane.backends.base import Backend, HasStats
 from tramontane.errors import TramontaneError
 from tramontane.server.answers import cancelled
+from tramontane.server.document import describe
 from tramontane.server.keys import KeyCheck
 from tramontane.server.limits import BodyLimit
 from tramontane.server.logs import RequestLog
 from tramontane.server.metrics import Metrics
 from tramontane.server.problems import ClientGone, Problem, on_problem
 from tramontane.server.routes import chat, completions, models, operations, reading, tokens
-from tramontane.server.schemas.chat import ChatChunk
 from tramontane.server.service import Service
 from tramontane.server.settings import ServerSettings
 from tramontane.types import Stats
@@ -62,7 +61,7 @@ def create_app(settings: ServerSettings, opener: Callable[[], Backend], version:
         app.include_router(router)
     for kind in (Problem, ClientGone, TramontaneError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, on_problem)
-    app.openapi = partial(_document, app, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(describe, app, settings, app.openapi)  # type: ignore[method-assign]
     # The last to be added is the first that a request passes.
     app.add_middleware(BodyLimit, limits=settings.limits)
     if settings.keys:
@@ -82,13 +81,3 @@ def create_app(settings: ServerSettings, opener: Callable[[], Backend], version:
 def _stats(service: Service) -> Stats | None:
     backend = service.idle_backend
     return backend.stats() if isinstance(backend, HasStats) else None
-
-
-def _document(app: FastAPI, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's document, with the schema of what only streams hold."""
-    document = made()
-    schema = ChatChunk.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = {ChatChunk.__name__: schema, **schema.pop("$defs", {})}
-    for name, part in parts.items():
-        document["components"]["schemas"].setdefault(name, part)
-    return document

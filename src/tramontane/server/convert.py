@@ -14,7 +14,15 @@ from typing import Any
 from tramontane.server.problems import Problem
 from tramontane.server.records import Record
 from tramontane.server.schemas.base import Sampled
-from tramontane.server.schemas.chat import ChatRequest, NamedChoice, SchemaFormat, TextContent, ToolGiven, Turn
+from tramontane.server.schemas.chat import (
+    AssistantTurn,
+    ChatRequest,
+    NamedChoice,
+    SchemaFormat,
+    TextContent,
+    ToolGiven,
+    Turn,
+)
 from tramontane.server.schemas.chat import ImageContent as Image
 from tramontane.server.schemas.completions import CompletionRequest
 from tramontane.server.settings import ServerSettings
@@ -38,7 +46,7 @@ COMPLETION_TOKENS = 16
 
 # Fields that mean the same in a body and in SamplingParams.
 _SAME = (
-    "frequency_penalty", "presence_penalty", "logit_bias", "n", "seed", "temperature", "top_p", "min_p",
+    "frequency_penalty", "presence_penalty", "n", "seed", "temperature", "top_p", "min_p",
     "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids", "skip_special_tokens",
 )  # fmt: skip
 
@@ -89,7 +97,7 @@ def chat(body: ChatRequest, asking: Asking) -> Asked:
     )
     thinking = False if body.reasoning_effort == "none" else None
     request = Request(
-        messages=tuple(message(turn, number) for number, turn in enumerate(body.messages)),
+        messages=tuple(message(turn) for turn in body.messages),
         sampling=sampling,
         template_kwargs=body.chat_template_kwargs or {},
         tools=tuple(_tool(given) for given in body.tools or ()),
@@ -144,6 +152,7 @@ def _sampling(body: Sampled, settings: ServerSettings, **more: Any) -> SamplingP
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     return SamplingParams(
         **{name: getattr(body, name) for name in _SAME},
+        logit_bias={int(id_): value for id_, value in (body.logit_bias or {}).items()} or None,
         top_k=None if body.top_k is None else max(body.top_k, 0),  # -1 is off too
         stop=None if stop is None else tuple(stop),
         include_stop=body.include_stop_str_in_output,
@@ -220,28 +229,18 @@ def _schema(text: str, field: str) -> Any:
 # ---- conversations
 
 
-def message(turn: Turn, number: int) -> Message:
-    """A client's message as ours; `number` is its place among others. Raises Problem."""
-    field = f"messages[{number}]"
-    if turn.content is None and turn.role != "assistant":
-        raise _invalid(f"{field}.content", f"a {turn.role} message needs one")
-    if turn.tool_calls and turn.role != "assistant":
-        raise _invalid(f"{field}.tool_calls", "only an assistant calls tools")
-    if turn.tool_call_id is not None and turn.role != "tool":
-        raise _invalid(f"{field}.tool_call_id", "only a tool's message answers a call")
+def message(turn: Turn) -> Message:
+    """A client's message as ours."""
     content: str | tuple[Part, ...]
     if turn.content is None or isinstance(turn.content, str):
         content = turn.content or ""
     else:
         content = tuple(_part(part) for part in turn.content)
-    return Message(
-        turn.role,
-        content,
-        tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in turn.tool_calls or ()),
-        turn.tool_call_id,
-        turn.name,
-        turn.reasoning_content if turn.reasoning_content is not None else turn.reasoning,
-    )
+    if isinstance(turn, AssistantTurn):
+        calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in turn.tool_calls or ())
+        thought = turn.reasoning_content if turn.reasoning_content is not None else turn.reasoning
+        return Message(turn.role, content, calls, name=turn.name, reasoning=thought)
+    return Message(turn.role, content, tool_call_id=turn.tool_call_id, name=turn.name)
 
 
 def _part(part: Any) -> Part:

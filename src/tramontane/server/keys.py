@@ -18,7 +18,7 @@ from tramontane.server.problems import Problem
 from tramontane.server.records import record_of
 
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
-_OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 """Answered without a key: they tell nothing of anyone's requests."""
 
 
@@ -63,7 +63,7 @@ class KeyCheck:
         self._known = [(_digest(key.secret.encode()), key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _path(scope) in _OPEN_PATHS or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or _path(scope) in OPEN_PATHS or scope["method"] == "OPTIONS":
             await self._app(scope, receive, send)
             return
         headers = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -97,6 +97,7 @@ def problem_of(error: BaseException, names: Mapping[str, str] | None = None) -> 
 # Kinds of pydantic's complaints: the code that OpenAI has for them. The rest are values out of range.
 _CODES = {
     "missing": "missing_required_parameter",
+    "union_tag_not_found": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
     "refused": "unsupported_parameter",
     "json_invalid": "invalid_json",
@@ -111,6 +112,7 @@ def problem_of_validation(errors: Sequence[Mapping[str, Any]], body: Any) -> Pro
     where = f"Invalid {param}: " if param else "The body is not what this endpoint takes: "
     message = {
         "missing": f"The field {param} is missing.",
+        "union_tag_not_found": f"The field {param} is missing.",
         "extra_forbidden": f"The field {param} is unknown here. Leave it out.",
     }.get(kind, f"{where}{str(deepest['msg']).rstrip('.')}.")
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
@@ -131,6 +133,8 @@ def _steps(error: Mapping[str, Any], body: Any) -> list[str | int]:
         elif not last:
             continue
         steps.append(part)
+    if str(error["type"]).startswith("union_tag"):
+        steps.append(str(error["ctx"]["discriminator"]).strip("'"))
     return steps
 
 

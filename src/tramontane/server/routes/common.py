@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security import HTTPBearer
 
 from tramontane.errors import InvalidRequest
 from tramontane.server.answers import Numbered, answer, first_of, while_connected
@@ -31,7 +30,6 @@ Streamed = Callable[[AsyncGenerator[Numbered, None]], AsyncGenerator[Event, None
 Gathered = Callable[[AsyncGenerator[Numbered, None]], Coroutine[Any, Any, Mapping[str, Any]]]
 
 _LABELS = ("user", "safety_identifier", "prompt_cache_key", "metadata")
-_BEARER = HTTPBearer(auto_error=False, description="An API key, where the server has any.")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorReply, "description": "The request cannot be honoured; the error says which field, and why."},
     "5XX": {"model": ErrorReply, "description": "The server cannot answer now, or failed."},
@@ -39,8 +37,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def router(tag: str) -> APIRouter:
-    """A router whose endpoints read JSON strictly and document keys and errors."""
-    return APIRouter(tags=[tag], route_class=StrictRoute, responses=_ERRORS, dependencies=[Depends(_BEARER)])
+    """A router whose endpoints read JSON strictly and document their errors."""
+    return APIRouter(tags=[tag], route_class=StrictRoute, responses=_ERRORS)
 
 
 class Call:

@@ -1,10 +1,11 @@
-"""For operators: /health, /ready, /metrics."""
+"""For operators: /health, /ready, /metrics; and /docs."""
 
 from __future__ import annotations
 
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from tramontane.server.document import PAGE_HEADERS, page
 from tramontane.server.routes.common import TheCall, router
 from tramontane.server.schemas.models import Health, Readiness
 from tramontane.server.wire import JsonResponse
@@ -32,3 +33,9 @@ async def ready(call: TheCall) -> Response:
 async def metrics(call: TheCall) -> Response:
     """For Prometheus."""
     return Response(call.metrics.shown(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@routes.get("/docs", include_in_schema=False)
+async def docs(call: TheCall) -> Response:
+    """The OpenAPI document as a page."""
+    return Response(page(call.http.app.openapi()), headers=PAGE_HEADERS, media_type="text/html")

@@ -27,7 +27,7 @@ async def tokenize(body: TokenizeRequest, call: TheCall) -> Response:
         raise Problem(
             400, "Invalid chat_template_kwargs: a prompt uses no chat template.", param="chat_template_kwargs"
         )
-    turns = [message(turn, number) for number, turn in enumerate(body.messages or ())]
+    turns = [message(turn) for turn in body.messages or ()]
     call.note(None, body.prompt if body.prompt is not None else turns)
 
     def work() -> tuple[list[int], list[str] | None]:

@@ -69,22 +69,53 @@ class Call(Body):
     """Sent back by clients that keep a stream's calls as they came."""
 
 
-class Turn(Body):
-    """One message. An assistant's may lack content, or have null."""
+Said = str | list[Content]
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Content] | None = None
+
+class _Turn(Body):
+    """A message. What belongs to one role alone may be there in others, as null."""
+
+    content: Said
     name: str | None = None
-    tool_calls: list[Call] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    """What an assistant thought before it answered; whether the template shows it is the template's."""
-    reasoning: str | None = None
-    """The same, as vLLM has it."""
     refusal: refused("an answer that was refused has no text to go on from") = None  # type: ignore[valid-type]
     audio: refused("this server does not speak") = None  # type: ignore[valid-type]
     function_call: refused("it is deprecated: use tool_calls") = None  # type: ignore[valid-type]
     annotations: refused_unless_empty("there is no web search") = None  # type: ignore[valid-type]
+
+
+_OTHERS_CALLS = refused_unless_empty("only an assistant calls tools")
+_OTHERS_THOUGHTS = refused("only an assistant thinks")
+_OTHERS_ANSWERS = refused("only a tool's message answers a call")
+
+
+class GivenTurn(_Turn):
+    role: Literal["system", "developer", "user"]
+    tool_calls: _OTHERS_CALLS = None  # type: ignore[valid-type]
+    tool_call_id: _OTHERS_ANSWERS = None  # type: ignore[valid-type]
+    reasoning_content: _OTHERS_THOUGHTS = None  # type: ignore[valid-type]
+    reasoning: _OTHERS_THOUGHTS = None  # type: ignore[valid-type]
+
+
+class ToolTurn(_Turn):
+    role: Literal["tool"]
+    tool_call_id: str | None = None
+    tool_calls: _OTHERS_CALLS = None  # type: ignore[valid-type]
+    reasoning_content: _OTHERS_THOUGHTS = None  # type: ignore[valid-type]
+    reasoning: _OTHERS_THOUGHTS = None  # type: ignore[valid-type]
+
+
+class AssistantTurn(_Turn):
+    role: Literal["assistant"]
+    content: Said | None = None  # type: ignore[assignment]
+    tool_calls: list[Call] | None = None
+    tool_call_id: _OTHERS_ANSWERS = None  # type: ignore[valid-type]
+    reasoning_content: str | None = None
+    """What it thought before it answered; whether the template shows it is the template's."""
+    reasoning: str | None = None
+    """The same, as vLLM has it."""
+
+
+Turn = Annotated[GivenTurn | ToolTurn | AssistantTurn, Field(discriminator="role")]
 
 
 class Function(Body):
