@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Protocol
 
 import pytest
 
@@ -12,7 +14,18 @@ from tests.server.scripted import THINKS_AND_CALLS, Scripted, says
 from tramontane.backends.mock import MockBackend
 from tramontane.server.convert import COMPLETION_TOKENS
 from tramontane.server.schemas.chat import ChatChunk, ChatReply
-from tramontane.types import Chunk, Grammar, ImagePart, Message, NamedTool, Request, TextPart, Tool, ToolCall
+from tramontane.types import (
+    Chunk,
+    Grammar,
+    ImagePart,
+    Message,
+    NamedTool,
+    Request,
+    SamplingParams,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 
 WEATHER = {
     "type": "function",
@@ -25,14 +38,22 @@ WEATHER = {
 }
 
 
-def asked(**body: Any) -> Request:
+class Asked(Protocol):
+    def __call__(self, **body: Any) -> Request: ...
+
+
+@pytest.fixture(scope="module")
+def asked() -> Iterator[Asked]:
     """The request that a body becomes."""
     backend = Scripted(says("hi"))
     with live(backend) as server:
-        answer = server.chat(**body)
-        assert answer.status_code == 200, answer.text
-    (request,) = backend.asked
-    return request
+
+        def ask(**body: Any) -> Request:
+            answer = server.chat(**body)
+            assert answer.status_code == 200, answer.text
+            return backend.asked.pop()
+
+        yield ask
 
 
 def refusal(server: Live, **body: Any) -> dict[str, Any]:
@@ -56,6 +77,16 @@ SAMPLING = {
     "top_k": 40,
     "min_p": 0.1,
     "repetition_penalty": 1.2,
+    "typical_p": 0.9,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "dry_multiplier": 0.8,
+    "dry_base": 1.5,
+    "dry_allowed_length": 3,
+    "dry_range": 64,
+    "dry_sequence_breakers": [";"],
+    "bad_words": ["darn"],
+    "allowed_token_ids": [5, 6],
     "ignore_eos": True,
     "min_tokens": 2,
     "stop_token_ids": [5],
@@ -63,17 +94,23 @@ SAMPLING = {
 }
 
 
-def test_sampling_reaches_the_backend() -> None:
+def test_sampling_reaches_the_backend(asked: Asked) -> None:
     sampling = asked(
         **SAMPLING, stop=["a", "b"], max_tokens=9, logprobs=True, top_logprobs=3, include_stop_str_in_output=True
     ).sampling
     for name, value in SAMPLING.items():
-        expected = {7: 5.0} if name == "logit_bias" else (5,) if name == "stop_token_ids" else value
+        expected = {7: 5.0} if name == "logit_bias" else tuple(value) if isinstance(value, list) else value
         assert getattr(sampling, name) == expected, name
     assert (sampling.stop, sampling.max_tokens, sampling.logprobs, sampling.include_stop) == (("a", "b"), 9, 3, True)
 
 
-def test_null_and_absent_are_the_same() -> None:
+def test_every_way_of_sampling_can_be_asked_for() -> None:
+    renamed = {"stop", "max_tokens", "logprobs", "include_stop", "grammar"}  # asked for in the tests around
+    elsewhere = {"prompt_logprobs", "echo", "logits_processors"}  # of completions; not to be sent
+    assert {field.name for field in fields(SamplingParams)} == {*SAMPLING, *renamed, *elsewhere}
+
+
+def test_null_and_absent_are_the_same(asked: Asked) -> None:
     names = ("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
              "max_completion_tokens", "max_tokens", "metadata", "modalities", "moderation", "n", "parallel_tool_calls",
              "prediction", "presence_penalty", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
@@ -93,11 +130,11 @@ def test_null_and_absent_are_the_same() -> None:
         ("prompt_cache_key", "k"), ("safety_identifier", "s"), ("user", "u"),
     ],
 )  # fmt: skip
-def test_what_asks_for_nothing_is_taken(field: str, value: Any) -> None:
+def test_what_asks_for_nothing_is_taken(field: str, value: Any, asked: Asked) -> None:
     assert asked(**{field: value}) == asked()
 
 
-def test_40_point_0_is_an_integer(mock: Live) -> None:
+def test_40_point_0_is_an_integer(mock: Live, asked: Asked) -> None:
     assert asked(top_k=40.0).sampling.top_k == 40
     assert asked(top_k=-1).sampling.top_k == 0
     assert refusal(mock, top_k=40.5)["param"] == "top_k"
@@ -105,7 +142,7 @@ def test_40_point_0_is_an_integer(mock: Live) -> None:
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_the_context_caps_the_answer(field: str) -> None:
+def test_the_context_caps_the_answer(field: str, asked: Asked) -> None:
     with live(MockBackend("x", context_length=60)) as server:
         answer = server.chat(**{field: 10**9}, ignore_eos=True)
     assert answer.status_code == 200
@@ -120,12 +157,12 @@ def test_a_prompt_that_does_not_fit_is_refused_and_not_cut() -> None:
         assert refusal(server, messages=[{"role": "user", "content": "x" * 50}])["code"] == "context_length_exceeded"
 
 
-def test_two_limits_that_differ_are_refused(mock: Live) -> None:
+def test_two_limits_that_differ_are_refused(mock: Live, asked: Asked) -> None:
     assert asked(max_tokens=5, max_completion_tokens=5).sampling.max_tokens == 5
     assert refusal(mock, max_tokens=5, max_completion_tokens=6)["param"] == "max_tokens"
 
 
-def test_conversations() -> None:
+def test_conversations(asked: Asked) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     messages = asked(
         messages=[
@@ -152,7 +189,7 @@ def test_an_answer_can_be_sent_back_as_it_came(mock: Live) -> None:
     assert mock.chat(messages=[*HELLO, message, *HELLO]).status_code == 200
 
 
-def test_images_are_passed_on_and_refused_by_the_model(mock: Live) -> None:
+def test_images_are_passed_on_and_refused_by_the_model(mock: Live, asked: Asked) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}}
     message = {"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}
     (seen,) = asked(messages=[message]).messages or ()
@@ -162,7 +199,7 @@ def test_images_are_passed_on_and_refused_by_the_model(mock: Live) -> None:
     assert error["param"] == "messages"
 
 
-def test_tools() -> None:
+def test_tools(asked: Asked) -> None:
     request = asked(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
     function: Any = WEATHER["function"]
     assert request.tools == (Tool("weather", "Weather of a city", function["parameters"], True),)
@@ -173,7 +210,7 @@ def test_tools() -> None:
     assert asked(tools=[WEATHER]).tool_choice == "auto"
 
 
-def test_reasoning_and_template() -> None:
+def test_reasoning_and_template(asked: Asked) -> None:
     request = asked(reasoning_effort="high", chat_template_kwargs={"enable_thinking": True})
     assert (request.reasoning_effort, request.thinking) == ("high", None)
     assert request.template_kwargs == {"enable_thinking": True}
@@ -205,7 +242,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"structured_outputs": {"json_object": True}}, Grammar("json_object")),
     ],
 )  # fmt: skip
-def test_what_an_answer_must_match(body: dict[str, Any], grammar: Grammar) -> None:
+def test_what_an_answer_must_match(body: dict[str, Any], grammar: Grammar, asked: Asked) -> None:
     assert asked(**body).sampling.grammar == grammar
 
 

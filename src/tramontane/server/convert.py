@@ -47,7 +47,9 @@ COMPLETION_TOKENS = 16
 # Fields that mean the same in a body and in SamplingParams.
 _SAME = (
     "frequency_penalty", "presence_penalty", "n", "seed", "temperature", "top_p", "min_p",
-    "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids", "skip_special_tokens",
+    "repetition_penalty", "typical_p", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base",
+    "dry_allowed_length", "dry_range", "dry_sequence_breakers", "bad_words", "allowed_token_ids", "ignore_eos",
+    "min_tokens", "stop_token_ids", "skip_special_tokens",
 )  # fmt: skip
 
 NAMES: Mapping[str, str] = {

@@ -117,10 +117,20 @@ class Sampled(Body):
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     user: str | None = None
-    # Beyond OpenAI's, spelt as vLLM does.
+    # Beyond OpenAI's, spelt as vLLM does, and where vLLM has none, as llama.cpp.
     top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    xtc_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=100)] | None = None
+    dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
+    dry_allowed_length: Count | None = None
+    dry_range: Natural | None = None
+    dry_sequence_breakers: Annotated[list[Text], Field(max_length=64)] | None = None
+    bad_words: Annotated[list[Text], Field(max_length=1024)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Natural | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
