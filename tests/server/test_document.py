@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,8 @@ from tramontane.backends.mock import MockBackend
 from tramontane.server.keys import ApiKey
 from tramontane.server.schemas.chat import ChatRequest
 from tramontane.server.schemas.completions import CompletionRequest
-from tramontane.server.schemas.reading import EmbeddingsRequest
+from tramontane.server.schemas.reading import EmbeddingsRequest, RerankRequest
+from tramontane.server.schemas.tokens import DetokenizeRequest, TokenizeRequest
 
 PATHS = {
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/models", "/v1/models/{model}",
@@ -69,6 +73,34 @@ def test_keys_are_in_the_document_where_there_are_any(mock: Live) -> None:
     assert document["paths"]["/health"]["get"]["security"] == []
 
 
+DOCS = Path(__file__).parents[2] / "docs"
+needs_docs = pytest.mark.skipif(not DOCS.is_dir(), reason="this copy of the sources has no documents")
+
+
+@needs_docs
+def test_every_endpoint_and_field_is_explained(mock: Live) -> None:
+    text = (DOCS / "server.md").read_text(encoding="utf-8")
+    assert all(path.replace("{model}", "{id}") in text for path in PATHS)
+    for kind in (ChatRequest, CompletionRequest, EmbeddingsRequest, RerankRequest, TokenizeRequest, DetokenizeRequest):
+        for name in set(kind.model_fields) - {"max_chunks_per_doc"}:
+            assert f"`{name}" in text, name
+
+
+@needs_docs
+def test_every_metric_is_explained_and_the_dashboard_shows_what_there_is(mock: Live) -> None:
+    mock.chat()
+    shown = mock.get("/metrics").text
+    names = set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", shown, re.MULTILINE))
+    names = {name for name in names if not name.endswith("_created")}
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    assert {name for name in names if f"`{name}`" not in text} == set()
+    absent = {"vllm:kv_cache_usage_perc"}  # of a backend without a cache
+    panels = json.loads((DOCS / "grafana.json").read_text(encoding="utf-8"))["panels"]
+    for expression in (target["expr"] for panel in panels for target in panel["targets"]):
+        for name in re.findall(r"(?:vllm|tramontane):\w+", expression):
+            assert name.removesuffix("_bucket") in names | absent, name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", [(), (ApiKey("a", "a-long-secret"),)], ids=["open", "keys"])
 def test_schemathesis_finds_nothing(keys: tuple[ApiKey, ...]) -> None:
@@ -78,7 +110,7 @@ def test_schemathesis_finds_nothing(keys: tuple[ApiKey, ...]) -> None:
     with live(MockBackend("The wind is up."), keys=keys) as server:
         program = "from schemathesis.cli import schemathesis; schemathesis()"
         command = [sys.executable, "-c", program, "run", f"{server.url}/openapi.json", "--no-color"]
-        command += ["--max-examples", "100", "--exclude-checks", "positive_data_acceptance"]
+        command += ["--max-examples", "50", "--exclude-checks", "positive_data_acceptance"]
         command += ["--header", "Authorization: Bearer a-long-secret"] if keys else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

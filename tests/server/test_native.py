@@ -90,7 +90,7 @@ def test_a_client_that_leaves_frees_its_blocks(tiny: Live) -> None:
     for stream in (True, False):
         with tiny.raw() as connection:
             body = json.dumps({"prompt": "Hello", "max_tokens": 140, "ignore_eos": True, "stream": stream}).encode()
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
             until(lambda: tiny.service.open_requests == 1)
         until(lambda: tiny.service.open_requests == 0 and blocks_used(tiny) == 0)

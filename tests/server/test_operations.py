@@ -32,7 +32,10 @@ from tramontane.types import Chunk, Request
 KEYS = (ApiKey("alice", "alice-secret"), ApiKey("bob", "bob-secret-too", priority=5))
 
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -148,6 +151,20 @@ def test_other_origins_are_not_let_in_unless_named(mock: Live) -> None:
         assert "access-control-allow-origin" not in other.headers
 
 
+def test_a_name_that_somebody_else_points_here_is_not_ours(mock: Live) -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", "localhost.evil.example:80"):
+        answer = mock.get("/v1/models", headers={"Host": host})
+        assert answer.status_code == 403, host
+        assert error_of(answer)["code"] == "unknown_host"
+    for host in ("localhost", "localhost:8000", "127.0.0.1", "[::1]:80"):
+        assert mock.get("/v1/models", headers={"Host": host}).status_code == 200, host
+    with live(MockBackend(), keys=KEYS) as server:
+        named = {"Host": "llm.example", **bearer("alice-secret")}
+        assert server.get("/v1/models", headers=named).status_code == 200
+    with live(MockBackend(), allow_anyone=True) as server:
+        assert server.get("/v1/models", headers={"Host": "llm.example"}).status_code == 200
+
+
 def test_a_form_of_another_page_is_no_request(mock: Live) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
         body = json.dumps({"messages": HELLO}).encode()
@@ -227,17 +244,14 @@ def test_an_answer_that_takes_too_long_ends() -> None:
 
 def test_a_body_that_does_not_come_is_given_up() -> None:
     with live(MockBackend(), idle_seconds=0.2) as server, server.raw() as connection:
-        head = (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
-        )
-        connection.sendall(head)
+        connection.sendall(HEAD % 99 + b"{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 # ---- connections
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"])
 def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
     with live(MockBackend(), idle_seconds=0.2) as server, server.raw() as connection:
         connection.sendall(sent)
@@ -247,7 +261,7 @@ def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
 
 def test_a_connection_is_closed_when_it_has_been_idle() -> None:
     with live(MockBackend(), idle_seconds=0.2) as server, server.raw() as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(10000).startswith(b"HTTP/1.1 200")
         assert closed(connection)
 

@@ -19,7 +19,7 @@ from tramontane.backends.base import Backend, HasStats
 from tramontane.errors import TramontaneError
 from tramontane.server.answers import cancelled
 from tramontane.server.document import describe
-from tramontane.server.keys import KeyCheck
+from tramontane.server.keys import HostCheck, KeyCheck
 from tramontane.server.limits import BodyLimit
 from tramontane.server.logs import RequestLog
 from tramontane.server.metrics import Metrics
@@ -66,6 +66,8 @@ def create_app(settings: ServerSettings, opener: Callable[[], Backend], version:
     app.add_middleware(BodyLimit, limits=settings.limits)
     if settings.keys:
         app.add_middleware(KeyCheck, keys=settings.keys)
+    elif not settings.allow_anyone:
+        app.add_middleware(HostCheck)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

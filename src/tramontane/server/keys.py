@@ -1,12 +1,13 @@
 """API keys: who may use the server, and on whose behalf a request runs.
 
-Owns the reading of keys and the check that every request passes. Must not know: routes, what callers ask for.
+Owns the reading of keys and the checks that every request passes. Must not know: routes, what callers ask for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -90,6 +91,39 @@ class KeyCheck:
             if hmac.compare_digest(digest, given):
                 found = key
         return found if scheme.lower() == b"bearer" else None
+
+
+class HostCheck:
+    """ASGI middleware for a server that is for this machine alone: refuses with 403 what calls it by another name.
+
+    A page that makes its own name point here would otherwise count as of one origin with the server, and a browser
+    would let it read the answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) != 1 or not is_loopback(_PORT.sub("", hosts[0])):
+                message = "The server is for this machine alone: call it 127.0.0.1 or localhost, or start it with keys."
+                await Problem(403, message, code="unknown_host").response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+_PORT = re.compile(r":[0-9]*$")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _digest(secret: bytes) -> bytes:

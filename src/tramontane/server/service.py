@@ -53,13 +53,24 @@ class Service:
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[Backend] = loop.create_future()
 
+        def deliver(backend: Backend | None, error: Exception | None) -> None:
+            if opened.done() and backend is not None:
+                backend.close()  # nobody waits for it any more
+            elif error is not None and not opened.done():
+                opened.set_exception(error)
+            elif backend is not None:
+                opened.set_result(backend)
+
         def work() -> None:
+            backend, failure = None, None
             try:
                 backend = opener()
-            except BaseException as error:  # even SystemExit must not pass for a model that is still loading
-                _tell(loop, opened.set_exception, error)
-            else:
-                if not _tell(loop, opened.set_result, backend):
+            except Exception as error:
+                failure = error
+            try:
+                loop.call_soon_threadsafe(deliver, backend, failure)
+            except RuntimeError:  # how asyncio says that the loop is closed
+                if backend is not None:
                     backend.close()
 
         # A daemon: a server that is told to stop while it loads does not wait for that.
@@ -160,12 +171,3 @@ class Service:
             self.stopping.set()
             if not self.open_requests:
                 self.ended.set()
-
-
-def _tell(loop: asyncio.AbstractEventLoop, put: Callable[..., None], value: object) -> bool:
-    """Hand something over to an event loop; False where it has ended meanwhile."""
-    try:
-        loop.call_soon_threadsafe(put, value)
-    except RuntimeError:  # how asyncio says that the loop is closed
-        return False
-    return True

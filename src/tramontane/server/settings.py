@@ -5,13 +5,12 @@ Owns addresses, keys, limits and what is logged. Must not know: engines, how a s
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tramontane.errors import InvalidRequest
-from tramontane.server.keys import ApiKey
+from tramontane.server.keys import ApiKey, is_loopback
 
 LogFormat = Literal["text", "json"]
 
@@ -98,13 +97,3 @@ class ServerSettings:
             raise InvalidRequest("tls", "a certificate and its key go together", "Give both or none.")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise InvalidRequest("root_path", f"{self.root_path!r} is no path", "Write it like /llm.")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
