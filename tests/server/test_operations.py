@@ -429,6 +429,17 @@ def test_a_bug_is_told_to_the_log_and_not_to_the_client(caplog: pytest.LogCaptur
     assert "secret detail" in caplog.text
 
 
+def test_nothing_is_reported_wherever_the_environment_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.getsockname()[1]}")
+        with live(MockBackend()) as server:
+            assert server.chat().status_code == 200
+        collector.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            collector.accept()
+
+
 # ---- logs and metrics
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +31,10 @@ from tramontane.server.settings import ServerSettings
 from tramontane.types import Stats
 
 _ROUTERS = tuple(part.routes for part in (chat, completions, reading, models, tokens, operations))
+
+_NO_TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+"""What FastAPI would collect, and send where the environment says. Nothing is: what a client asks stays here. Versions
+that have no such settings keep them without looking."""
 
 
 def create_app(settings: ServerSettings, opener: Callable[[], Backend], version: str) -> FastAPI:
@@ -54,6 +59,7 @@ def create_app(settings: ServerSettings, opener: Callable[[], Backend], version:
         docs_url=None,
         redoc_url=None,
         root_path=settings.root_path,
+        telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
     app.state.metrics = Metrics(settings.names[0], partial(_stats, service), lambda: service.open_requests)

@@ -20,13 +20,13 @@ MAX_DEPTH = 100
 """Of objects and lists in each other. No request needs as many, and what walks a schema by recursion may not."""
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def encode(value: Any) -> bytes:
     """Compact JSON. Half a surrogate pair, which UTF-8 cannot hold, is escaped as JSON does it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _ENCODER.encode(value).encode("utf-8", "backslashreplace")
 
 
 def decode(body: bytes) -> Any:
