@@ -64,7 +64,7 @@ def test_a_scored_prompt_is_scored_as_by_the_library(tiny: Live, folder: Path) -
     choice = tiny.complete(prompt=ids, echo=True, logprobs=1, max_tokens=0).json()["choices"][0]
     assert choice["logprobs"]["token_logprobs"] == [None, *(pytest.approx(p, abs=1e-5) for p in expected[1:])]
     assert choice["finish_reason"] == "length"
-    both = tiny.complete(prompt=ids, echo=True, logprobs=2, max_tokens=3, n=2).json()["choices"]
+    both = tiny.complete(prompt=ids, echo=True, logprobs=2, max_tokens=3, n=2, ignore_eos=True).json()["choices"]
     assert [len(one["logprobs"]["tokens"]) for one in both] == [8, 8]
     assert all(1 <= len(top) <= 3 for one in both for top in one["logprobs"]["top_logprobs"][1:])
 
