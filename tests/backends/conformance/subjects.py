@@ -135,6 +135,16 @@ EXAMPLES: dict[str, Any] = {
     "top_k": 5,
     "top_p": 0.9,
     "min_p": 0.1,
+    "typical_p": 0.9,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "dry_multiplier": 0.8,
+    "dry_base": 2.0,
+    "dry_allowed_length": 3,
+    "dry_range": 50,
+    "dry_sequence_breakers": (":", ";"),
+    "bad_words": ("never to be seen",),
+    "allowed_token_ids": tuple(range(40, 90)),
     "repetition_penalty": 1.2,
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
@@ -153,7 +163,7 @@ EXAMPLES: dict[str, Any] = {
     "skip_special_tokens": False,
     "logits_processors": (lambda prompt, output, logits: logits,),
 }
-"""For each field a value that asks for something."""
+"""For each field a value that asks for something; a new field needs one."""
 
 
 def asked(requests: Iterable[Request]) -> set[str]:

@@ -33,8 +33,6 @@ def test_the_narrowest_choice_is_greedy(subject: Subject, field: str) -> None:
 
 @pytest.mark.parametrize("field", sorted(SAMPLING_FIELDS - {"grammar"}))
 def test_each_field_is_honoured_or_refused_by_name(subject: Subject, field: str) -> None:
-    if field not in EXAMPLES:
-        pytest.fail(f"give the new field {field} an example in subjects.py")
     assert subject.ask(**{field: EXAMPLES[field]}).finish_reason in ("stop", "length")
 
 
