@@ -1,0 +1,1 @@
+"""How models write calls of tools, and what they think before they answer: one small file a kind of syntax."""
