@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, TemplateError
 from tramontane.text import sandbox
@@ -111,6 +112,17 @@ class ChatTemplate:
         except Exception as error:  # whatever a template does wrong, it does as Python
             raise TemplateError(f"The chat template failed: {_said(error)}.", _REMEDY) from error
         return "".join(pieces)
+
+    @property
+    def text(self) -> str:
+        """The source, with that of the template for tools where there is one."""
+        return self.source if self._with_tools is None else f"{self.source}\n{self._with_tools.source}"
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and does not always set itself."""
+        found = jinja2.meta.find_undeclared_variables(sandbox.Environment().parse(self.source))
+        return frozenset(found) | (self._with_tools.variables if self._with_tools is not None else frozenset())
 
     @cached_property
     def takes_tools(self) -> bool:
