@@ -110,6 +110,10 @@ class EngineConfig:
     """Longest sequence, prompt and answer together; None: the model's, or as much of it as the cache holds."""
     deterministic: bool = False
     """One arithmetic: a row's result never depends on the batch or the number of threads."""
+    tool_format: str | None = None
+    """How the model writes calls of tools (hermes, mistral, ...); None reads it from the chat template."""
+    reasoning_format: str | None = None
+    """Which marks its reasoning stands between (think, mistral, ..., or none); None reads it from the template."""
 
     def __post_init__(self) -> None:
         _check("device", self.device, str)
@@ -121,6 +125,9 @@ class EngineConfig:
         _check_optional("context_length", self.context_length, int, 2)
         _check("device_fallback", self.device_fallback, bool)
         _check("deterministic", self.deterministic, bool)
+        for name in ("tool_format", "reasoning_format"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), str)
         if self.kernels not in ("auto", "cpu", "torch", "reference"):
             raise InvalidRequest("kernels", f"{self.kernels!r} is unknown", "Use auto, cpu, torch or reference.")
 

@@ -7,13 +7,14 @@ calls, how a backend answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from tramontane.backends.base import Backend
 from tramontane.errors import RequestCancelled, TramontaneError
-from tramontane.types import Choice, Chunk, FinishReason, Request, Result, Score, Usage
+from tramontane.text.toolcalls.output import merged
+from tramontane.types import Choice, Chunk, FinishReason, Request, Result, Score, ToolCall, ToolCallDelta, Usage
 
 T = TypeVar("T")
 
@@ -59,7 +60,14 @@ class _Answer:
             reason,
             end.stop_reason,
             tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+            "".join(chunk.reasoning for chunk in chunks),
+            joined_calls(delta for chunk in chunks for delta in chunk.tool_calls),
         )
+
+
+def joined_calls(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    """The calls that pieces make up, in the order of their indices."""
+    return tuple(ToolCall(delta.id or "", delta.name or "", delta.arguments) for delta in merged(deltas))
 
 
 def _raise_failure(chunk: Chunk) -> None:

@@ -189,11 +189,9 @@ class EngineLoop:
             return
         guards = tuple(_Guard(processor) for processor in prepared.request.params.logits_processors or ())
         request = replace(prepared.request, params=replace(prepared.request.params, logits_processors=guards))
+        held = replace(prepared, request=request)
         try:
-            answers = {
-                index: Answer(self._tokenizer, request, index=index, echo=prepared.echo)
-                for index in range(request.num_choices)
-            }
+            answers = {index: Answer(self._tokenizer, held, index=index) for index in range(request.num_choices)}
             self._engine.add(request)
         except Exception as error:
             self._refuse(mailbox, public(error, "The request was not accepted"))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from tramontane.text.toolcalls.output import merged
 from tramontane.types import Chunk
 
 
@@ -97,6 +98,8 @@ def _joined(parts: Sequence[Chunk]) -> Chunk:
         request_id=last.request_id,
         index=last.index,
         text="".join(part.text for part in parts),
+        reasoning="".join(part.reasoning for part in parts),
+        tool_calls=merged(chain.from_iterable(part.tool_calls for part in parts)),
         token_ids=tuple(chain.from_iterable(part.token_ids for part in parts)),
         logprobs=tuple(chain.from_iterable(part.logprobs for part in parts)),
         prompt_ids=next((part.prompt_ids for part in parts if part.prompt_ids is not None), None),

@@ -88,7 +88,7 @@ class NativeBackend(EngineBackend):
         free = _free_for_cache(shared.loaded, config)
         self._context_length = _context_length(config, shared.loaded, free)
         self._defaults, ends = _defaults(shared, sampling or SamplingParams())
-        preparer = _preparer(shared, self._defaults, ends, chat_template, self._context_length)
+        preparer = _preparer(shared, config, self._defaults, ends, chat_template, self._context_length)
         self._family, self._generates = shared.loaded.spec.family, shared.loaded.spec.generates
         self._reader = _reader(shared, self._context_length)
         engine, self._executor, encoder, self._cache_bytes = _engine(shared, config, self._context_length, free)
@@ -215,6 +215,7 @@ def _defaults(shared: SharedModel, sampling: SamplingParams) -> tuple[SamplingPa
 
 def _preparer(
     shared: SharedModel,
+    config: EngineConfig,
     defaults: SamplingParams,
     ends: frozenset[int],
     chat_template: str | None,
@@ -228,6 +229,8 @@ def _preparer(
         context_length=context_length,
         eos_ids=tokenizer.eos_ids | ends,
         defaults=defaults,
+        tool_format=config.tool_format,
+        reasoning_format=config.reasoning_format,
     )
 
 

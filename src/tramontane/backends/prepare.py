@@ -15,9 +15,11 @@ from typing import Any
 from tramontane.engine.sequence import EngineRequest
 from tramontane.errors import CorruptCheckpoint, InvalidRequest
 from tramontane.text.detokenizer import Detokenizer
+from tramontane.text.dialect import Dialect, Spoken
 from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
-from tramontane.types import SAMPLING_DEFAULTS, Message, Request, SamplingParams, TextPart
+from tramontane.text.toolcalls.parser import AnswerParser
+from tramontane.types import SAMPLING_DEFAULTS, Message, Request, SamplingParams
 
 _SHORT = 1 << 20
 """Characters that are always tokenized: normalizing may leave few of them."""
@@ -30,6 +32,10 @@ class Prepared:
     request: EngineRequest
     echo: str
     """What each choice's text begins with."""
+    parser: Callable[[], AnswerParser] | None = None
+    """For each choice: tells reasoning and calls from text; None where all is text."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens that the parser has to see."""
 
 
 class Preparer:
@@ -44,14 +50,20 @@ class Preparer:
         context_length: int,
         eos_ids: frozenset[int],
         defaults: SamplingParams,
+        tool_format: str | None = None,
+        reasoning_format: str | None = None,
     ) -> None:
         """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits;
-        `context_length`: tokens that a sequence can have.
+        `context_length`: tokens that a sequence can have. For the two formats see `Dialect`.
 
-        Raises InvalidRequest for defaults that name tokens which the model lacks.
+        Raises InvalidRequest for defaults that name tokens which the model lacks, and for unknown formats.
         """
         self.tokenizer = tokenizer
         self.template = template
+        self._dialect = None
+        if template is not None:
+            formats = {"tool_format": tool_format, "reasoning_format": reasoning_format}
+            self._dialect = Dialect(template, tokenizer, **formats)
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._eos_ids = eos_ids
@@ -63,7 +75,12 @@ class Preparer:
         params = request.sampling.over(self._defaults)
         self._check_named(params)
         params = self._spelled(params)
-        prompt_ids, text = self._prompt(request)
+        spoken = None
+        if request.messages is not None:
+            spoken = self._require_dialect().speak(replace(request, sampling=params))
+            if spoken.grammar is not params.grammar:  # until grammars are masks
+                raise InvalidRequest("tool_choice", "this build cannot enforce calls", "Use auto, and no strict tools.")
+        prompt_ids, text = self._prompt(request, spoken)
         engine_request = EngineRequest(
             id=request.id or f"request-{uuid.uuid4().hex}",
             prompt_ids=prompt_ids,
@@ -76,17 +93,23 @@ class Preparer:
             timeout=request.timeout,
         )
         self._check_choice(engine_request)
-        return Prepared(engine_request, self._echo(params, prompt_ids, text) if params.echo else "")
+        echo = self._echo(params, prompt_ids, text) if params.echo else ""
+        if spoken is None:
+            return Prepared(engine_request, echo)
+        return Prepared(engine_request, echo, spoken.parser, spoken.shown)
 
     def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
         """The text that a conversation becomes. Raises InvalidRequest("messages") without a chat template."""
-        if self.template is None:
+        return self._require_dialect().render(messages, **template_kwargs)
+
+    def _require_dialect(self) -> Dialect:
+        if self._dialect is None:
             raise InvalidRequest(
                 "messages", "the model has no chat template", "Pass chat_template= to the constructor, or a prompt."
             )
-        return self.template.render([_as_mapping(message) for message in messages], **template_kwargs)
+        return self._dialect
 
-    def _prompt(self, request: Request) -> tuple[tuple[int, ...], str | None]:
+    def _prompt(self, request: Request, spoken: Spoken | None) -> tuple[tuple[int, ...], str | None]:
         """The prompt's tokens, and its text where it was given as one."""
         text: str | None = None
         if request.prompt_ids is not None:
@@ -96,7 +119,7 @@ class Preparer:
             ids = tuple(self._encode(field, text, add_special_tokens=True))
         else:
             # A template writes the tokens that begin a text itself.
-            field, text = "messages", self.render(request.messages or (), **request.template_kwargs)
+            field, text = "messages", spoken.prompt if spoken is not None else ""
             ids = tuple(self._encode(field, text, add_special_tokens=False))
         if not ids:
             raise InvalidRequest(field, "the prompt has no tokens", "Give at least one.")
@@ -192,17 +215,6 @@ def _each(
     """Words as token ids, each once; what is ids already stays."""
     found = {word for word in words if isinstance(word, tuple)}
     return tuple(sorted(found.union(*(spell(word) for word in words if isinstance(word, str)))))
-
-
-def _as_mapping(message: Message) -> dict[str, Any]:
-    if isinstance(message.content, str):
-        return {"role": message.role, "content": message.content}
-    for part in message.content:
-        if not isinstance(part, TextPart):
-            kind = type(part).__name__.removesuffix("Part").lower()
-            raise InvalidRequest("messages", f"this model does not take {kind} parts", "Send text only.")
-    parts = [{"type": "text", "text": part.text} for part in message.content if isinstance(part, TextPart)]
-    return {"role": message.role, "content": parts}
 
 
 _FROM_GENERATION_CONFIG = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from tramontane.backends.base import Capabilities, check_request
+from tramontane.backends.base import REQUEST_FIELDS, Capabilities, check_request
 from tramontane.backends.loop import EngineLoop
 from tramontane.backends.prepare import Prepared, Preparer
 from tramontane.errors import EngineClosed
 from tramontane.types import Chunk, Message, Request, SamplingParams, Stats
 
 SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
-REQUEST = frozenset({"priority", "tenant", "timeout", "cache_salt"})
+REQUEST = REQUEST_FIELDS
 """What an engine of ours honours, and so each backend over one."""
 _LONG_PROMPT = 20_000
 """Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""

@@ -21,14 +21,19 @@ class Detokenizer:
     """One stream of tokens. Constant time a token, amortised.
 
     With `prompt_ids` the text continues the prompt's: a leading space that starts a text, and would be dropped
-    there, is kept; a character begun by the prompt's last tokens is completed and given out whole.
+    there, is kept; a character begun by the prompt's last tokens is completed and given out whole. `shown`: special
+    tokens that are not skipped.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, skip_special_tokens: bool = True, prompt_ids: Sequence[int] | None = None
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] | None = None,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
         self._strip_left = tokenizer.rules.strip_left
         self._first = True
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
