@@ -108,6 +108,4 @@ def _joined(parts: Sequence[Chunk]) -> Chunk:
         stop_reason=last.stop_reason,
         usage=last.usage,
         error=last.error,
-        reasoning="".join(part.reasoning for part in parts),
-        tool_calls=tuple(chain.from_iterable(part.tool_calls for part in parts)),
     )
