@@ -62,8 +62,8 @@ class Lark:
         return " ".join(parts)
 
     def until(self, mark: str) -> str:
-        """Any text, and `mark` after it."""
-        if self.is_token(mark):
+        """Any text, and `mark` after it. No text has a special token in it."""
+        if any(mark.startswith(token) for token in self._special):
             return f"/(?s:.*)/ {self.words(mark)}"
         return self.rule("/(?s:.*)/", f"[suffix={_quoted(mark)}]")
 
@@ -245,9 +245,9 @@ def _calls(lark: Lark, shape: Shape, call: Call, tools: Sequence[Tool], single: 
 
 def channels(lark: Lark, call: Call, tools: Sequence[Tool], *, forced: bool, given: Grammar | None) -> str:
     """An answer in harmony's channels: reasoning and remarks, then a call or the final text."""
-    end = lark.words("<|end|><|start|>assistant")
-    analysis = lark.rule(f"{lark.words('<|channel|>analysis<|message|>')} {_ANY} {end}")
-    remark = lark.rule(f"{lark.words('<|channel|>commentary<|message|>')} {_ANY} {end}")
+    said = f"{lark.until('<|end|>')} {lark.words('<|start|>assistant')}"
+    analysis = lark.rule(f"{lark.words('<|channel|>analysis<|message|>')} {said}")
+    remark = lark.rule(f"{lark.words('<|channel|>commentary<|message|>')} {said}")
     final = f"{lark.words('<|channel|>final<|message|>')} {answer(lark, given)}"
     called = " | ".join(call(lark, tool) for tool in tools)
     if forced:
