@@ -16,7 +16,7 @@ ROOT = Path(tramontane.__file__).parent
 # From the top down; a module imports from its own row and from those below.
 ORDER = [
     {"cli", "server", "integrations", "__main__"},
-    {"llm", "inputs", "gather", "bridge", ""},
+    {"llm", "inputs", "functions", "gather", "bridge", ""},
     {"backends"},
     {"quantize", "evaluate"},
     {"engine", "text"},

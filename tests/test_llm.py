@@ -210,7 +210,9 @@ def test_media_reach_the_backend_which_refuses_them_by_name(llm: LLM, part: Any,
         ([{"role": "user", "content": [{"type": "video", "video": "x"}]}], "messages.content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages.content"),
         ([{"role": "user", "content": [{"type": ["text"]}]}], "messages.content"),
-        ([{"role": "user", "content": "x", "tool_calls": []}], "messages.tool_calls"),
+        ([{"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}], "messages.tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages.tool_calls"),
+        ([{"role": "user", "content": "x", "refusal": "no"}], "messages.refusal"),
     ],
 )
 def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any, field: str) -> None:

@@ -5,12 +5,14 @@ Owns the shapes of input that the facade takes. Must not know: backends, how a r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral
 from typing import Any
 
 from tramontane.errors import InvalidRequest
+from tramontane.functions import choice_of, tools_of
 from tramontane.types import (
     AudioPart,
     EmbedRequest,
@@ -21,6 +23,7 @@ from tramontane.types import (
     RerankRequest,
     SamplingParams,
     TextPart,
+    ToolCall,
 )
 
 Prompt = str | Sequence[int]
@@ -28,6 +31,8 @@ Conversation = Sequence[Message | Mapping[str, Any]]
 Sampling = SamplingParams | Sequence[SamplingParams]
 
 SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
+_CHAT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "thinking", "reasoning_effort"})
+_MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content"})
 
 
 def split_prompts(given: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
@@ -67,45 +72,96 @@ def rerank_request(query: str, documents: Sequence[str], **options: Any) -> Rera
     return RerankRequest(query, tuple(_items(documents, "documents", "a list of texts")), **options)
 
 
+def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of a call: the fields of a chat request among them, and the rest, of sampling."""
+    options = {name: value for name, value in given.items() if name in _CHAT_FIELDS and value is not None}
+    if "tools" in options:
+        options["tools"] = tools_of(options["tools"])
+    if "tool_choice" in options:
+        options["tool_choice"] = choice_of(options["tool_choice"])
+    for name, kind in (("parallel_tool_calls", bool), ("thinking", bool), ("reasoning_effort", str)):
+        if name in options and not isinstance(options[name], kind):
+            raise InvalidRequest(name, f"{options[name]!r} is not a {kind.__name__}")
+    return options, {name: value for name, value in given.items() if name not in _CHAT_FIELDS}
+
+
 def chat_request(
-    messages: Conversation, sampling: SamplingParams, template_kwargs: Mapping[str, Any] | None = None
+    messages: Conversation,
+    sampling: SamplingParams,
+    template_kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Request:
-    """A request to continue a conversation."""
+    """A request to continue a conversation; `options`: its other fields, as `split_options` gives them."""
     items = _items(messages, "messages", "a list of messages")
     if not items:
         raise InvalidRequest("messages", "a conversation needs at least one message")
     turns = tuple(to_message(item) for item in items)
-    return Request(messages=turns, sampling=sampling, template_kwargs=dict(template_kwargs or {}))
+    return Request(messages=turns, sampling=sampling, template_kwargs=dict(template_kwargs or {}), **(options or {}))
 
 
 def any_request(
-    given: Prompt | Conversation, sampling: SamplingParams, template_kwargs: Mapping[str, Any] | None = None
+    given: Prompt | Conversation,
+    sampling: SamplingParams,
+    template_kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Request:
     """A request out of a single text, token ids or messages."""
     if not isinstance(given, str):
         items = _items(given, "prompt", "a text, token ids or messages")
         if items and isinstance(items[0], (Message, Mapping)):
-            return chat_request(items, sampling, template_kwargs)
-    if template_kwargs:
-        raise InvalidRequest("template_kwargs", "only a request with messages uses a chat template")
+            return chat_request(items, sampling, template_kwargs, options)
+    for name in [*(["template_kwargs"] if template_kwargs else []), *(options or {})]:
+        raise InvalidRequest(name, "only a request with messages uses a chat template")
     return prompt_request(given, sampling)  # type: ignore[arg-type]  # messages are gone above
 
 
 def to_message(given: Message | Mapping[str, Any]) -> Message:
-    """A message from {"role": ..., "content": text or list of parts}. Other keys are refused by name."""
+    """A message from {"role": ..., "content": text or list of parts}; of an assistant with `tool_calls` and `reasoning`
+    (or `reasoning_content`), of a tool with `tool_call_id`. Other keys are refused by name."""
     if isinstance(given, Message):
         return given
     if not isinstance(given, Mapping):
         raise InvalidRequest("messages", f"{given!r} is not a message", 'Write {"role": "user", "content": "..."}.')
     for key in given:
-        if key not in ("role", "content"):
+        if key not in _MESSAGE_KEYS:
             raise InvalidRequest(f"messages.{key}", "this build does not take it", "Leave it out.")
     content = given.get("content")
+    calls = tuple(
+        _call(call) for call in _items(given.get("tool_calls") or (), "messages.tool_calls", "a list of calls")
+    )
+    if calls and given.get("role") != "assistant":
+        raise InvalidRequest("messages.tool_calls", "only an assistant calls tools", "Leave it out.")
+    if content is None and calls:
+        content = ""
     if content is None:
         raise InvalidRequest("messages.content", "it is missing", "Give a text or a list of parts.")
     if not isinstance(content, str):
         content = tuple(_part(part) for part in _items(content, "messages.content", "a text or a list of parts"))
-    return Message(given.get("role"), content)  # type: ignore[arg-type]  # Message checks the role
+    texts = {name: given.get(name) for name in ("tool_call_id", "name", "reasoning", "reasoning_content")}
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequest(f"messages.{name}", f"{value!r:.80} is not a text")
+    thought = texts.pop("reasoning_content")
+    if texts["reasoning"] is None:
+        texts["reasoning"] = thought
+    return Message(given.get("role"), content, calls, **texts)  # type: ignore[arg-type]  # Message checks the role
+
+
+def _call(given: object) -> ToolCall:
+    """A call as OpenAI writes it; arguments may be a mapping too."""
+    if isinstance(given, ToolCall):
+        return given
+    function = given.get("function", given) if isinstance(given, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(given, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str):
+        raise InvalidRequest("messages.tool_calls", f"{given!r:.80} is no call")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        try:
+            arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidRequest("messages.tool_calls", f"{arguments!r:.80} is not plain data") from None
+    return ToolCall(str(given.get("id") or ""), name, arguments)
 
 
 def _text_of(value: object) -> str | None:
@@ -154,6 +210,8 @@ def merge_sampling(sampling: SamplingParams | None, given: Mapping[str, Any]) ->
     """`given` (fields by keyword) over `sampling`. An unknown name is an error that names it."""
     for name in given:
         if name not in SAMPLING_FIELDS:
+            if name in _CHAT_FIELDS:
+                raise InvalidRequest(name, "only a request with messages uses a chat template", "Use chat().")
             known = ", ".join(sorted(SAMPLING_FIELDS))
             raise InvalidRequest(name, "no such sampling field", f"Fields are: {known}.")
     if sampling is not None and not isinstance(sampling, SamplingParams):

@@ -30,6 +30,7 @@ from tramontane.inputs import (
     prompt_request,
     rerank_request,
     split_conversations,
+    split_options,
     split_prompts,
     spread_sampling,
 )
@@ -242,7 +243,8 @@ class AsyncLLM(_Facade):
         **fields: Any,
     ) -> AsyncGenerator[Chunk, None]:
         """See `LLM.stream`. `aclose()`, or cancelling the task that iterates, cancels the request."""
-        return chunks_of(self._backend, any_request(prompt, merge_sampling(sampling, fields), template_kwargs))
+        options, own = split_options(fields)
+        return chunks_of(self._backend, any_request(prompt, merge_sampling(sampling, own), template_kwargs, options))
 
     @overload
     async def score(self, texts: Prompt) -> Score: ...  # type: ignore[overload-overlap]  # as in LLM
@@ -391,6 +393,8 @@ class LLM(_Facade):
     ) -> Result | list[Result]:
         """Answer a conversation: `Message`s, or dicts of role and content (a text, or a list of typed parts).
 
+        `fields` may also be those of a chat request: `tools` (`Tool`s, dicts in OpenAI's shape, or functions, by their
+        signatures and docstrings), `tool_choice`, `parallel_tool_calls`, `thinking`, `reasoning_effort`.
         A list of conversations is answered in one batch. `template_kwargs`: more variables for the chat template.
         For the rest see `generate`.
         """
@@ -409,7 +413,8 @@ class LLM(_Facade):
 
         Closing the iterator early cancels the request. A failure midway raises its error.
         """
-        request = any_request(prompt, merge_sampling(sampling, fields), template_kwargs)
+        options, own = split_options(fields)
+        request = any_request(prompt, merge_sampling(sampling, own), template_kwargs, options)
 
         async def pump(ask: Callable[[Chunk], Awaitable[None]]) -> None:
             async with closing_after(chunks_of(self._backend, request)) as chunks:
@@ -544,8 +549,9 @@ def _chat_requests(
     fields: Mapping[str, Any],
 ) -> tuple[list[Request], bool]:
     split, single = split_conversations(messages)
-    params = spread_sampling(sampling, len(split), single, fields)
-    return [chat_request(c, s, template_kwargs) for c, s in zip(split, params, strict=True)], single
+    options, own = split_options(fields)
+    params = spread_sampling(sampling, len(split), single, own)
+    return [chat_request(c, s, template_kwargs, options) for c, s in zip(split, params, strict=True)], single
 
 
 def _one_or_all(results: list[T], single: bool) -> T | list[T]:

@@ -485,7 +485,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Result:
-    """The whole answer to one request; `text` is the first choice's."""
+    """The whole answer to one request; `text` and the like are the first choice's."""
 
     request_id: str
     choices: tuple[Choice, ...]
@@ -504,6 +504,14 @@ class Result:
     @property
     def finish_reason(self) -> FinishReason:
         return self.choices[0].finish_reason
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.choices[0].tool_calls
 
 
 @dataclass(frozen=True)
