@@ -35,6 +35,7 @@ _MAX_NUM_SEQS = 16
 """More at once than that make each slower and none faster."""
 _OPTIONS = frozenset(
     {"context_length", "device", "device_fallback", "dtype", "max_num_batched_tokens", "max_num_seqs", "threads"}
+    | {"tool_format", "reasoning_format"}
 )
 
 
@@ -80,6 +81,8 @@ class TransformersBackend(EngineBackend):
                 context_length=self._context_length,
                 eos_ids=tokenizer.eos_ids | ends,
                 defaults=self._defaults,
+                tool_format=config.tool_format,
+                reasoning_format=config.reasoning_format,
             )
         seats = config.scheduler.max_num_seqs
         self._executor = TransformersExecutor(model, ops, seats)
