@@ -86,6 +86,10 @@ SAMPLES = (
     Sample("hermes", "<think>\n\n</think>\n\nHello!", (), "Hello!", "", "think"),
     Sample("hermes", "Hello <think> there.", (), "Hello <think> there.", "", "think"),
     Sample("hermes", "<think>never done", (), "", "never done", "think"),
+    Sample("hermes", '{"name": "get_weather", "arguments": {"city": "Paris"}}', (PARIS,)),
+    Sample("hermes", '```json\n{\n  "name": "get_weather",\n  "arguments": {"city": "Paris"}\n}\n```', (PARIS,)),
+    Sample("hermes", 'So:\n```json\n{"name": "Ada"}\n```', (), 'So:\n```json\n{"name": "Ada"}\n```'),
+    Sample("hermes", '{"name": "Ada", "arguments": {}}', (), '{"name": "Ada", "arguments": {}}'),
     Sample("llama3", '{"name": "get_weather", "parameters": {"city": "Paris"}}', (PARIS,)),
     Sample("llama3", '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}', (PARIS,)),
     Sample(

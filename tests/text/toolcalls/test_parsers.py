@@ -117,7 +117,7 @@ def test_arguments_that_are_whole_parse(data: st.DataObject) -> None:
     )
     arguments = data.draw(st.dictionaries(st.text(min_size=1), values, max_size=4))
     written = json.dumps(arguments, ensure_ascii=data.draw(st.booleans()))
-    said = read(f'<tool_call>\n{{"name": "f", "arguments": {written}}}\n</tool_call>', parser("hermes"))
+    said = read(f'<tool_call>\n{{"name": "add", "arguments": {written}}}\n</tool_call>', parser("hermes"))
     assert json.loads(said.calls[0].arguments) == arguments
 
 

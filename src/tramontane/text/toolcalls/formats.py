@@ -33,7 +33,7 @@ class Format:
     """How calls are written."""
 
     parse: Parse
-    """Reads an answer, the reasoning before it apart."""
+    """Reads an answer, the reasoning before it apart. Calls of strict tools are read only where grammars hold them."""
     shape: Shape
     """What stands around calls, for grammars."""
     call: Call
@@ -65,6 +65,15 @@ def _python(begins: tuple[str, ...] = (), ends: tuple[str, ...] = ()) -> Parse:
 
 def _llama(reader: Reader, out: Output, tools: Sequence[Tool]) -> Reading[None]:
     return jsons.llama(reader, out, names(tools))
+
+
+def _hermes(reader: Reader, out: Output, tools: Sequence[Tool]) -> Reading[None]:
+    return jsons.hermes(reader, out, names([tool for tool in tools if not tool.strict]))
+
+
+def _phi(reader: Reader, out: Output, tools: Sequence[Tool]) -> Reading[None]:
+    begins = ("<|tool_call|>",) if any(tool.strict for tool in tools) else ("<|tool_call|>", "functools")
+    return jsons.marked(reader, out, begins, ("<|/tool_call|>",))
 
 
 def _mistral(reader: Reader, out: Output, tools: Sequence[Tool]) -> Reading[None]:
@@ -163,7 +172,7 @@ FORMATS: dict[str, Format] = {
         marks=("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
     "phi4": Format(
-        _marked("<|tool_call|>", "functools", ends=("<|/tool_call|>",)),
+        _phi,
         Shape("<|tool_call|>", opening="[", separator=", ", closing="]<|/tool_call|>"),
         json_call('{"name": "', '", "arguments": ', "}"),
         markers=("<|tool_call|>", "<|/tool_call|>"),
@@ -191,7 +200,7 @@ FORMATS: dict[str, Format] = {
         marks=("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     ),
     "hermes": Format(
-        _marked("<tool_call>", ends=("</tool_call>",)),
+        _hermes,
         Shape("<tool_call>", opening="\n", separator="\n<tool_call>\n"),
         json_call('{"name": "', '", "arguments": ', "}\n</tool_call>"),
         markers=("<tool_call>",),

@@ -109,6 +109,25 @@ def marked(
         yield from reader.starts(*ends)
 
 
+def hermes(reader: Reader, out: Output, loose: Collection[str]) -> Reading[None]:
+    """An object between `<tool_call>` tags. Small models forget the tags, or write a fence instead: so an object that
+    names one of the tools `loose` counts too where it begins the answer, or stands in a fence."""
+    tag, fence = "<tool_call>", "```json"
+    reader.save()
+    yield from reader.space()
+    if (yield from reader.peek()) != "{" or not (yield from objects(reader, out, (tag,), loose)):
+        reader.back()
+    while mark := (yield from reader.until((tag, fence), out.text, keep=True)):
+        end = "</tool_call>" if mark == tag else "```"
+        if not (yield from objects(reader, out, (end, tag), None if mark == tag else loose)):
+            reader.back()
+            yield from reader.starts(mark)
+            out.text(mark)
+            continue
+        yield from reader.space()
+        yield from reader.starts(end)
+
+
 def objects(reader: Reader, out: Output, ends: Sequence[str], known: Collection[str] | None = None) -> Reading[bool]:
     """Read a call object or a list of such; False where the first is none."""
     yield from reader.space()
