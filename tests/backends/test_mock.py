@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ import pytest
 from tramontane.backends.base import Backend, Embedder, HasStats, Reranker, Tokenizing
 from tramontane.backends.mock import BOS_ID, PROMPT_LOGPROB, MockBackend
 from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, RequestTimeout, TramontaneError
-from tramontane.types import Chunk, ImagePart, Message, Request, SamplingParams
+from tramontane.gather import joined_calls
+from tramontane.types import Chunk, ImagePart, Message, Request, SamplingParams, Tool
 
 
 def collect(backend: MockBackend, request: Request) -> list[Chunk]:
@@ -222,3 +223,18 @@ def test_tokens_go_round() -> None:
     assert backend.detokenize(ids) == "où ça ?"
     assert backend.detokenize(ids, skip_special_tokens=False) == "\x02où ça ?"
     assert backend.tokenize("a", add_special_tokens=False) == [ord("a")]
+
+
+def test_scripts_think_and_call() -> None:
+    backend = MockBackend('<think>Hm.</think>So: <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>')
+    request = Request(messages=(Message("user", "hi"),), tools=(Tool("f"),))
+    chunks = collect(backend, request)
+    assert (text(chunks), "".join(chunk.reasoning for chunk in chunks)) == ("So:", "Hm.")
+    (call,) = joined_calls(delta for chunk in chunks for delta in chunk.tool_calls)
+    assert (call.name, call.arguments) == ("f", '{"x": 1}')
+    assert chunks[-1].finish_reason == "tool_calls"
+    said = text(collect(backend, replace(request, tool_choice="none")))
+    assert said.startswith("So: <tool_call>")
+    assert text(collect(backend, Request(prompt="hi"))).startswith("<think>")
+    with pytest.raises(InvalidRequest, match="what its script says"):
+        collect(backend, replace(request, tool_choice="required"))

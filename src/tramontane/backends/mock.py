@@ -23,7 +23,12 @@ from typing import Any
 from tramontane.backends.base import Capabilities, check_request
 from tramontane.backends.declared import Declared, Opening
 from tramontane.errors import ContextLengthExceeded, EngineClosed, InvalidRequest, RequestTimeout, TramontaneError
+from tramontane.text.reasoning import KINDS, read_reasoning
 from tramontane.text.stops import StopMatcher
+from tramontane.text.toolcalls.formats import FORMATS
+from tramontane.text.toolcalls.output import Output, Piece
+from tramontane.text.toolcalls.parser import AnswerParser
+from tramontane.text.toolcalls.reader import Reader, Reading
 from tramontane.types import (
     SAMPLING_DEFAULTS,
     Chunk,
@@ -50,8 +55,10 @@ _SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {
     *("logit_bias", "logits_processors", "grammar"),
     *("xtc_probability", "dry_multiplier", "bad_words", "allowed_token_ids"),
 }
-_REQUEST = frozenset({"priority", "tenant", "timeout", "cache_salt"})
+_REQUEST = frozenset({"tools", "tool_choice", "priority", "tenant", "timeout", "cache_salt"})
 """Nobody waits for another, and there is no cache that could be shared."""
+_THOUGHTS = KINDS["think"]
+_CALLS = FORMATS["hermes"]
 
 Script = str | Sequence[str] | Callable[[Request], str]
 
@@ -77,6 +84,9 @@ class MockBackend:
 
     `vector`: what a text (its prompt in front) embeds as, before it is normalized; `relevance`: a document's score, of
     the query and the document.
+
+    In answers to conversations, a script may think (`<think>...</think>` at its beginning) and call the tools of the
+    request (`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`).
 
     An answer ends with its script (finish_reason "stop"), unless min_tokens or ignore_eos ask for more: then the
     script begins again.
@@ -121,7 +131,10 @@ class MockBackend:
         ending = "requests_cancelled"  # also when the reader goes away, which ends this function at a yield
         produced = 0
         try:
-            choices = [_Choice(name, i, self._answer(request, first + i), params, prompt) for i in range(params.n or 1)]
+            choices = [
+                _Choice(name, i, self._answer(request, first + i), params, prompt, _parser(request))
+                for i in range(params.n or 1)
+            ]
             for choice in choices if params.max_tokens == 0 else ():
                 yield choice.end("length")
             while running := [choice for choice in choices if not choice.done]:
@@ -239,6 +252,12 @@ class MockBackend:
     def _admit(self, request: Request) -> tuple[SamplingParams, tuple[int, ...]]:
         params = request.sampling.over(self._defaults)
         check_request(replace(request, sampling=params), self.capabilities())
+        strict = any(tool.strict for tool in request.tools)
+        if strict or request.tool_choice not in ("auto", "none"):
+            field = "tools" if strict else "tool_choice"
+            raise InvalidRequest(
+                field, "the mock backend calls what its script says", "Use auto or none, nothing strict."
+            )
         if request.prompt_ids is not None:
             self.detokenize(request.prompt_ids)  # checks them
             ids = list(request.prompt_ids)
@@ -310,11 +329,35 @@ def _check_number(name: str, value: object, kind: type | tuple[type, ...], low: 
         raise InvalidRequest(name, f"{value!r} is not a number of at least {low}")
 
 
+def _parser(request: Request) -> AnswerParser | None:
+    """Of the script that answers a conversation: reasoning and calls are written in it as Qwen's models do."""
+    if request.messages is None:
+        return None
+    tools = () if request.tool_choice == "none" else request.tools
+
+    def read(reader: Reader, out: Output) -> Reading[None]:
+        yield from read_reasoning(reader, out, _THOUGHTS, opened=False)
+        if tools:
+            yield from _CALLS.parse(reader, out, tools)
+        yield from reader.until((), out.text)
+
+    return AnswerParser(read, Output(_CALLS.ids, not request.parallel_tool_calls))
+
+
 class _Choice:
     """One answer on its way: where in its text it stands, and how it ends."""
 
-    def __init__(self, name: str, index: int, answer: str, params: SamplingParams, prompt: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        answer: str,
+        params: SamplingParams,
+        prompt: tuple[int, ...],
+        parser: AnswerParser | None,
+    ) -> None:
         self.done = False
+        self._parser = parser
         self.failed = False
         self._name = name
         self._index = index
@@ -342,18 +385,27 @@ class _Choice:
             reason = "length"
         elif self._count >= max(len(self._answer), params.min_tokens or 0) and not params.ignore_eos:
             reason = "stop"
-        chunk = self._chunk(shown, (ord(char),))
-        if reason is None:
-            return chunk
-        return self._final(chunk, reason, stop)
+        said = self._said(shown, ended=reason is not None)
+        if self._parser is not None and (
+            self._parser.done or (self._parser.made_calls and reason == "stop" and stop is None)
+        ):
+            reason = "tool_calls"
+        chunk = self._chunk(said, (ord(char),))
+        return chunk if reason is None else self._final(chunk, reason, stop)
 
     def end(self, reason: FinishReason, error: Exception | None = None) -> Chunk:
         """The final chunk of an answer that is cut off before its next token."""
         self.failed = error is not None
-        return replace(self._final(self._chunk("", ()), reason), error=error)
+        return replace(self._final(self._chunk(self._said("", ended=True), ()), reason), error=error)
 
-    def _chunk(self, text: str, ids: tuple[int, ...]) -> Chunk:
+    def _said(self, text: str, ended: bool) -> Piece:
+        if ended:
+            text += self._stops.flush()
+        return Piece(text) if self._parser is None else self._parser.push(text, ended)
+
+    def _chunk(self, said: Piece, ids: tuple[int, ...]) -> Chunk:
         opening = self._count == len(ids)  # nothing was produced before
+        text = said.text
         if opening and self._params.echo:
             text = "".join(chr(i) for i in self._prompt if i != BOS_ID) + text
         return Chunk(
@@ -364,14 +416,14 @@ class _Choice:
             self._certain(ids) if self._params.logprobs is not None else (),
             prompt_ids=self._prompt if opening and self._index == 0 else None,
             prompt_logprobs=self._of_prompt() if opening and self._index == 0 else None,
+            reasoning=said.reasoning,
+            tool_calls=said.calls,
         )
 
     def _final(self, chunk: Chunk, reason: FinishReason, stop: str | int | None = None) -> Chunk:
         self.done = True
         usage = Usage(len(self._prompt), self._count)
-        return replace(
-            chunk, text=chunk.text + self._stops.flush(), finish_reason=reason, stop_reason=stop, usage=usage
-        )
+        return replace(chunk, finish_reason=reason, stop_reason=stop, usage=usage)
 
     def _certain(self, ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
         top = bool(self._params.logprobs)
