@@ -7,7 +7,10 @@ import errno
 import io
 import json
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -440,6 +443,35 @@ def test_nothing_is_reported_wherever_the_environment_points(monkeypatch: pytest
             collector.accept()
 
 
+def test_behind_a_proxy_that_mounts_it() -> None:
+    with live(MockBackend(), root_path="/llm", keys=KEYS) as server:
+        assert server.get("/health").status_code == 200  # the proxy cuts the path off
+        assert server.get("/v1/models").status_code == 401
+        assert server.get("/v1/models", headers=bearer("alice-secret")).status_code == 200
+        assert server.get("/openapi.json").json()["servers"] == [{"url": "/llm"}]
+    for odd in ("llm", "/llm/"):
+        with pytest.raises(InvalidRequest):
+            ServerSettings(("m",), root_path=odd)
+
+
+def test_https(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with live(MockBackend("hi"), tls_certificate=certificate, tls_key=key) as server:
+        assert server.url.startswith("https://")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=server.url, verify=trusting, trust_env=False) as client:
+            assert client.get("/health").status_code == 200
+    with pytest.raises(InvalidRequest, match="go together"):
+        ServerSettings(("m",), tls_certificate=certificate)
+
+
 # ---- logs and metrics
 
 
@@ -508,13 +540,26 @@ class FullDisk(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_costs_lines_and_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", FullDisk())
-    settings = ServerSettings(("mock",))
-    with kept_logging():
-        start_logging(settings)
-        with live(MockBackend("hi")) as server:
-            assert server.chat().status_code == 200
+class StuckPipe(io.StringIO):
+    def __init__(self, go: threading.Event) -> None:
+        super().__init__()
+        self.go = go
+
+    def write(self, text: str) -> int:
+        self.go.wait(20)
+        return super().write(text)
+
+
+def test_a_full_disk_and_a_pipe_that_nobody_reads_cost_no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    for stream in (FullDisk(), StuckPipe(go)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with kept_logging():
+            start_logging(ServerSettings(("mock",)))
+            with live(MockBackend("hi")) as server:
+                assert server.chat().status_code == 200
+    go.set()
+    until(lambda: '"status": 200' in stream.getvalue())
 
 
 def test_the_log_is_json_with_times_and_without_colours(tmp_path: Path) -> None:
@@ -524,6 +569,7 @@ def test_the_log_is_json_with_times_and_without_colours(tmp_path: Path) -> None:
         with live(MockBackend("hi")) as server:
             server.chat(store=True)
             server.chat(user="line\nbreak")
+        logging.getLogger("tramontane").handlers[0].close()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     requests = [line for line in lines if line["message"] == "request"]
     assert [line["status"] for line in requests] == [400, 200]

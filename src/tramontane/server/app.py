@@ -58,7 +58,6 @@ def create_app(settings: ServerSettings, opener: Callable[[], Backend], version:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        root_path=settings.root_path,
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service

@@ -30,6 +30,7 @@ def describe(app: FastAPI, settings: ServerSettings, made: Callable[[], Document
     chunk = ChatChunk.model_json_schema(ref_template="#/components/schemas/{model}")
     for name, part in {**chunk.pop("$defs", {}), ChatChunk.__name__: chunk}.items():
         schemas.setdefault(name, part)
+    _drop_discriminators(document)
     for name in (ChatRequest.__name__, CompletionRequest.__name__):
         schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] = settings.limits.n
     if settings.keys:
@@ -38,6 +39,19 @@ def describe(app: FastAPI, settings: ServerSettings, made: Callable[[], Document
         for path in OPEN_PATHS & document["paths"].keys():
             document["paths"][path]["get"]["security"] = []
     return document
+
+
+def _drop_discriminators(part: Any) -> None:
+    """The members of our unions tell themselves by constants. A mapping beside them adds nothing, and whoever reads it
+    may take a member with several constants for several members."""
+    if isinstance(part, dict):
+        if "oneOf" in part:
+            part.pop("discriminator", None)
+        for inner in part.values():
+            _drop_discriminators(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            _drop_discriminators(inner)
 
 
 PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}

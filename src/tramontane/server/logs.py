@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import re
 import sys
+import threading
 import time
 import uuid
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +26,9 @@ from tramontane.server.settings import ServerSettings
 
 log = logging.getLogger("tramontane.server")
 
+_MOST_LINES = 10_000
+"""That wait to be written; more are lost."""
+_CLOSING_SECONDS = 2.0
 _POLLED = ("/health", "/ready", "/metrics")
 _SOUND_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -118,21 +124,43 @@ class PlainLines(logging.Formatter):
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text) + traced
 
 
-class _Quiet(logging.StreamHandler[Any]):
-    """Writes lines; a disk that is full costs lines, never requests."""
+class Lines(logging.Handler):
+    """Writes lines on a thread of its own: a disk that is full or a pipe that nobody reads costs lines, never time of
+    the event loop."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        kind = sys.exc_info()[0]
-        if kind is None or not issubclass(kind, OSError):
-            super().handleError(record)
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._queue: queue.Queue[str | None] = queue.Queue(_MOST_LINES)
+        self._thread = threading.Thread(target=self._write, name="tramontane-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._queue.put_nowait(self.format(record))
+        except queue.Full:
+            return
+
+    def close(self) -> None:
+        """Write out what is left, as far as that can be done soon."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+            self._thread.join(_CLOSING_SECONDS)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._queue.get()) is not None:
+            with suppress(OSError, ValueError):  # ValueError: the stream is closed
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
 
 
 def start_logging(settings: ServerSettings) -> None:
     """Send our lines and uvicorn's where the settings say, instead of where they went. Raises OSError."""
-    stream = sys.stderr
+    stream: TextIO = sys.stderr
     if settings.log_file is not None:
-        stream = settings.log_file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-    handler = _Quiet(stream)
+        stream = settings.log_file.open("a", encoding="utf-8", errors="backslashreplace")
+    handler = Lines(stream)
     handler.setFormatter(JsonLines() if settings.log_format == "json" else PlainLines())
     for name, level in (("tramontane", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)

@@ -44,6 +44,7 @@ class Service:
         self.ended = asyncio.Event()
         """Set when, besides, none is open."""
         self._backend: Backend | None = None
+        self._closed = False
         self._open: Counter[str] = Counter()
 
     # ---- its life
@@ -87,7 +88,7 @@ class Service:
 
     def fail(self, error: BaseException) -> None:
         """The model cannot be used any more, or never could: answer 503 from now on, and stop."""
-        if self.phase != "failed":
+        if self.phase != "failed" and not self._closed:
             self.phase, self.error = "failed", error
             log.critical("the server stops: %s", error)
             self._end_when_idle()
@@ -100,6 +101,8 @@ class Service:
             self._end_when_idle()
 
     def close(self) -> None:
+        """End what is open as cancelled, and free the model."""
+        self._closed = True
         if self._backend is not None:
             self._backend.close()
 

@@ -50,6 +50,7 @@ def _config(settings: ServerSettings, app: FastAPI) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        root_path=settings.root_path,
         http=guarded_protocol(limits),
         backlog=_BACKLOG,
         log_config=None,
@@ -94,7 +95,7 @@ class Server(uvicorn.Server):
             await asyncio.wait_for(service.ended.wait(), service.settings.limits.drain_seconds)
         except asyncio.TimeoutError:
             log.warning("%d requests did not end in time and are cut off", service.open_requests)
-            service.close()  # which ends them as cancelled
+            await asyncio.to_thread(service.close)  # which ends them as cancelled
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -68,7 +68,7 @@ class ServerSettings:
     """Whether requests of different keys share cached prefixes."""
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""
-    """Where a proxy mounts the server."""
+    """Where a proxy mounts the server; the proxy cuts it off a request's path."""
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     limits: Limits = field(default_factory=Limits)
