@@ -124,11 +124,13 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 
 def event_stream(schema: str) -> dict[int | str, dict[str, Any]]:
     """How a route documents that it may answer with a stream: events whose data is `schema`, as OpenAPI 3.2 has it."""
-    data = {
+    piece = {
         "type": "string",
-        "description": "JSON; of an event after a failure an ErrorReply; of the last event [DONE].",
         "contentMediaType": "application/json",
-        "contentSchema": {"$ref": f"#/components/schemas/{schema}"},
+        "contentSchema": {
+            "anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in (schema, ErrorReply.__name__)]
+        },
     }
+    data = {"anyOf": [{"const": "[DONE]", "description": "The last."}, piece]}
     event = {"type": "object", "required": ["data"], "properties": {"data": data}}
     return {200: {"content": {"text/event-stream": {"schema": event}}}}
