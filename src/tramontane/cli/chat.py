@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tramontane.cli.terminal import DIM, AnswerWriter, complain, one_line, style
 from tramontane.errors import ContextLengthExceeded, TramontaneError
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
-    from tramontane.types import FinishReason, SamplingParams, Usage
+    from tramontane.types import FinishReason, SamplingParams, ToolCall, ToolCallDelta, Usage
 
 HELP = """\
 /help            this text
@@ -40,6 +41,15 @@ class _Answer:
     """Until the first tokens came, of which there were `first_tokens`."""
     first_tokens: int = 0
     seconds: float = 0.0
+    calls: tuple[ToolCall, ...] = ()
+
+    def message(self) -> dict[str, Any]:
+        """The answer as a turn of the conversation."""
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in self.calls
+        ]
+        return {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {})}
 
 
 class Chat:
@@ -48,12 +58,24 @@ class Chat:
     A model without a chat template completes each line on its own: then nothing is sent but the line.
     """
 
-    def __init__(self, llm: LLM, params: SamplingParams, *, system: str | None = None, stream: bool = True) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        *,
+        system: str | None = None,
+        stream: bool = True,
+        fields: Mapping[str, Any] | None = None,
+        reasoning: bool = True,
+    ) -> None:
+        """`fields`: those of a chat request, such as its tools; `reasoning`: whether to show it."""
         self.llm = llm
         self.params = params
         self.stream = stream
         self.system = system
-        self.messages: list[dict[str, str]] = []
+        self.fields = fields or {}
+        self.reasoning = reasoning
+        self.messages: list[dict[str, Any]] = []
         self.templated = llm.capabilities().chat
         self._last = _Answer()
         self._commands = {
@@ -114,9 +136,27 @@ class Chat:
             complain("error", str(error))
 
     def _turn(self, line: str) -> None:
-        question = {"role": "user", "content": line}
-        answer = self._ask([*self._history(), question] if self.templated else line)
-        self._last = answer
+        turns: list[dict[str, Any]] = [{"role": "user", "content": line}]
+        before = len(self.messages)
+        while True:
+            answer = self._ask([*self._history(), *turns] if self.templated else line)
+            self._last = answer
+            self._tell_end(answer)
+            if answer.text or answer.calls:
+                self.messages += [*turns, answer.message()]
+            if not answer.calls or answer.reason != "tool_calls":
+                return
+            try:
+                results = [_result_of(call) for call in answer.calls]
+            except (KeyboardInterrupt, EOFError):
+                del self.messages[before:]  # a call without its result cannot be gone on from
+                raise
+            turns = [
+                {"role": "tool", "tool_call_id": call.id, "content": result}
+                for call, result in zip(answer.calls, results, strict=True)
+            ]
+
+    def _tell_end(self, answer: _Answer) -> None:
         context_length = self.llm.capabilities().context_length
         if answer.reason == "cancelled":
             _note("(stopped)")
@@ -124,33 +164,39 @@ class Chat:
             full = answer.usage is not None and answer.usage.total_tokens >= context_length
             limit = f"the context of {context_length} tokens is full; /reset starts anew"
             _note(f"({limit if full else f'cut at {answer.tokens} tokens, as asked for'})")
-        if answer.text:
-            self.messages += [question, {"role": "assistant", "content": answer.text}]
 
-    def _ask(self, asked: str | list[dict[str, str]]) -> _Answer:
+    def _ask(self, asked: str | list[dict[str, Any]]) -> _Answer:
         """Print the answer as it comes, or when it is whole. Ctrl-C ends it with what there is."""
+        from tramontane.gather import joined_calls
+        from tramontane.types import Choice
+
         answer, began = _Answer(), time.perf_counter()
-        chunks = self.llm.stream(asked, self.params)
-        with AnswerWriter() as out:
+        chunks = self.llm.stream(asked, self.params, **self.fields)
+        deltas: list[ToolCallDelta] = []
+        reasoning = ""
+        with AnswerWriter(self.reasoning) as out:
             try:
                 for chunk in chunks:
                     answer.text += chunk.text
+                    reasoning += chunk.reasoning
+                    deltas += chunk.tool_calls
                     answer.tokens += len(chunk.token_ids)
                     answer.reason, answer.usage = chunk.finish_reason, chunk.usage
                     answer.seconds = time.perf_counter() - began
                     if not answer.first_tokens:
                         answer.first_tokens, answer.first_seconds = answer.tokens, answer.seconds
                     if self.stream:
-                        out.write(chunk.text)
+                        out.show(chunk)
             except KeyboardInterrupt:
                 answer.reason = "cancelled"
             finally:
                 chunks.close()
+            answer.calls = joined_calls(deltas)
             if not self.stream:
-                out.write(answer.text)
+                out.show(Choice(0, answer.text, (), "stop", reasoning=reasoning, tool_calls=answer.calls))
         return answer
 
-    def _history(self) -> list[dict[str, str]]:
+    def _history(self) -> list[dict[str, Any]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages]
 
@@ -196,6 +242,11 @@ class Chat:
             complain("error", f"cannot save to {name}: {getattr(error, 'strerror', None) or error}.")
         else:
             _note(f"Saved {len(self.messages)} messages to {name}.")
+
+
+def _result_of(call: ToolCall) -> str:
+    """What the user says that a call came to."""
+    return input(f"result of {one_line(call.name)}> ").strip()
 
 
 def _note(text: str) -> None:

@@ -5,7 +5,9 @@ Owns the command's options and the one-shot answer; the conversation is in `chat
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,7 @@ from tramontane.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
-    from tramontane.types import Chunk, Result, SamplingParams
+    from tramontane.types import Choice, Chunk, Result, SamplingParams
 
 _TEMPERATURE = 0.7
 """Where neither the user nor the model names one. At 1, which the Python interface keeps to, small models wander."""
@@ -56,6 +58,16 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (one-shot only).")] = False,
     chat_template: Annotated[Path | None, typer.Option(help="A Jinja file to use as the chat template.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="A JSON file of tools that the model may call: a list in OpenAI's shape.")
+    ] = None,
+    tool_choice: Annotated[str | None, typer.Option(help="auto, none, required, or the one tool to call.")] = None,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="Reason before answering, or not; else: as the model does."),
+    ] = None,
+    reasoning_effort: Annotated[str | None, typer.Option(help="low, medium, high, or what the model knows.")] = None,
+    hide_reasoning: Annotated[bool, typer.Option("--hide-reasoning", help="Do not show it on the terminal.")] = False,
     backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
@@ -91,6 +103,9 @@ def run(
         raise InvalidRequest("--logprobs", "they are only shown in JSON", "Add --json.")
     if raw and chat_template is not None:
         raise InvalidRequest("--raw", "a plain completion uses no chat template", "Leave out one of the two.")
+    fields = _chat_fields(tools, tool_choice, think, reasoning_effort)
+    if raw and fields:
+        raise InvalidRequest("--raw", "a plain completion has no tools and no reasoning", "Leave out one of the two.")
     one_shot = {"--json": as_json, "--raw": raw, "--echo": echo, "-n": (n or 1) > 1}
     prompt = _prompt(prompt, [name for name, given in one_shot.items() if given])
     template = read_text(chat_template, "--chat-template") if chat_template else None
@@ -101,10 +116,27 @@ def run(
         if prompt is None:
             from tramontane.cli.chat import Chat
 
-            Chat(llm, params, system=system, stream=stream).loop()
+            Chat(llm, params, system=system, stream=stream, fields=fields, reasoning=not hide_reasoning).loop()
         else:
             asked = prompt if raw or not llm.capabilities().chat else _conversation(prompt, system)
-            _answer(llm, asked, params, stream=stream, as_json=as_json)
+            _answer(llm, asked, params, fields, stream=stream, as_json=as_json, reasoning=not hide_reasoning)
+
+
+def _chat_fields(tools: Path | None, choice: str | None, think: bool | None, effort: str | None) -> dict[str, Any]:
+    """The fields of a chat request that the options give."""
+    from tramontane.functions import tools_of
+
+    fields: dict[str, Any] = {"thinking": think, "reasoning_effort": effort}
+    if tools is not None:
+        try:
+            given = json.loads(read_text(tools, "--tools"))
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest("--tools", f"{tools} is not JSON ({error})") from None
+        fields["tools"] = tools_of(given if isinstance(given, list) else [given])
+    if choice is not None:
+        named = choice not in ("auto", "none", "required")
+        fields["tool_choice"] = {"name": choice} if named else choice
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _prompt(given: str | None, one_shot: list[str]) -> str | None:
@@ -142,15 +174,24 @@ def _conversation(prompt: str, system: str | None) -> list[dict[str, str]]:
 
 
 def _answer(
-    llm: LLM, asked: str | list[dict[str, str]], params: SamplingParams, *, stream: bool, as_json: bool
+    llm: LLM,
+    asked: str | list[dict[str, str]],
+    params: SamplingParams,
+    fields: dict[str, Any],
+    *,
+    stream: bool,
+    as_json: bool,
+    reasoning: bool,
 ) -> None:
     if stream and (params.n or 1) == 1:
         from tramontane.cli.terminal import AnswerWriter
 
-        with AnswerWriter() as out:
-            for chunk in llm.stream(asked, params):
-                out.write(chunk.text)
+        with AnswerWriter(reasoning) as out:
+            for chunk in llm.stream(asked, params, **fields):
+                out.show(chunk)
         return
+    from tramontane.types import Choice
+
     texts = [""] * (params.n or 1)
 
     def gather(chunk: Chunk) -> None:
@@ -158,30 +199,30 @@ def _answer(
 
     try:
         if isinstance(asked, str):
-            result = llm.generate(asked, params, on_token=gather)
+            result = llm.generate(asked, params, on_token=gather, **fields)
         else:
-            result = llm.chat(asked, params, on_token=gather)
+            result = llm.chat(asked, params, on_token=gather, **fields)
     except KeyboardInterrupt:
         if not as_json:  # what there is so far is an answer's beginning, but no result
-            _print_answers(texts)
+            _print_answers([Choice(index, text, (), "cancelled") for index, text in enumerate(texts)], reasoning)
         raise
     if as_json:
         from tramontane.cli.terminal import print_json
 
         print_json(_as_json(result))
     else:
-        _print_answers([choice.text for choice in result.choices])
+        _print_answers(result.choices, reasoning)
 
 
-def _print_answers(texts: list[str]) -> None:
+def _print_answers(choices: Sequence[Choice], reasoning: bool) -> None:
     """Each answer, with an empty line between two."""
     from tramontane.cli.terminal import AnswerWriter
 
-    for index, text in enumerate(texts):
-        if index:
+    for choice in choices:
+        if choice.index:
             print()
-        with AnswerWriter() as out:
-            out.write(text)
+        with AnswerWriter(reasoning) as out:
+            out.show(choice)
 
 
 def _as_json(result: Result) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from tramontane.types import Choice, Chunk
+
 GREEN, RED, YELLOW, DIM = "32", "31", "33", "2"
 
 # Control characters that foreign text must not send to a terminal: all of C0 and C1 but tab and newline.
@@ -62,12 +64,15 @@ class Complaints(logging.Handler):
 
 
 class AnswerWriter:
-    """Writes an answer to standard output as it comes: green on a terminal, as it is into a file or pipe.
+    """Writes an answer to standard output as it comes: green on a terminal, as it is into a file or pipe. Reasoning is
+    dim, and only on a terminal, if `reasoning`; calls of tools have a line each.
 
     The colour is taken back after every piece, so that no interruption leaves the terminal green.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reasoning: bool = True) -> None:
+        self._thoughts = reasoning and sys.stdout.isatty()
+        self._part = ""
         self._terminal = sys.stdout.isatty()
         self._coloured = coloured(sys.stdout)
         self._last = "\n"
@@ -75,13 +80,31 @@ class AnswerWriter:
     def __enter__(self) -> AnswerWriter:
         return self
 
+    def show(self, said: Chunk | Choice) -> None:
+        """A piece of an answer, or a whole one."""
+        if self._thoughts:
+            self._write(said.reasoning, DIM, "reasoning")
+        self.write(said.text)
+        for call in said.tool_calls:
+            if call.name:
+                self._part = ""
+                self._write(f"{call.name} ", YELLOW, "call")
+            self._write(call.arguments, YELLOW, "call")
+
     def write(self, text: str) -> None:
+        self._write(text, GREEN, "text")
+
+    def _write(self, text: str, colour: str, part: str) -> None:
         if self._terminal:
             text = harmless(text)
-        if text:
-            sys.stdout.write(f"\x1b[{GREEN}m{text}\x1b[0m" if self._coloured else text)
-            sys.stdout.flush()
-            self._last = text[-1]
+        if not text:
+            return
+        if part != self._part and self._last != "\n":
+            text = f"\n{text}"
+        self._part = part
+        sys.stdout.write(f"\x1b[{colour}m{text}\x1b[0m" if self._coloured else text)
+        sys.stdout.flush()
+        self._last = text[-1]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
