@@ -77,7 +77,7 @@ def test_doctor(shell: Shell) -> None:
     report = json.loads(shell("doctor", "--json").stdout)
     assert report["system"]["tramontane"] == __version__
     assert report["devices"]["cpu"] == "available"
-    assert set(report["extras"]) == {"torch", "cuda", "transformers", "mistralrs", "server"}
+    assert set(report["extras"]) == {"torch", "cuda", "transformers", "mistralrs", "grammar", "server"}
     assert report["packages"]["numpy"]
     shown = shell("doctor")
     assert shown.exit_code == bool(report["problems"])

@@ -25,6 +25,7 @@ from tramontane.engine.step import TokenInfo
 from tramontane.kernels import Ops
 from tramontane.loading.build import LoadedModel, load_model
 from tramontane.models.spec import cache_groups
+from tramontane.text.grammar import Grammars
 from tramontane.types import SAMPLING_DEFAULTS, SamplingParams
 
 SPECIAL = ("<s>", "</s>", "<|start|>", "<|end|>")
@@ -110,12 +111,13 @@ class Rig:
     tokens: dict[tuple[str, int], list[TokenInfo]] = field(default_factory=dict)
     ends: dict[tuple[str, int], Event] = field(default_factory=dict)
     prompt_logprobs: dict[str, tuple[TokenInfo | None, ...]] = field(default_factory=dict)
+    errors_expected: bool = False
 
     def take(self, events: Iterable[Event]) -> None:
         for event in events:
             key = (event.request_id, event.index)
             assert key not in self.ends, "a choice has one final event, its last"
-            if event.error is not None:
+            if event.error is not None and not self.errors_expected:
                 raise event.error
             self.tokens.setdefault(key, []).extend(event.tokens)
             if event.prompt_logprobs is not None:
@@ -133,6 +135,11 @@ class Rig:
         assert self.engine.scheduler.pool.used == 0
         return self
 
+    def run_to_errors(self, requests: Iterable[EngineRequest]) -> Rig:
+        """The same; choices may end with an error."""
+        self.errors_expected = True
+        return self.run(requests)
+
     def ids(self, request_id: str, index: int = 0) -> list[int]:
         return [info.token_id for info in self.tokens[(request_id, index)]]
 
@@ -147,6 +154,7 @@ def rig(
     num_blocks: int,
     executor: type[LocalExecutor] = LocalExecutor,
     num_states: int = 0,
+    grammars: Grammars | None = None,
 ) -> Rig:
     groups = cache_groups(loaded.spec)
     cache = loaded.decoder.new_cache(num_blocks, config.cache.block_size, "float32", num_states)
@@ -159,6 +167,7 @@ def rig(
         context_length=CONTEXT,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         max_num_seqs=config.scheduler.max_num_seqs,
+        grammars=grammars,
     )
     pool = make_pool(config.cache, num_blocks, [group.window for group in groups], CONTEXT, num_states)
     runs: Executor = executor(runner)

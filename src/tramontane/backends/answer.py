@@ -27,6 +27,9 @@ class Answer:
         skip = bool(params.skip_special_tokens)
         self._detokenizer = Detokenizer(tokenizer, skip, request.prompt_ids, prepared.shown)
         self._parser = prepared.parser() if prepared.parser is not None else None
+        if params.grammar is not None:
+            self._detokenizer.continue_text()
+        self._ends = request.ends
         self._stops = StopMatcher(params.stop or (), bool(params.include_stop))
         self._min_tokens = params.min_tokens or 0
         self._show_end = params.include_stop or not params.skip_special_tokens
@@ -53,7 +56,7 @@ class Answer:
         stop: str | None = None
         for info in tokens:
             taken += 1
-            ends = reason == "stop" and taken == len(tokens)
+            ends = reason == "stop" and taken == len(tokens) and info.token_id in self._ends
             piece = "" if ends and not self._show_end else self._detokenizer.push(info.token_id)
             if self._completion_tokens + taken < self._min_tokens:
                 text.append(piece)

@@ -231,6 +231,7 @@ def _preparer(
         defaults=defaults,
         tool_format=config.tool_format,
         reasoning_format=config.reasoning_format,
+        grammars=shared.grammars,
     )
 
 
@@ -274,6 +275,7 @@ def _engine(
         cache,
         num_groups=len(groups),
         workspace=workspace,
+        grammars=shared.grammars,
         **sizes,
     )
     encoder = Encoder(loaded.decoder, workspace, cache_dtype=cache_dtype, turn=shared.turn, **sizes)

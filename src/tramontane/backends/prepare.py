@@ -16,11 +16,14 @@ from tramontane.engine.sequence import EngineRequest
 from tramontane.errors import CorruptCheckpoint, InvalidRequest
 from tramontane.text.detokenizer import Detokenizer
 from tramontane.text.dialect import Dialect, Spoken
+from tramontane.text.grammar import Compiled, Grammars
 from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.text.toolcalls.parser import AnswerParser
-from tramontane.types import SAMPLING_DEFAULTS, Message, Request, SamplingParams
+from tramontane.types import SAMPLING_DEFAULTS, Grammar, Message, Request, SamplingParams
 
+_LONG_PROMPT = 20_000
+"""Characters from which on a prompt takes long to tokenize."""
 _SHORT = 1 << 20
 """Characters that are always tokenized: normalizing may leave few of them."""
 
@@ -52,9 +55,11 @@ class Preparer:
         defaults: SamplingParams,
         tool_format: str | None = None,
         reasoning_format: str | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         """`defaults`: the model-level ones over generation_config's; `vocab_size`: rows of the model's logits;
-        `context_length`: tokens that a sequence can have. For the two formats see `Dialect`.
+        `context_length`: tokens that a sequence can have; `grammars`: of the model's tokens, where its engine takes
+        them. For the two formats see `Dialect`.
 
         Raises InvalidRequest for defaults that name tokens which the model lacks, and for unknown formats.
         """
@@ -67,19 +72,31 @@ class Preparer:
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._eos_ids = eos_ids
+        self._grammars = grammars
         self._defaults = defaults.over(SAMPLING_DEFAULTS)
         self._check_named(self._defaults)
 
+    def takes_long(self, request: Request) -> bool:
+        """Whether preparing may take more than some ten milliseconds."""
+        contents = [request.prompt, *(message.content for message in request.messages or ())]
+        if sum(len(content) for content in contents if isinstance(content, str)) >= _LONG_PROMPT:
+            return True
+        params = request.sampling.over(self._defaults)
+        # Grammars are compiled, those of calls among them; DRY's breakers read the whole vocabulary, the first time.
+        return params.grammar is not None or bool(request.tools) or bool(params.dry_multiplier)
+
     def prepare(self, request: Request) -> Prepared:
-        """Raises InvalidRequest (naming the field) or TemplateError."""
+        """Raises InvalidRequest (naming the field), TemplateError or MissingExtra."""
         params = request.sampling.over(self._defaults)
         self._check_named(params)
         params = self._spelled(params)
         spoken = None
         if request.messages is not None:
             spoken = self._require_dialect().speak(replace(request, sampling=params))
-            if spoken.grammar is not params.grammar:  # until grammars are masks
-                raise InvalidRequest("tool_choice", "this build cannot enforce calls", "Use auto, and no strict tools.")
+        compiled = self._compiled(params.grammar, "grammar")
+        if spoken is not None and spoken.grammar is not params.grammar:  # with what is around it, or of tools
+            params = replace(params, grammar=spoken.grammar)
+            compiled = self._compiled(params.grammar, "tools")
         prompt_ids, text = self._prompt(request, spoken)
         engine_request = EngineRequest(
             id=request.id or f"request-{uuid.uuid4().hex}",
@@ -91,12 +108,28 @@ class Preparer:
             priority=request.priority,
             tenant=request.tenant,
             timeout=request.timeout,
+            held=compiled,
         )
         self._check_choice(engine_request)
         echo = self._echo(params, prompt_ids, text) if params.echo else ""
         if spoken is None:
             return Prepared(engine_request, echo)
         return Prepared(engine_request, echo, spoken.parser, spoken.shown)
+
+    def _compiled(self, grammar: Grammar | None, field: str) -> Compiled | None:
+        """`field`: of the request, from which the grammar comes."""
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequest(field, "this backend holds no answer to a grammar", "Leave it out.")
+        try:
+            return self._grammars.compiled(grammar)
+        except InvalidRequest as error:
+            if error.field == field:
+                raise
+            raise InvalidRequest(
+                field, error.message.removeprefix("Invalid grammar: ").rstrip("."), error.remedy
+            ) from None
 
     def render(self, messages: Sequence[Message], **template_kwargs: Any) -> str:
         """The text that a conversation becomes. Raises InvalidRequest("messages") without a chat template."""

@@ -20,11 +20,9 @@ from tramontane.backends.prepare import Prepared, Preparer
 from tramontane.errors import EngineClosed
 from tramontane.types import Chunk, Message, Request, SamplingParams, Stats
 
-SAMPLING = frozenset(field.name for field in fields(SamplingParams)) - {"grammar"}
+SAMPLING = frozenset(field.name for field in fields(SamplingParams))
 REQUEST = REQUEST_FIELDS
 """What an engine of ours honours, and so each backend over one."""
-_LONG_PROMPT = 20_000
-"""Characters from which on a prompt is tokenized off the event loop: some ten milliseconds of work."""
 _EXIT_SECONDS = 10.0
 """How long an exiting interpreter waits for the step that is running."""
 
@@ -67,11 +65,9 @@ class EngineBackend(ABC):
     async def _prepare(self, request: Request) -> Prepared:
         self._require_open()
         self._admit(request)
-        contents = [request.prompt, *(message.content for message in request.messages or ())]
-        short = sum(len(content) for content in contents if isinstance(content, str)) < _LONG_PROMPT
-        if short and not request.sampling.dry_multiplier:  # which reads the whole vocabulary, the first time
-            return self._preparer.prepare(request)
-        return await asyncio.to_thread(self._preparer.prepare, request)
+        if self._preparer.takes_long(request):
+            return await asyncio.to_thread(self._preparer.prepare, request)
+        return self._preparer.prepare(request)
 
     def _require_open(self) -> None:
         if os.getpid() != self._pid:

@@ -15,6 +15,7 @@ from tramontane.backends.language import tokenizer_of
 from tramontane.config import EngineConfig
 from tramontane.kernels import for_device
 from tramontane.loading.build import load_model
+from tramontane.text.grammar import Grammars
 
 
 class SharedModel:
@@ -24,6 +25,7 @@ class SharedModel:
         ops = for_device(device, kernels=config.kernels, threads=threads, deterministic=config.deterministic)
         self.loaded = load_model(path, ops, dtype=config.dtype, architecture=config.architecture)
         self.tokenizer = tokenizer_of(self.loaded.checkpoint)
+        self.grammars = Grammars(self.tokenizer, self.loaded.spec.vocab_size)
         self.turn = threading.Lock()
         """Held while a step runs: the ops' threads and scratch memory serve one caller at a time."""
 

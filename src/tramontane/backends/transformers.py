@@ -29,6 +29,7 @@ from tramontane.kernels import for_device
 from tramontane.kernels.device import resolve_device
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.sources import ModelSource, resolve
+from tramontane.text.grammar import Grammars
 from tramontane.types import SamplingParams, Stats
 
 _MAX_NUM_SEQS = 16
@@ -74,6 +75,7 @@ class TransformersBackend(EngineBackend):
             own, ends = generation_defaults(checkpoint.generation_config, str(checkpoint.path))
             self._defaults = (sampling or SamplingParams()).over(own)
             tokenizer = tokenizer_of(checkpoint)
+            grammars = Grammars(tokenizer, model.vocab_size)
             preparer = Preparer(
                 tokenizer,
                 template_of(checkpoint, tokenizer, chat_template),
@@ -83,9 +85,10 @@ class TransformersBackend(EngineBackend):
                 defaults=self._defaults,
                 tool_format=config.tool_format,
                 reasoning_format=config.reasoning_format,
+                grammars=grammars,
             )
         seats = config.scheduler.max_num_seqs
-        self._executor = TransformersExecutor(model, ops, seats)
+        self._executor = TransformersExecutor(model, ops, seats, grammars)
         # One block a sequence: it stands for all that transformers keeps of it.
         pool = BlockPool(seats, self._context_length, prefix_caching=False)
         engine = Engine(Scheduler(config.scheduler, pool, self._context_length), self._executor)

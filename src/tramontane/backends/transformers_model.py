@@ -33,6 +33,7 @@ from tramontane.loading.checkpoint import Checkpoint, GGUFCheckpoint, Safetensor
 from tramontane.loading.memory import LOGITS_ROWS, check_weights_fit
 from tramontane.models.fallback.build import quiet
 from tramontane.models.fallback.module import ordinary_tokens, stated_context
+from tramontane.text.grammar import Grammars
 
 log = logging.getLogger("tramontane")
 
@@ -196,12 +197,12 @@ class CausalModel:
 class TransformersExecutor:
     """Computes steps of sequences whose only block stands for all that is kept of them. See `Executor`."""
 
-    def __init__(self, model: CausalModel, ops: Ops, max_num_seqs: int) -> None:
+    def __init__(self, model: CausalModel, ops: Ops, max_num_seqs: int, grammars: Grammars | None = None) -> None:
         """`ops`: of the CPU, where tokens are drawn."""
         self._model: CausalModel | None = model
         self._ops = ops
         self._pasts: dict[int, Past] = {}
-        self._sampler = Sampler(ops, Workspace(ops, LOGITS_ROWS), max_histories=2 * max_num_seqs)
+        self._sampler = Sampler(ops, Workspace(ops, LOGITS_ROWS), max_histories=2 * max_num_seqs, grammars=grammars)
 
     @property
     def weight_bytes(self) -> int:
@@ -214,6 +215,8 @@ class TransformersExecutor:
             self._pasts[target] = copy.deepcopy(self._pasts[source])
         held = {_block(sequence) for sequence in step.sequences}  # every sequence that runs is in every step
         self._pasts = {block: past for block, past in self._pasts.items() if block in held}
+        rows = step.rows()
+        self._sampler.begin([row.draw for row in rows], [row.key for row in rows])
         return StepResult(step.id, tuple(self._result(self._model, sequence) for sequence in step.sequences))
 
     def close(self) -> None:

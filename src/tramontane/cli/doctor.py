@@ -18,7 +18,8 @@ _EXTRAS = {
     "cuda": ("torch", "triton"),
     "transformers": ("transformers", "torch", "accelerate", "gguf"),
     "mistralrs": ("mistralrs",),
-    "server": ("fastapi", "uvicorn", "prometheus_client"),
+    "grammar": ("llguidance",),
+    "server": ("llguidance", "fastapi", "uvicorn", "prometheus_client"),
 }
 
 

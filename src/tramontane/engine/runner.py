@@ -6,19 +6,20 @@ are scheduled, how weights are stored.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from tramontane.engine.batch import BatchBuilder
 from tramontane.engine.sampler import Sampler, token_info
-from tramontane.engine.step import Draw, SequenceResult, Step, StepResult, TokenInfo
+from tramontane.engine.step import Row, SequenceResult, Step, StepResult, TokenInfo
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext
 from tramontane.layers.kvcache import KVCache
 from tramontane.loading.memory import LOGITS_ROWS
+from tramontane.text.grammar import Grammars
 
 T = TypeVar("T")
 
@@ -50,8 +51,10 @@ class Runner:
         max_num_batched_tokens: int,
         max_num_seqs: int,
         workspace: Workspace | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
-        """`workspace`: of at least `max_num_batched_tokens` rows, shared with what runs in turn; None: its own."""
+        """`workspace`: of at least `max_num_batched_tokens` rows, shared with what runs in turn; None: its own.
+        `grammars`: of the model's tokens; without them a draw with a grammar fails."""
         self._model, self._ops, self._cache = model, ops, cache
         self._batches = BatchBuilder(
             ops,
@@ -63,7 +66,7 @@ class Runner:
         )
         self._workspace = workspace or Workspace(ops, max_num_batched_tokens)
         self._row_space = Workspace(ops, LOGITS_ROWS)
-        self._sampler = Sampler(ops, self._row_space, max_histories=2 * max_num_seqs)
+        self._sampler = Sampler(ops, self._row_space, max_histories=2 * max_num_seqs, grammars=grammars)
 
     @property
     def workspace_bytes(self) -> int:
@@ -78,10 +81,12 @@ class Runner:
             self._cache.copy_states(step.state_copies)
         if not step.sequences:
             return StepResult(step.id, ())
+        rows = step.rows()
+        self._sampler.begin([row.draw for row in rows], [row.key for row in rows])
         batch = self._batches.build(step)
         hidden = self._model.forward(batch, self._cache, self._workspace)
         ends = np.cumsum([len(s.tokens) for s in step.sequences]).tolist()
-        draws = self._draws(step, hidden, ends)
+        draws = self._draws(rows, hidden, ends)
         prompts = self._prompt_logprobs(step, hidden, ends)
         self._ops.synchronize()
         return StepResult(
@@ -95,19 +100,14 @@ class Runner:
     def _logits(self, hidden: Array, rows: Sequence[int]) -> Array:
         return self._model.logits(hidden, self._ops.from_host(np.array(rows, np.int32)), self._row_space)
 
-    def _draws(self, step: Step, hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:
+    def _draws(self, rows: Sequence[Row], hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:
         """The tokens drawn, a list a sequence."""
-        wanted: list[tuple[int, Draw, Hashable]] = [
-            (index, draw, (sequence.sequence_id, choice))
-            for index, sequence in enumerate(step.sequences)
-            for choice, draw in enumerate(sequence.draws)
-        ]
-        results: list[list[TokenInfo]] = [[] for _ in step.sequences]
-        for piece in _pieces(wanted):
-            logits = self._logits(hidden, [ends[index] - 1 for index, _, _ in piece])
-            infos = self._sampler.sample(logits, [draw for _, draw, _ in piece], [key for _, _, key in piece])
-            for (index, _, _), info in zip(piece, infos, strict=True):
-                results[index].append(info)
+        results: list[list[TokenInfo]] = [[] for _ in ends]
+        for piece in _pieces(rows):
+            logits = self._logits(hidden, [ends[row.index] - 1 for row in piece])
+            infos = self._sampler.sample(logits, [row.draw for row in piece], [row.key for row in piece])
+            for row, info in zip(piece, infos, strict=True):
+                results[row.index].append(info)
         return results
 
     def _prompt_logprobs(self, step: Step, hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:

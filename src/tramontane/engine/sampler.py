@@ -1,12 +1,14 @@
 """Sampling in two halves: processors turn a row's history into sparse edits on the host; one op cuts and draws.
 
-Owns masks, custom processors, the random numbers and the reported probabilities; the edits are made in `edits`.
+Owns custom processors, the random numbers and the reported probabilities; the edits are made in `edits`, what grammars
+allow in `masks`.
 Must not know: the decoder, the cache, how rows were scheduled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.engine.edits import FloatArray, History, IntArray, edits_of, needs_history
+from tramontane.engine.masks import Mask, Masks
 from tramontane.engine.step import Draw, TokenInfo
 from tramontane.errors import InvalidRequest
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
+from tramontane.text.grammar import Grammars
 from tramontane.types import LogitsProcessor
 
 _MASK = (1 << 64) - 1
@@ -55,12 +59,18 @@ def mask_of(allowed: tuple[int, ...], vocab_size: int) -> IntArray:
 class Sampler:
     """Draws tokens for rows of logits. Not thread-safe: one runner owns it."""
 
-    def __init__(self, ops: Ops, workspace: Workspace, max_histories: int) -> None:
-        """`workspace` must hold as many rows as are ever sampled at once; histories kept are the latest used."""
+    def __init__(self, ops: Ops, workspace: Workspace, max_histories: int, grammars: Grammars | None = None) -> None:
+        """`workspace` must hold as many rows as are ever sampled at once; histories kept, and places in grammars, are
+        the latest used. `grammars`: of the model's tokens; without them a draw with a grammar fails."""
         self._ops = ops
         self._workspace = workspace
         self._max_histories = max_histories
         self._histories: dict[Hashable, History] = {}
+        self._masks = Masks(grammars, max_histories)
+
+    def begin(self, draws: Sequence[Draw], keys: Sequence[Hashable]) -> None:
+        """Before the model runs: all that will be sampled of it. What takes no logits is done meanwhile."""
+        self._masks.start(draws, keys)
 
     def sample(self, logits: Array, draws: Sequence[Draw], keys: Sequence[Hashable]) -> list[TokenInfo]:
         """One token a row of logits [R,V], which are overwritten. `keys` name the rows' sequences across steps.
@@ -68,20 +78,39 @@ class Sampler:
         Raises InvalidRequest("logits_processors") where a custom processor returns something else than its row.
         """
         logprobs = self._logprobs(logits, draws)
-        self._edit(logits, draws, keys)
-        self._mask(logits, draws)
+        held = self._masks.of(keys)
+        draws = [
+            replace(draw, banned=()) if row in held and held[row].closing else draw for row, draw in enumerate(draws)
+        ]
+        masks = _all_masks(held, draws, logits.shape[1])
+        self._edit(logits, draws, keys, held, masks)
+        self._mask(logits, masks)
         tokens = self._draw(logits, draws)
         custom = [row for row, draw in enumerate(draws) if draw.params.logits_processors]
         if custom:
             host = self._ops.to_host(logits)
             processed = np.stack([self._process(draws[row], host[row]) for row in custom])
-            redrawn = self._draw(self._ops.from_host(processed), [draws[row] for row in custom])
+            for row, values in zip(custom, processed, strict=True):
+                _check_left(held, masks, row, np.flatnonzero(np.isneginf(values)), "logits_processors")
+            redone = self._ops.from_host(processed)
+            self._mask(redone, {at: masks[row] for at, row in enumerate(custom) if row in held and row in masks})
+            redrawn = self._draw(redone, [draws[row] for row in custom])
             for row, token in zip(custom, redrawn, strict=True):
                 tokens[row] = token
-        return [
+        infos = [
             token_info(token, logprobs[row], draws[row].params.logprobs or 0) if row in logprobs else TokenInfo(token)
             for row, token in enumerate(tokens)
         ]
+        for row, mask in held.items():
+            infos[row] = self._held(infos[row], mask, draws[row], keys[row])
+        return infos
+
+    def _held(self, info: TokenInfo, mask: Mask, draw: Draw, key: Hashable) -> TokenInfo:
+        """What is reported of a row that a grammar holds."""
+        if mask.error is not None:
+            return replace(info, error=mask.error)
+        ends = info.token_id in draw.ends
+        return replace(info, complete=mask.closing if ends else self._masks.advance(key, info.token_id))
 
     def _logprobs(self, logits: Array, draws: Sequence[Draw]) -> dict[int, FloatArray]:
         """Row -> log probabilities [V] of the logits as they are, for the rows that report them."""
@@ -93,7 +122,15 @@ class Sampler:
         self._ops.log_softmax(out, out)
         return dict(zip(wanted, self._ops.to_host(out), strict=True))
 
-    def _edit(self, logits: Array, draws: Sequence[Draw], keys: Sequence[Hashable]) -> None:
+    def _edit(
+        self,
+        logits: Array,
+        draws: Sequence[Draw],
+        keys: Sequence[Hashable],
+        held: dict[int, Mask],
+        masks: dict[int, IntArray],
+    ) -> None:
+        """Also finds the rows in which edits forbid all that a grammar allows."""
         histories = [
             self._history(draw, key) if needs_history(draw.params) else None
             for draw, key in zip(draws, keys, strict=True)
@@ -102,14 +139,14 @@ class Sampler:
         found = [(row, edits) for row, edits in per_row if edits is not None]
         if not found:
             return
+        for row, (ids, _, biases) in found:
+            _check_left(held, masks, row, ids[np.isneginf(biases)], "grammar")
         rows = np.repeat(np.array([row for row, _ in found], np.int32), [len(edits[0]) for _, edits in found])
         columns = (np.concatenate(parts) for parts in zip(*(edits for _, edits in found), strict=True))
         device = self._ops.from_host
         self._ops.apply_edits(logits, device(rows), *(device(column) for column in columns))
 
-    def _mask(self, logits: Array, draws: Sequence[Draw]) -> None:
-        allowed = {row: draw.params.allowed_token_ids for row, draw in enumerate(draws)}
-        masks = {row: mask_of(ids, logits.shape[1]) for row, ids in allowed.items() if ids is not None}
+    def _mask(self, logits: Array, masks: Mapping[int, IntArray]) -> None:
         if masks:
             rows, bits = np.array(list(masks), np.int32), np.stack(list(masks.values()))
             self._ops.mask(logits, self._ops.from_host(rows), self._ops.from_host(bits))
@@ -148,6 +185,34 @@ class Sampler:
         )
         drawn: list[int] = self._ops.to_host(tokens).tolist()
         return drawn
+
+
+def _all_masks(held: dict[int, Mask], draws: Sequence[Draw], vocab_size: int) -> dict[int, IntArray]:
+    """Row -> what it may draw, by its grammar and its allowed tokens; a grammar that these leave nothing gets an
+    error. Where only an end may follow, it may."""
+    masks = {row: mask.words for row, mask in held.items() if mask.error is None}
+    for row, draw in enumerate(draws):
+        ids = draw.params.allowed_token_ids
+        if ids is None or (row in held and held[row].closing):
+            continue
+        allowed = mask_of(ids, vocab_size)
+        masks[row] = masks[row] & allowed if row in masks else allowed
+        _check_left(held, masks, row, np.empty(0, np.int64), "allowed_token_ids")
+    return masks
+
+
+def _check_left(
+    held: dict[int, Mask], masks: dict[int, IntArray], row: int, forbidden: NDArray[Any], field: str
+) -> None:
+    """Ends a row that a grammar holds with an error where its mask leaves no token besides the forbidden ids."""
+    if row not in held or row not in masks:
+        return
+    allowed = np.unpackbits(masks[row].astype("<i4").view(np.uint8), bitorder="little")
+    allowed[forbidden] = 0
+    if not allowed.any():
+        del masks[row]
+        what = "all tokens that the grammar allows are forbidden by other sampling parameters"
+        held[row] = replace(held[row], error=InvalidRequest(field, what))
 
 
 def _xtc(draw: Draw) -> float:

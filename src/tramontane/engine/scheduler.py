@@ -390,7 +390,7 @@ class Scheduler:
                 continue
             self.counters.generated_tokens += 1
             ending = sequence.request.ending(
-                info.token_id, len(sequence.output_ids) + 1, len(sequence.token_ids) + 1, self._context_length
+                info, len(sequence.output_ids) + 1, len(sequence.token_ids) + 1, self._context_length
             )
             events.append(self._event(sequence, index, (info,), ending))
             if ending is None:

@@ -55,6 +55,8 @@ class EngineRequest:
     """Among equal priorities, who has had least goes first."""
     timeout: float | None = None
     """Seconds from `Scheduler.add` on."""
+    held: object = None
+    """What must live as long as the request: its grammar, compiled."""
 
     @property
     def num_choices(self) -> int:
@@ -66,8 +68,13 @@ class EngineRequest:
         own = frozenset(self.params.stop_token_ids or ())
         return own if self.params.ignore_eos else own | self.eos_ids
 
-    def ending(self, token_id: int, num_output: int, num_tokens: int, context_length: int) -> Ending | None:
-        """Whether the choice ends with `token_id`, the last of `num_output` drawn and of `num_tokens` in all."""
+    def ending(self, info: TokenInfo, num_output: int, num_tokens: int, context_length: int) -> Ending | None:
+        """Whether the choice ends with a token, the last of `num_output` drawn and of `num_tokens` in all."""
+        token_id = info.token_id
+        if info.error is not None:
+            return Ending("error", error=info.error)
+        if info.complete:  # sooner than min_tokens where it must be: there is nothing else to say
+            return Ending("stop", token_id if token_id in self.ends - self.eos_ids else None)
         if token_id in self.ends and num_output > (self.params.min_tokens or 0):
             is_eos = token_id in self.eos_ids and not self.params.ignore_eos
             return Ending("stop", None if is_eos else token_id)
@@ -171,9 +178,16 @@ class Sequence:
         """One a choice. `output` is the live list: it changes only after the step's result is in."""
         request = self.request
         early = len(self.output_ids) < (request.params.min_tokens or 0)
-        banned = tuple(sorted(request.ends)) if early else ()
+        ends = tuple(sorted(request.ends)) if early or request.params.grammar is not None else ()
         return tuple(
-            Draw(request.params, choice_seed(request.seed, index), request.prompt_ids, self.output_ids, banned)
+            Draw(
+                request.params,
+                choice_seed(request.seed, index),
+                request.prompt_ids,
+                self.output_ids,
+                banned=ends if early else (),
+                ends=ends,
+            )
             for index in self.choices
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tramontane.errors import TramontaneError
 from tramontane.types import SamplingParams
 
 
@@ -23,6 +24,8 @@ class Draw:
     output: Sequence[int]
     banned: tuple[int, ...] = ()
     """Tokens that may not be drawn: the ends, while min_tokens is not reached."""
+    ends: tuple[int, ...] = ()
+    """With a grammar: tokens that end the choice, which are allowed just where the grammar lets it end."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,23 @@ class Step:
     def num_tokens(self) -> int:
         return sum(len(s.tokens) for s in self.sequences)
 
+    def rows(self) -> list[Row]:
+        """All tokens to draw, in the order of sequences and their draws."""
+        return [
+            Row(index, (sequence.sequence_id, choice), draw)
+            for index, sequence in enumerate(self.sequences)
+            for choice, draw in enumerate(sequence.draws)
+        ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A token to draw: the index of its sequence in the step, a name that it keeps across steps, and how."""
+
+    index: int
+    key: tuple[int, int]
+    draw: Draw
+
 
 @dataclass(frozen=True)
 class TokenInfo:
@@ -70,6 +90,10 @@ class TokenInfo:
     logprob: float | None = None
     rank: int | None = None
     top: tuple[tuple[int, float], ...] = ()
+    complete: bool = False
+    """The choice matches its grammar with this token, and nothing can follow."""
+    error: TramontaneError | None = None
+    """Why no token could be drawn; then `token_id` means nothing."""
 
 
 @dataclass(frozen=True)

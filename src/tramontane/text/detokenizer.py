@@ -41,6 +41,10 @@ class Detokenizer:
         if prompt_ids:
             self._start_after(prompt_ids)
 
+    def continue_text(self) -> None:
+        """Read the next token as in mid-text, whatever came before it: nothing is dropped at its beginning."""
+        self._strip_left, self._first = 0, False
+
     def push(self, token_id: int) -> str:
         """Take the next token; return the text that is now certain (often the token's own, sometimes none)."""
         if token_id in self._skipped:
@@ -80,7 +84,7 @@ class Detokenizer:
 
     def _start_after(self, prompt_ids: Sequence[int]) -> None:
         if any(id_ not in self._skipped and self._tokenizer.piece(id_)[0] for id_ in prompt_ids):
-            self._strip_left, self._first = 0, False
+            self.continue_text()
         for id_ in prompt_ids[-_PROMPT_TAIL:]:
             self.push(id_)
         if self._run:
