@@ -13,7 +13,7 @@ constexpr const char* GROUP_SCORES[] = {"max", "top2"};
 
 class Choices {
    public:
-    explicit Choices(Device& device) : pool_(device.pool), kernels_(device.kernels) {}
+    explicit Choices(Device& device) : pool_(device.pool), kernels_(device.set.kernels) {}
 
     void route(handle weights_, handle experts_, handle logits_, handle correction_, const char* score, bool normalize,
                float scale, int64_t groups, int64_t top_groups, const char* group_score, float jitter) {

@@ -32,30 +32,17 @@ void unpack_codes<8>(uint8_t* codes, const uint8_t* packed, int64_t count) {
 }
 
 #if defined(TRAMONTANE_AVX512)
-inline __m512i wide_codes(const uint8_t* p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-inline Vec load_u8(const uint8_t* p) { return {_mm512_cvtepi32_ps(wide_codes(p))}; }
 inline Vec look_up(const float* table, const uint8_t* p) { return {_mm512_i32gather_ps(wide_codes(p), table, 4)}; }
 inline Vec look_up16(Vec table, const float*, const uint8_t* p) {
     return {_mm512_permutexvar_ps(wide_codes(p), table.v)};
 }
 #elif defined(TRAMONTANE_AVX2)
-inline __m256i wide_codes(const uint8_t* p) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-}
-inline Vec load_u8(const uint8_t* p) { return {_mm256_cvtepi32_ps(wide_codes(p))}; }
 inline Vec look_up(const float* table, const uint8_t* p) { return {_mm256_i32gather_ps(table, wide_codes(p), 4)}; }
 inline Vec look_up16(Vec, const float* table, const uint8_t* p) { return look_up(table, p); }
 #else
 inline Vec look_up(const float* table, const uint8_t* p) {
     float values[LANES];
     for (int i = 0; i < LANES; i++) values[i] = table[p[i]];
-    return load(values);
-}
-inline Vec load_u8(const uint8_t* p) {
-    float values[LANES];
-    for (int i = 0; i < LANES; i++) values[i] = float(p[i]);
     return load(values);
 }
 inline Vec look_up16(Vec, const float* table, const uint8_t* p) { return look_up(table, p); }

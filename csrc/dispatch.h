@@ -5,13 +5,20 @@
 #include <vector>
 
 #include "kernels.h"
+#include "tiles.h"
 
 namespace tramontane {
 
-// The instruction sets that were compiled in and that this machine runs, best first: "avx512", "avx2", "plain".
+struct InstructionSet {
+    const char* name;
+    const Kernels& kernels;
+    const TileKernels& tiles;
+};
+
+// The instruction sets that were compiled in and that this machine runs, best first: "avx512_vnni", "avx2", "plain", ...
 std::vector<std::string> instruction_sets();
 
-// The kernels of one of them; empty: the best. Throws std::invalid_argument where the machine does not have it.
-const Kernels& kernels_for(const std::string& isa);
+// The kernels of one of them; empty: of the best. Throws std::invalid_argument where the machine does not have it.
+const InstructionSet& instruction_set(const std::string& isa);
 
 }  // namespace tramontane

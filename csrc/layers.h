@@ -10,7 +10,7 @@ namespace tramontane {
 
 class Layers {
    public:
-    explicit Layers(Device& device) : pool_(device.pool), kernels_(device.kernels) {}
+    explicit Layers(Device& device) : pool_(device.pool), kernels_(device.set.kernels) {}
 
     void rms_norm(handle out_, handle x_, handle weight_, float eps) {
         normalize(kernels_.rms_norm, out_, x_, weight_, nanobind::none(), eps);

@@ -19,7 +19,9 @@ namespace {
 
 // The ops of one pool and one instruction set.
 struct Cpu {
-    Cpu(int threads, const std::string& isa) : device{Pool(threads), kernels_for(isa)} {}
+    Cpu(int threads, const std::string& isa, bool exact, bool deterministic)
+        : device{Pool(threads), instruction_set(isa),
+                 exact ? Arithmetic::EXACT : deterministic ? Arithmetic::DETERMINISTIC : Arithmetic::FAST} {}
 
     Device device;
     Products products{device};
@@ -53,8 +55,9 @@ NB_MODULE(_native, m) {
             throw std::invalid_argument(std::string("table ") + name + " is unknown, or of another size");
     });
     nb::class_<Cpu> cpu(m, "Cpu");
-    cpu.def(nb::init<int, const std::string&>(), nb::arg("threads"), nb::arg("isa") = "");
-    cpu.def_prop_ro("isa", [](const Cpu& cpu) { return std::string(cpu.device.kernels.name); });
+    cpu.def(nb::init<int, const std::string&, bool, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false,
+            "deterministic"_a = false);
+    cpu.def_prop_ro("isa", [](const Cpu& cpu) { return std::string(cpu.device.set.name); });
     const auto binder = [&](auto part) {
         return [&cpu, part](const char* name, auto op, const auto&... names) { define(cpu, name, part, op, names...); };
     };
@@ -63,6 +66,9 @@ NB_MODULE(_native, m) {
     const auto choices = binder(&Cpu::choices);
     products("matmul", &Products::matmul, "out"_a, "x"_a, "weight"_a, "bias"_a.none());
     products("matmul_blocks", &Products::matmul_blocks, "out"_a, "x"_a, "blocks"_a, "format"_a, "bias"_a.none());
+    m.def("tiles_shape", &Products::tiles_shape, "format"_a, "rows"_a, "columns"_a);
+    products("pack", &Products::pack, "tiles"_a, "stored"_a, "format"_a);
+    products("unpack", &Products::unpack, "stored"_a, "tiles"_a, "format"_a);
     products("rows", &Products::rows);
     products("rows_blocks", &Products::rows_blocks);
     products("matmul_coded", &Products::matmul_coded, "out"_a, "x"_a, "bias"_a.none(), "codes"_a, "table"_a, "scales"_a,

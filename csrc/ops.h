@@ -10,6 +10,7 @@
 #include <string>
 
 #include "arrays.h"
+#include "dispatch.h"
 #include "kernels.h"
 #include "pool.h"
 
@@ -17,10 +18,11 @@ namespace tramontane {
 
 using nanobind::handle;
 
-// The threads and the kernels of a `Cpu`.
+// What a `Cpu` computes with.
 struct Device {
     Pool pool;
-    const Kernels& kernels;
+    const InstructionSet& set;
+    Arithmetic arithmetic;
 };
 
 // Lets other Python threads run while an op computes, unless it is over sooner than they could be woken: a thread that

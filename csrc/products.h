@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "tiles.h"
 
 namespace tramontane {
 
@@ -30,6 +31,13 @@ inline Format block_format(const char* name, int64_t columns) {
     throw std::invalid_argument(std::string("format ") + name + " is unknown");
 }
 
+// Elements and bytes of a block of the format of that name.
+inline UnitSize block_size(const char* name) {
+    for (const BlockFormat& f : BLOCK_FORMATS)
+        if (strcmp(f.name, name) == 0) return {f.elements, row_bytes(f.format, f.elements)};
+    throw std::invalid_argument(std::string("format ") + name + " is unknown");
+}
+
 // Adds a product of any number of tokens to a list, cut where it must be.
 inline void add_product(std::vector<Matmul>& list, Matmul m, int64_t outputs, int64_t inputs) {
     for (int64_t left = m.tokens; left > 0; left -= TOKEN_BLOCK) {
@@ -42,31 +50,34 @@ inline void add_product(std::vector<Matmul>& list, Matmul m, int64_t outputs, in
 
 class Products {
    public:
-    explicit Products(Device& device) : pool_(device.pool), kernels_(device.kernels) {}
+    Products(Device& device) : pool_(device.pool), kernels_(device.set.kernels), tiles_(device.set.tiles), arithmetic_(device.arithmetic) {}
 
     void matmul(handle out_, handle x_, handle weight_, handle bias_) {
-        const Array x(x_, "x", FLOAT32, {ANY, ANY}), weight(weight_, "weight", FLOATS, {ANY, x[1]});
-        multiply(out_, x, weight.data<const uint8_t>(), weight[0], weight.format(), bias_);
+        const Array x(x_, "x", FLOAT32, {ANY, ANY}), out(out_, "out", FLOAT32, {x[0], ANY}, true);
+        multiply(out, x, stored(weight_, "weight", nullptr, out[1], x[1]), bias_);
     }
 
     void matmul_blocks(handle out_, handle x_, handle blocks_, const char* name, handle bias_) {
-        const Array x(x_, "x", FLOAT32, {ANY, ANY});
-        const Format format = block_format(name, x[1]);
-        const Array blocks(blocks_, "blocks", UINT8, {ANY, row_bytes(format, x[1])});
-        multiply(out_, x, blocks.data<const uint8_t>(), blocks[0], format, bias_);
+        const Array x(x_, "x", FLOAT32, {ANY, ANY}), out(out_, "out", FLOAT32, {x[0], ANY}, true);
+        multiply(out, x, stored(blocks_, "blocks", name, out[1], x[1]), bias_);
     }
 
-    void rows(handle out_, handle ids_, handle weight_) {
-        const Array weight(weight_, "weight", FLOATS, {ANY, ANY});
-        take(out_, ids_, weight.data<const uint8_t>(), weight[0], weight[1], weight.format());
-    }
+    void rows(handle out_, handle ids_, handle weight_) { take(out_, ids_, weight_, "weight", nullptr); }
 
     void rows_blocks(handle out_, handle ids_, handle blocks_, const char* name) {
-        const Array out(out_, "out", FLOAT32, {ANY, ANY}, true);
-        const Format format = block_format(name, out[1]);
-        const Array blocks(blocks_, "blocks", UINT8, {ANY, row_bytes(format, out[1])});
-        take(out_, ids_, blocks.data<const uint8_t>(), blocks[0], out[1], format);
+        take(out_, ids_, blocks_, "blocks", name);
     }
+
+    // What `tiles` must be the shape of, [panels, units, what a unit holds]; empty for a format that has no tiles.
+    static std::vector<int64_t> tiles_shape(const char* name, int64_t rows, int64_t columns) {
+        const Format format = format_of(name, columns);
+        const UnitSize unit = unit_size(format);
+        if (!unit.columns) return {};
+        return {blocks_of(rows, PANEL_ROWS), blocks_of(columns, unit.columns), unit.bytes / element(format)};
+    }
+
+    void pack(handle tiles_, handle stored_, const char* name) { move(tiles_, stored_, name, true); }
+    void unpack(handle stored_, handle tiles_, const char* name) { move(tiles_, stored_, name, false); }
 
     void matmul_coded(handle out_, handle x_, handle bias_, handle codes_, handle table_, handle scales_,
                       handle scale_table_, handle zeros_, handle offsets_, handle order_, int bits, int64_t group,
@@ -104,27 +115,23 @@ class Products {
         const float* bias = floats_or_null(bias_, "bias", {count, out[1]});
         const bool dense = !*name;
         require(x[1] > 0, "x must have columns");
-        Format format = dense ? Format::F32 : block_format(name, x[1]);
-        unsigned types = dense ? FLOATS : UINT8;
+        std::optional<Stored> first;
         std::vector<Matmul> list;
         for (int64_t e = 0; e < count; e++) {
             const int64_t start = offsets.data<const int32_t>()[e], stop = offsets.data<const int32_t>()[e + 1];
             require(0 <= start && start <= stop && stop <= x[0], "offsets must ascend within the rows of x");
             if (start == stop) continue;
             const nanobind::object weight_ = weights[e];
-            const Array weight(weight_, "weights", types, {out[1], dense ? x[1] : row_bytes(format, x[1])});
-            if (dense) {
-                format = weight.format();
-                types = bit(weight.dtype());
-            }
+            const Stored weight = stored(weight_, "weights", dense ? nullptr : name, out[1], x[1]);
+            if (!first) first = weight;
+            require(weight.format == first->format && weight.tiled == first->tiled, "weights must be stored alike");
             add_product(list,
-                        {out.data<float>() + start * out[1], x.data<const float>() + start * x[1],
-                         weight.data<const uint8_t>(), bias ? bias + e * out[1] : nullptr, stop - start},
+                        {out.data<float>() + start * out[1], x.data<const float>() + start * x[1], weight.data,
+                         bias ? bias + e * out[1] : nullptr, stop - start},
                         out[1], x[1]);
         }
-        if (out.size() == 0) return;
-        const Unlocked unlocked(out.size() * x[1]);
-        kernels_.matmul(pool_, {list.data(), ssize(list), out[1], x[1], format});
+        if (out.size() == 0 || !first) return;
+        run(*first, list, out, x);
     }
 
    private:
@@ -182,23 +189,84 @@ class Products {
         return m;
     }
 
-    void multiply(handle out_, const Array& x, const uint8_t* weight, int64_t outputs, Format format, handle bias_) {
-        const Array out(out_, "out", FLOAT32, {x[0], outputs}, true);
-        const float* bias = floats_or_null(bias_, "bias", {outputs});
+    // A matrix in rows or in tiles.
+    struct Stored {
+        const uint8_t* data;
+        Format format;
+        bool tiled;
+    };
+
+    // Without a name a dense format, which the dtype tells. Three axes are tiles.
+    static Stored stored(handle array_, const char* what, const char* name, int64_t rows, int64_t columns) {
+        const Array array(array_, what, name ? UINT8 : FLOATS, {});
+        const Format format = name ? block_format(name, columns) : array.format();
+        const bool tiled = array.rank() == 3;
+        if (tiled) {
+            const UnitSize unit = unit_size(format);
+            require(unit.columns > 0, "this format has no tiles");
+            array.expect(what, {blocks_of(rows, PANEL_ROWS), blocks_of(columns, unit.columns), unit.bytes / element(format)});
+        } else {
+            array.expect(what, {rows, name ? row_bytes(format, columns) : columns});
+        }
+        return {array.data<const uint8_t>(), format, tiled};
+    }
+
+    static Format format_of(const char* name, int64_t columns) {
+        constexpr const char* DENSE[] = {"F32", "F16", "BF16"};
+        for (int i = 0; i < 3; i++)
+            if (strcmp(name, DENSE[i]) == 0) return static_cast<Format>(i);
+        return block_format(name, columns);
+    }
+    // Bytes of an element of the arrays that hold a format.
+    static int64_t element(Format format) {
+        return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 1;
+    }
+    static int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+    void move(handle tiles_, handle stored_, const char* name, bool packing) {
+        const Array rows(stored_, "stored", FLOATS | UINT8, {ANY, ANY}, !packing);
+        const Array tiles(tiles_, "tiles", FLOATS | UINT8, {ANY, ANY, ANY}, packing);
+        require(rows.dtype() == tiles.dtype(), "tiles must have the dtype of what they are made of");
+        const bool dense = rows.dtype() != DType::UINT8;
+        int64_t columns = rows[1];
+        if (!dense) {
+            const UnitSize block = block_size(name);
+            require(rows[1] % block.bytes == 0, "rows do not divide into blocks");
+            columns = rows[1] / block.bytes * block.columns;
+        }
+        const Stored own = stored(tiles_, "tiles", dense ? nullptr : name, rows[0], columns);
+        const Packing packing_ = {const_cast<uint8_t*>(own.data), rows.data<uint8_t>(), rows[0], columns, tiles[0], tiles[1], own.format};
+        const Unlocked unlocked(rows.size());
+        packing ? tramontane::pack(pool_, packing_) : tramontane::unpack(pool_, packing_);
+    }
+
+    void multiply(const Array& out, const Array& x, const Stored& weight, handle bias_) {
+        const float* bias = floats_or_null(bias_, "bias", {out[1]});
         if (out.size() == 0) return;
         require(x[1] > 0, "x must have columns");
         std::vector<Matmul> list;
-        add_product(list, {out.data<float>(), x.data<const float>(), weight, bias, x[0]}, outputs, x[1]);
-        const Unlocked unlocked(out.size() * x[1]);
-        kernels_.matmul(pool_, {list.data(), ssize(list), outputs, x[1], format});
+        add_product(list, {out.data<float>(), x.data<const float>(), weight.data, bias, x[0]}, out[1], x[1]);
+        run(weight, list, out, x);
     }
 
-    void take(handle out_, handle ids_, const uint8_t* weight, int64_t count, int64_t columns, Format format) {
-        const Array ids(ids_, "ids", INT32, {ANY}), out(out_, "out", FLOAT32, {ids[0], columns}, true);
-        check_ids(ids, "ids", count);
+    void run(const Stored& weight, std::vector<Matmul>& list, const Array& out, const Array& x) {
+        const Unlocked unlocked(out.size() * x[1]);
+        const Matmuls products = {list.data(), ssize(list), out[1], x[1], weight.format};
+        weight.tiled ? tiles_.matmul(pool_, products, arithmetic_) : kernels_.matmul(pool_, products);
+    }
+
+    void take(handle out_, handle ids_, handle array_, const char* what, const char* name) {
+        const Array ids(ids_, "ids", INT32, {ANY}), out(out_, "out", FLOAT32, {ids[0], ANY}, true);
+        const Array array(array_, what, name ? UINT8 : FLOATS, {});
+        require(array.rank() == 2 || array.rank() == 3, "a matrix has two axes, tiles have three");
+        // Of tiles the rows are not known exactly: those that fill the last panel are zeros.
+        const int64_t rows = array[0] * (array.rank() == 3 ? PANEL_ROWS : 1);
+        const Stored matrix = stored(array_, what, name, rows, out[1]);
+        check_ids(ids, "ids", rows);
         if (out.size() == 0) return;
         const Unlocked unlocked(out.size());
-        kernels_.rows(pool_, {out.data<float>(), ids.data<const int32_t>(), weight, ids[0], columns, format});
+        const Rows call = {out.data<float>(), ids.data<const int32_t>(), matrix.data, ids[0], out[1], matrix.format};
+        matrix.tiled ? tiles_.rows(pool_, call) : kernels_.rows(pool_, call);
     }
 
     template <class T>
@@ -208,6 +276,8 @@ class Products {
 
     Pool& pool_;
     const Kernels& kernels_;
+    const TileKernels& tiles_;
+    const Arithmetic arithmetic_;
 };
 
 }  // namespace tramontane

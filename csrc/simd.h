@@ -39,6 +39,10 @@ inline void store_f16(uint16_t* p, Vec a) {
 inline Vec load_i8(const int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
+inline __m512i wide_codes(const uint8_t* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load_u8(const uint8_t* p) { return {_mm512_cvtepi32_ps(wide_codes(p))}; }
 
 inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 
@@ -101,6 +105,10 @@ inline void store_f16(uint16_t* p, Vec a) {
 inline Vec load_i8(const int8_t* p) {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
 }
+inline __m256i wide_codes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Vec load_u8(const uint8_t* p) { return {_mm256_cvtepi32_ps(wide_codes(p))}; }
 
 inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 
@@ -210,6 +218,12 @@ inline void store_f16(uint16_t* p, Vec a) {
 }
 inline Vec load_i8(const int8_t* p) {
     Bytes bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return {__builtin_convertvector(bytes, Floats)};
+}
+typedef uint8_t UnsignedBytes __attribute__((vector_size(LANES)));
+inline Vec load_u8(const uint8_t* p) {
+    UnsignedBytes bytes;
     memcpy(&bytes, p, sizeof bytes);
     return {__builtin_convertvector(bytes, Floats)};
 }

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 def instruction_sets() -> list[str]:
-    """Those compiled in that this machine runs, best first: "avx512", "avx2", "plain"."""
+    """Those compiled in that this machine runs, best first: "avx512_vnni", "avx2", "plain", ..."""
+
+def tiles_shape(format: str, rows: int, columns: int) -> list[int]:
+    """The shape that `Cpu.pack` makes of a matrix; empty for a format that has no tiles."""
 
 def set_table(name: str, values: NDArray[np.float32], /) -> None:
     """Give a table of `kernels.tables`; ValueError where its name or its size is another."""
@@ -20,7 +23,7 @@ class Cpu:
     Ops may be called from several threads: one of them gets the pool, the others compute alone.
     """
 
-    def __init__(self, threads: int, isa: str = "") -> None: ...
+    def __init__(self, threads: int, isa: str = "", exact: bool = False, deterministic: bool = False) -> None: ...
     @property
     def isa(self) -> str: ...
     def matmul(
@@ -29,6 +32,10 @@ class Cpu:
     def matmul_blocks(
         self, out: NDArray[Any], x: NDArray[Any], blocks: NDArray[Any], format: str, bias: NDArray[Any] | None, /
     ) -> None: ...
+    def pack(self, tiles: NDArray[Any], stored: NDArray[Any], format: str) -> None:
+        """Tiles of a matrix in rows, or of its blocks; see csrc/tiles.h. Products and rows take either."""
+
+    def unpack(self, stored: NDArray[Any], tiles: NDArray[Any], format: str) -> None: ...
     def rows(self, out: NDArray[Any], ids: NDArray[Any], weight: NDArray[Any], /) -> None: ...
     def rows_blocks(self, out: NDArray[Any], ids: NDArray[Any], blocks: NDArray[Any], format: str, /) -> None: ...
     def matmul_coded(

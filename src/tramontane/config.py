@@ -114,6 +114,8 @@ class EngineConfig:
     """How the model writes calls of tools (hermes, mistral, ...); None reads it from the chat template."""
     reasoning_format: str | None = None
     """Which marks its reasoning stands between (think, mistral, ..., or none); None reads it from the template."""
+    arithmetic: Literal["fast", "exact"] = "fast"
+    """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32); exact: never."""
 
     def __post_init__(self) -> None:
         _check("device", self.device, str)
@@ -128,6 +130,8 @@ class EngineConfig:
         for name in ("tool_format", "reasoning_format"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), str)
+        if self.arithmetic not in ("fast", "exact"):
+            raise InvalidRequest("arithmetic", f"{self.arithmetic!r} is unknown", "Use fast or exact.")
         if self.kernels not in ("auto", "cpu", "torch", "reference"):
             raise InvalidRequest("kernels", f"{self.kernels!r} is unknown", "Use auto, cpu, torch or reference.")
 

@@ -35,7 +35,10 @@ MODULES = [*(pytest.param(kind, marks=[pytest.mark.cuda] if kind == "cuda" else 
 
 
 def make(name: str, threads: int = 1) -> Ops:
-    """The ops of a module name of `MODULES`; skips, saying why, where they cannot be had."""
+    """The ops of a module name of `MODULES`; skips, saying why, where they cannot be had.
+
+    They compute exactly, as references do; what kernels that round activations are held to is in test_tiles.py.
+    """
     kind, _, mode = name.partition("/")
     deterministic = mode == "deterministic"
     if kind == "reference":
@@ -51,7 +54,7 @@ def make(name: str, threads: int = 1) -> Ops:
     if not cpu.available():
         pytest.skip("the compiled module is not built")
     isa = kind.partition("-")[2]
-    ops: Ops = cpu.CpuOps(threads=threads, deterministic=deterministic, **({"isa": isa} if isa else {}))
+    ops: Ops = cpu.CpuOps(threads, deterministic, isa or None, exact=True)
     return ops
 
 

@@ -102,7 +102,7 @@ def test_tensors_round_trip(ops: Ops, format: str, rng: np.random.Generator) -> 
 
 
 @each_format
-def test_mapped_files_are_used_in_place(ops: Ops, format: str, rng: np.random.Generator, tmp_path: Path) -> None:
+def test_mapped_files_are_used_in_place_unless_they_are_packed(ops: Ops, format: str, rng: np.random.Generator, tmp_path: Path) -> None:
     tensors, values = stored(rng, format)
     ((name, array),) = tensors.items()
     (tmp_path / "tensor").write_bytes(array.tobytes())
@@ -110,7 +110,8 @@ def test_mapped_files_are_used_in_place(ops: Ops, format: str, rng: np.random.Ge
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         weight = make_weight(ops, format, SHAPE, {name: mapped})
-    if ops.device == "cpu":
+    packed = name != "codes" and ops.pack(array, format).ndim == 3
+    if ops.device == "cpu" and not packed:
         assert np.shares_memory(weight.tensors()[name], mapped)
     np.testing.assert_array_equal(weight.dequantize(), values)
 

@@ -22,7 +22,13 @@ class SharedModel:
     """A loaded model and its tokenizer. Its memory goes when nobody holds it any more."""
 
     def __init__(self, path: Path, config: EngineConfig, device: str, threads: int) -> None:
-        ops = for_device(device, kernels=config.kernels, threads=threads, deterministic=config.deterministic)
+        ops = for_device(
+            device,
+            kernels=config.kernels,
+            threads=threads,
+            deterministic=config.deterministic,
+            exact=config.arithmetic == "exact",
+        )
         self.loaded = load_model(path, ops, dtype=config.dtype, architecture=config.architecture)
         self.tokenizer = tokenizer_of(self.loaded.checkpoint)
         self.grammars = Grammars(self.tokenizer, self.loaded.spec.vocab_size)
@@ -39,7 +45,8 @@ def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
     changed on disk. Raises what `load_model` and `Tokenizer` raise."""
     threads = config.threads or platform.cpu_count()
     path = Path(os.path.abspath(path))  # links stay: the hub's cache gives files their names by them
-    key = (path, _state(path), device, config.kernels, threads, config.deterministic, config.dtype, config.architecture)
+    how = (config.kernels, threads, config.deterministic, config.arithmetic)
+    key = (path, _state(path), device, *how, config.dtype, config.architecture)
     with _loading:  # two at once would load it twice
         model = _models.get(key)
         if model is None:

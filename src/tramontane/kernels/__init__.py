@@ -16,11 +16,14 @@ log = logging.getLogger("tramontane")
 _warned: set[str] = set()
 
 
-def for_device(device: str = "cpu", *, kernels: str = "auto", threads: int = 1, deterministic: bool = False) -> Ops:
+def for_device(
+    device: str = "cpu", *, kernels: str = "auto", threads: int = 1, deterministic: bool = False, exact: bool = False
+) -> Ops:
     """The ops for a device ("cpu", "cuda", "cuda:N", "metal"), chosen once.
 
     `kernels`: "auto" takes the compiled module on the CPU (the reference with one warning where it is not built) and
-    torch elsewhere; "cpu", "reference" and "torch" force one. Raises DeviceNotAvailable or MissingExtra.
+    torch elsewhere; "cpu", "reference" and "torch" force one. `exact` forbids the compiled module to round activations;
+    the others never do. Raises DeviceNotAvailable or MissingExtra.
     """
     if kernels not in ("auto", "cpu", "reference", "torch"):
         raise InvalidRequest("kernels", f"{kernels!r} is unknown", "Use auto, cpu, torch or reference.")
@@ -34,7 +37,7 @@ def for_device(device: str = "cpu", *, kernels: str = "auto", threads: int = 1, 
         from tramontane.kernels import cpu
 
         if cpu.available():
-            return cpu.CpuOps(threads=threads, deterministic=deterministic)
+            return cpu.CpuOps(threads=threads, deterministic=deterministic, exact=exact)
         if kernels == "cpu":
             raise DeviceNotAvailable(
                 "cpu", "the compiled module is not installed", "Reinstall with a C++20 compiler, or use kernels='auto'."

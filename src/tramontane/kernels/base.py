@@ -9,9 +9,11 @@ reads back to the host, nor branches on values. Arrays are contiguous, rows firs
 on: numpy arrays on the CPU, torch tensors elsewhere. Where T, R or S is 0, an op does nothing.
 
 Arithmetic. Quantized weights are what the format says in float32 (d * q + m, each operation rounded), products
-accumulate in float32. With `deterministic=True` a row of a result depends on its own inputs alone, bit for bit:
-not on the other rows, their number, or the number of threads. Attention visits a row's context in absolute order
-in tiles of one cache block, so that chunks, cache hits and neighbours do not change it either.
+accumulate in float32. A module may, for packed matrices of quantized blocks, make activations 8-bit integers with a
+scale for each 32 of a row, and sum integers; one that was made with `exact=True` never does. With `deterministic=True`
+a row of a result depends on its own inputs alone, bit for bit: not on the other rows, their number, or the number of
+threads. Attention visits a row's context in absolute order in tiles of one cache block, so that chunks, cache hits and
+neighbours do not change it either.
 """
 
 from __future__ import annotations
@@ -88,6 +90,16 @@ class Ops(Protocol):
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """A numpy array with the values (bfloat16 through ml_dtypes); may share memory on the CPU."""
+        ...
+
+    def pack(self, matrix: Array, format: str) -> Array:
+        """A matrix [N,K] (or its blocks) as this module multiplies it fastest: what the ops of products and rows take
+        in its place, and nothing else does. The same array where there is nothing faster. `format`: F32, F16, BF16 or
+        one of `BLOCKS`."""
+        ...
+
+    def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
+        """The matrix [N,K], or its blocks, that `packed` was made of, on the host and bit for bit."""
         ...
 
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:

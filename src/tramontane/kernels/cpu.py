@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.errors import InvalidRequest
-from tramontane.kernels.base import Array
+from tramontane.kernels.arena import Arena
+from tramontane.kernels.base import BLOCKS, Array, BlockLayout
 from tramontane.kernels.coded import Coded
 from tramontane.kernels.recurrence import RecurrentOps
 from tramontane.kernels.tables import LEVELS, table
@@ -56,7 +57,9 @@ class CpuOps(RecurrentOps):
 
     device = "cpu"
 
-    def __init__(self, threads: int = 1, deterministic: bool = False, isa: str | None = None) -> None:
+    def __init__(
+        self, threads: int = 1, deterministic: bool = False, isa: str | None = None, exact: bool = False
+    ) -> None:
         from tramontane import _native
 
         field, chosen = ("isa", isa) if isa else ("TRAMONTANE_ISA", os.environ.get("TRAMONTANE_ISA", ""))
@@ -67,10 +70,12 @@ class CpuOps(RecurrentOps):
         if threads < 1:
             raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
         _set_tables()
-        self._native = _native.Cpu(threads, chosen)
+        self._native = _native.Cpu(threads, chosen, exact, deterministic)
+        self._arena = Arena()
         self.name = f"cpu-{self._native.isa}"
         self.threads = threads
         self.deterministic = deterministic
+        self._native_shape = _native.tiles_shape
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         return _aligned(np.empty, shape, dtype)
@@ -84,6 +89,28 @@ class CpuOps(RecurrentOps):
     def to_host(self, array: Array) -> NDArray[Any]:
         host: NDArray[Any] = array
         return host
+
+    def pack(self, matrix: Array, format: str) -> Array:
+        if matrix.size == 0:
+            return matrix
+        elements = BLOCKS[format] if format in BLOCKS else BlockLayout(1, matrix.itemsize)
+        columns = matrix.shape[1] * matrix.itemsize // elements.nbytes * elements.elements
+        shape = tuple(self._native_shape(format, matrix.shape[0], columns))
+        if not shape:
+            return matrix
+        tiles = self._arena.empty(shape, matrix.dtype)
+        self._native.pack(tiles, np.ascontiguousarray(matrix), format)
+        return tiles
+
+    def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
+        if packed.ndim != 3:
+            return self.to_host(packed)
+        columns = shape[1]
+        if format in BLOCKS:
+            columns = columns // BLOCKS[format].elements * BLOCKS[format].nbytes
+        stored = np.empty((shape[0], columns), packed.dtype)
+        self._native.unpack(stored, packed, format)
+        return stored
 
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.reshape(-1)[: math.prod(shape)].reshape(shape)

@@ -291,6 +291,12 @@ class ReferenceOps(RecurrentOps):
         host: NDArray[Any] = array
         return host
 
+    def pack(self, matrix: Array, format: str) -> Array:
+        return matrix
+
+    def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
+        return self.to_host(packed)
+
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.reshape(-1)[: math.prod(shape)].reshape(shape)
 

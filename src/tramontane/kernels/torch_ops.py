@@ -205,6 +205,12 @@ class TorchOps(RecurrentOps):
             values = host.numpy()
         return values
 
+    def pack(self, matrix: Array, format: str) -> Array:
+        return matrix
+
+    def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
+        return self.to_host(packed)
+
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.view(-1)[: math.prod(shape)].view(shape)
 

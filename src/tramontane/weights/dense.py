@@ -23,7 +23,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 
 class DenseWeight(Weight):
-    """A matrix [N, K] of floats, one tensor "weight"."""
+    """A matrix [N, K] of floats, one tensor "weight", packed by its ops."""
 
     def __init__(self, ops: Ops, format: str, shape: tuple[int, int], weight: Array) -> None:
         self.ops = ops
@@ -42,10 +42,10 @@ class DenseWeight(Weight):
         self.ops.rows(out, ids, self._weight)
 
     def dequantize(self) -> NDArray[Any]:
-        return self.ops.to_host(self._weight).astype(np.float32)
+        return self.tensors()["weight"].astype(np.float32)
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        return {"weight": self.ops.to_host(self._weight)}
+        return {"weight": self.ops.unpack(self._weight, self.format, self.shape)}
 
     @property
     def single(self) -> tuple[Array, str | None]:
@@ -65,4 +65,4 @@ class DenseWeight(Weight):
                 f"{format} weight {list(shape)} must be {_DTYPES[format].name}, "
                 f"not {weight.dtype.name} {list(weight.shape)}"
             )
-        return cls(ops, format, shape, ops.from_host(weight))
+        return cls(ops, format, shape, ops.pack(ops.from_host(weight), format))

@@ -1,4 +1,4 @@
-"""GGML's quantized blocks, kept as they are on disk: one class for every format of `kernels.BLOCKS`.
+"""GGML's quantized blocks, kept bit for bit: one class for every format of `kernels.BLOCKS`.
 
 Owns the check of what a tensor of blocks must be. Must not know: layers, models, files, how blocks are computed with.
 """
@@ -26,7 +26,7 @@ def _row_bytes(format: str, columns: int) -> int:
 
 
 class BlockWeight(Weight):
-    """A matrix [N, K] of quantized blocks, one tensor "blocks": uint8 [N, bytes of a row]."""
+    """A matrix [N, K] of quantized blocks, one tensor "blocks": uint8 [N, bytes of a row], packed by its ops."""
 
     def __init__(self, ops: Ops, format: str, shape: tuple[int, int], blocks: Array) -> None:
         self.ops = ops
@@ -45,10 +45,10 @@ class BlockWeight(Weight):
         self.ops.rows_blocks(out, ids, self._blocks, self.format)
 
     def dequantize(self) -> NDArray[Any]:
-        return dequantize(self.format, self.ops.to_host(self._blocks))
+        return dequantize(self.format, self.tensors()["blocks"])
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        return {"blocks": self.ops.to_host(self._blocks)}
+        return {"blocks": self.ops.unpack(self._blocks, self.format, self.shape)}
 
     @property
     def single(self) -> tuple[Array, str | None]:
@@ -67,4 +67,4 @@ class BlockWeight(Weight):
                 f"{format} weight {list(shape)} must be uint8 {list(expected)}, "
                 f"not {blocks.dtype.name} {list(blocks.shape)}"
             )
-        return cls(ops, format, shape, ops.from_host(blocks))
+        return cls(ops, format, shape, ops.pack(ops.from_host(blocks), format))

@@ -1,0 +1,274 @@
+// From rows of blocks to tiles and back; see tiles.h. Moves words of four bytes, mostly: fast without special instructions.
+
+#include <cstring>
+
+#include "tiles.h"
+
+namespace tramontane {
+namespace {
+
+constexpr int R = PANEL_ROWS;
+
+// The bytes of one unit: where its rows begin in the stored matrix, `row_bytes` apart, `rows` of them.
+struct Place {
+    uint8_t* unit;
+    uint8_t* row;
+    int64_t row_bytes;
+    int rows;
+    bool packing;
+};
+
+// `count` words from byte `from` of each row, to [count][R] words at byte `to` of the unit; or back.
+inline void words(const Place& p, int to, int from, int count) {
+    for (int r = 0; r < p.rows; r++) {
+        uint8_t* row = p.row + r * p.row_bytes + from;
+        uint8_t* tile = p.unit + to + r * 4;
+        for (int i = 0; i < count; i++) p.packing ? memcpy(tile + i * R * 4, row + i * 4, 4) : memcpy(row + i * 4, tile + i * R * 4, 4);
+    }
+}
+
+// A piece of SIZE bytes of each row to [R] pieces at byte `to` of the unit.
+template <int SIZE>
+inline void pieces(const Place& p, int to, int from) {
+    for (int r = 0; r < p.rows; r++) {
+        uint8_t* row = p.row + r * p.row_bytes + from;
+        uint8_t* tile = p.unit + to + r * SIZE;
+        p.packing ? memcpy(tile, row, SIZE) : memcpy(row, tile, SIZE);
+    }
+}
+
+// What lies in a row as bytes `count`, each to [count][R] at byte `to`, changed on the way.
+template <class ToTile, class ToRow>
+inline void bytes(const Place& p, int to, int count, const ToTile& to_tile, const ToRow& to_row) {
+    for (int r = 0; r < p.rows; r++) {
+        uint8_t* row = p.row + r * p.row_bytes;
+        uint8_t values[32];
+        if (p.packing) {
+            to_tile(values, row);
+            for (int i = 0; i < count; i++) p.unit[to + i * R + r] = values[i];
+        } else {
+            for (int i = 0; i < count; i++) values[i] = p.unit[to + i * R + r];
+            to_row(row, values);
+        }
+    }
+}
+
+// Bits 0, 4, 8, ... of a word to its lowest byte, and back.
+inline uint32_t gather_bits(uint32_t x) {
+    x &= 0x11111111;
+    x = (x | x >> 3) & 0x03030303;
+    x = (x | x >> 6) & 0x000F000F;
+    return (x | x >> 12) & 0xFF;
+}
+inline uint32_t spread_bits(uint32_t x) {
+    x = (x | x << 12) & 0x000F000F;
+    x = (x | x << 6) & 0x03030303;
+    return (x | x << 3) & 0x11111111;
+}
+
+// The 32 high bits of a block: bit b of byte j of a row's word stands for column 4 b + j.
+inline void high_bits(const Place& p, int to, int from) {
+    for (int r = 0; r < p.rows; r++) {
+        uint8_t* row = p.row + r * p.row_bytes + from;
+        uint8_t* tile = p.unit + to + r * 4;
+        uint32_t bits = 0;
+        if (p.packing) {
+            memcpy(&bits, row, 4);
+            for (int j = 0; j < 4; j++) tile[j] = uint8_t(gather_bits(bits >> j));
+        } else {
+            for (int j = 0; j < 4; j++) bits |= spread_bits(tile[j]) << j;
+            memcpy(row, &bits, 4);
+        }
+    }
+}
+
+// Signed bytes to those plus 128, or back: the same.
+inline void flip_signs(uint8_t* codes, int count) {
+    for (int i = 0; i < count; i++) codes[i] ^= 0x80;
+}
+
+// Eight scales and eight minima of 6 bits in 12 bytes at `from`.
+template <int FROM>
+inline void scales_k4(const Place& p, int to) {
+    bytes(
+        p, to, 16,
+        [](uint8_t* values, const uint8_t* row) {
+            const uint8_t* s = row + FROM;
+            for (int i = 0; i < 4; i++) {
+                values[i] = s[i] & 63;
+                values[8 + i] = s[4 + i] & 63;
+                values[4 + i] = uint8_t((s[8 + i] & 15) | s[i] >> 6 << 4);
+                values[12 + i] = uint8_t(s[8 + i] >> 4 | s[4 + i] >> 6 << 4);
+            }
+        },
+        [](uint8_t* row, const uint8_t* values) {
+            uint8_t* s = row + FROM;
+            for (int i = 0; i < 4; i++) {
+                s[i] = uint8_t(values[i] | values[4 + i] >> 4 << 6);
+                s[4 + i] = uint8_t(values[8 + i] | values[12 + i] >> 4 << 6);
+                s[8 + i] = uint8_t((values[4 + i] & 15) | values[12 + i] << 4);
+            }
+        });
+}
+
+// Sixteen scales of 6 bits in 12 bytes at 96 of a Q3_K block, less 32.
+inline void scales_k3(const Place& p, int to) {
+    bytes(
+        p, to, 16,
+        [](uint8_t* values, const uint8_t* row) {
+            const uint8_t* s = row + 96;
+            for (int i = 0; i < 16; i++) {
+                const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4, high = s[8 + i % 4] >> (i / 4 * 2) & 3;
+                values[i] = uint8_t((low | high << 4) - 32);
+            }
+        },
+        [](uint8_t* row, const uint8_t* values) {
+            uint8_t* s = row + 96;
+            memset(s, 0, 12);
+            for (int i = 0; i < 16; i++) {
+                const int scale = uint8_t(values[i] + 32);
+                s[i % 8] |= uint8_t((scale & 15) << (i / 8 * 4));
+                s[8 + i % 4] |= uint8_t((scale >> 4 & 3) << (i / 4 * 2));
+            }
+        });
+}
+
+inline void scales_plain(const Place& p, int to, int from) {
+    bytes(
+        p, to, 16, [=](uint8_t* values, const uint8_t* row) { memcpy(values, row + from, 16); },
+        [=](uint8_t* row, const uint8_t* values) { memcpy(row + from, values, 16); });
+}
+
+// One block of each row; `b` is which of its unit.
+template <Format F>
+void block(const Place& p, int b) {
+    using T = Tile<F>;
+    if constexpr (F == Format::F32) {
+        words(p, 0, 0, 32);
+    } else if constexpr (F == Format::F16) {
+        for (int k = 0; k < 32; k++) pieces<2>(p, k * R * 2, k * 2);
+    } else if constexpr (F == Format::BF16) {
+        words(p, 0, 0, 16);
+    } else if constexpr (F == Format::Q4_0) {
+        pieces<2>(p, b * 32, 0);
+        words(p, T::CODES + b * 256, 2, 4);
+    } else if constexpr (F == Format::Q4_1) {
+        pieces<2>(p, b * 32, 0);
+        pieces<2>(p, T::MINIMA + b * 32, 2);
+        words(p, T::CODES + b * 256, 4, 4);
+    } else if constexpr (F == Format::Q5_0) {
+        pieces<2>(p, b * 32, 0);
+        high_bits(p, T::HIGH + b * 64, 2);
+        words(p, T::CODES + b * 256, 6, 4);
+    } else if constexpr (F == Format::Q5_1) {
+        pieces<2>(p, b * 32, 0);
+        pieces<2>(p, T::MINIMA + b * 32, 2);
+        high_bits(p, T::HIGH + b * 64, 4);
+        words(p, T::CODES + b * 256, 8, 4);
+    } else if constexpr (F == Format::Q8_0) {
+        pieces<2>(p, b * 32, 0);
+        words(p, T::CODES + b * 512, 2, 8);
+        if (p.packing)
+            flip_signs(p.unit + T::CODES + b * 512, 512);
+        else
+            for (int r = 0; r < p.rows; r++) flip_signs(p.row + r * p.row_bytes + 2, 32);
+    } else if constexpr (F == Format::Q2_K) {
+        scales_plain(p, T::SCALES, 0);
+        words(p, T::CODES, 16, 16);
+        pieces<2>(p, 0, 80);
+        pieces<2>(p, 32, 82);
+    } else if constexpr (F == Format::Q3_K) {
+        words(p, T::HIGH, 0, 8);
+        words(p, T::CODES, 32, 16);
+        scales_k3(p, T::SCALES);
+        pieces<2>(p, 0, 108);
+    } else if constexpr (F == Format::Q4_K) {
+        pieces<2>(p, 0, 0);
+        pieces<2>(p, 32, 2);
+        scales_k4<4>(p, T::SCALES);
+        words(p, T::CODES, 16, 32);
+    } else if constexpr (F == Format::Q5_K) {
+        pieces<2>(p, 0, 0);
+        pieces<2>(p, 32, 2);
+        scales_k4<4>(p, T::SCALES);
+        words(p, T::HIGH, 16, 8);
+        words(p, T::CODES, 48, 32);
+    } else if constexpr (F == Format::Q6_K) {
+        words(p, T::CODES, 0, 32);
+        words(p, T::HIGH, 128, 16);
+        scales_plain(p, T::SCALES, 192);
+        pieces<2>(p, 0, 208);
+    }
+}
+
+// Elements and bytes of what `block` moves: a format's block, or a unit of a dense one.
+template <Format F>
+constexpr UnitSize stored() {
+    if constexpr (F == Format::F32) return {32, 128};
+    if constexpr (F == Format::F16 || F == Format::BF16) return {32, 64};
+    switch (F) {
+#define STORED_CASE(name, elements, bytes) \
+    case Format::name: return {elements, bytes};
+        TRAMONTANE_BLOCK_FORMATS(STORED_CASE)
+#undef STORED_CASE
+        default: return {1, 1};
+    }
+}
+
+template <Format F>
+void panels(const Packing& m, bool packing, int64_t begin, int64_t end) {
+    constexpr UnitSize size = stored<F>();
+    const int64_t width = row_bytes(F, m.columns);
+    uint8_t padded[R * 128];
+    for (int64_t n = begin; n < end; n++) {
+        const int rows = int(m.rows - n * R < R ? m.rows - n * R : R);
+        for (int64_t u = 0; u < m.units; u++) {
+            uint8_t* unit = m.tiles + (n * m.units + u) * Tile<F>::BYTES;
+            if (packing) memset(unit, 0, Tile<F>::BYTES);
+            for (int b = 0; b < Tile<F>::UNIT / size.columns; b++) {
+                const int64_t k = u * Tile<F>::UNIT + b * size.columns, left = m.columns - k;
+                if (left <= 0) break;
+                uint8_t* row = m.stored + n * R * width + row_bytes(F, k);
+                if (left >= size.columns) {
+                    block<F>({unit, row, width, rows, packing}, b);
+                    continue;
+                }
+                // Only rows of dense formats end within a block.
+                const int64_t some = row_bytes(F, left);
+                memset(padded, 0, sizeof padded);
+                if (packing)
+                    for (int r = 0; r < rows; r++) memcpy(padded + r * size.bytes, row + r * width, some);
+                block<F>({unit, padded, size.bytes, rows, packing}, b);
+                if (!packing)
+                    for (int r = 0; r < rows; r++) memcpy(row + r * width, padded + r * size.bytes, some);
+            }
+        }
+    }
+}
+
+void move(Pool& pool, const Packing& m, bool packing) {
+    struct Call {
+        const Packing& m;
+        bool packing;
+    } const call{m, packing};
+    pool.run(
+        m.panels, 1,
+        [](const void* context, int64_t begin, int64_t end) {
+            const Call& c = *static_cast<const Call*>(context);
+            switch (c.m.format) {
+#define PANELS_CASE(name) \
+    case Format::name: return panels<Format::name>(c.m, c.packing, begin, end);
+                TRAMONTANE_TILED_FORMATS(PANELS_CASE)
+#undef PANELS_CASE
+                default: return;
+            }
+        },
+        &call);
+}
+
+}  // namespace
+
+void pack(Pool& pool, const Packing& packing) { move(pool, packing, true); }
+void unpack(Pool& pool, const Packing& packing) { move(pool, packing, false); }
+
+}  // namespace tramontane

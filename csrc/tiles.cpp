@@ -1,0 +1,30 @@
+// The kernels of tiles.inc for one instruction set. Compiled once for each, with TRAMONTANE_TILE_ISA its name, like
+// kernels.cpp and under the same rule: nothing but the final table is visible to the linker.
+
+#include "tiles.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(TRAMONTANE_AVX2) || defined(TRAMONTANE_AVX512)
+#include <immintrin.h>
+#endif
+
+#include "scratch.h"
+
+#define TRAMONTANE_TEXT(name) #name
+#define TRAMONTANE_NAME(name) TRAMONTANE_TEXT(name)
+
+namespace tramontane::TRAMONTANE_TILE_ISA {
+namespace {
+
+#include "pieces.h"
+#include "simd.h"
+#include "dots.h"
+#include "tiles.inc"
+
+}  // namespace
+
+extern const TileKernels tiles = {TRAMONTANE_NAME(TRAMONTANE_TILE_ISA), matmul, rows};
+
+}  // namespace tramontane::TRAMONTANE_TILE_ISA

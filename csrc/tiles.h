@@ -1,0 +1,128 @@
+// Tiles: how matrices are kept for the kernels of tiles.inc, and what they hold where.
+//
+// A panel is 16 rows; a panel is a row of units, each with all that its 16 rows say of UNIT columns. Codes lie four
+// columns of a row together, row after row: 64 bytes are 16 rows by 4 columns, which is what one instruction multiplies
+// by 4 columns of a token, and lanes never need to be summed. The bytes of a block are those of GGML's formats in another
+// order (scales of 6 bits become bytes), so nothing is lost. Rows and columns beyond the matrix are zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace tramontane {
+
+constexpr int PANEL_ROWS = 16;
+
+// UNIT: columns; BYTES: of a unit; then where in it each thing lies.
+template <Format F>
+struct Tile {
+    static constexpr bool KNOWN = false;
+};
+
+template <int COLUMNS, int SIZE>
+struct Unit {
+    static constexpr bool KNOWN = true;
+    static constexpr int UNIT = COLUMNS, BYTES = SIZE;
+};
+
+// Dense: [columns][16 rows]; of bfloat16 [columns / 2][16 rows][2], which its products want in pairs.
+template <>
+struct Tile<Format::F32> : Unit<32, 2048> {};
+template <>
+struct Tile<Format::F16> : Unit<32, 1024> {};
+template <>
+struct Tile<Format::BF16> : Unit<32, 1024> {};
+
+// Two blocks of 32: halves [2][16 rows] of scales, then of minima, then codes.
+template <>
+struct Tile<Format::Q4_0> : Unit<64, 576> {
+    static constexpr int CODES = 64;
+};
+template <>
+struct Tile<Format::Q4_1> : Unit<64, 640> {
+    static constexpr int MINIMA = 64, CODES = 128;
+};
+template <>
+struct Tile<Format::Q5_0> : Unit<64, 704> {
+    static constexpr int CODES = 64, HIGH = 576;
+};
+template <>
+struct Tile<Format::Q5_1> : Unit<64, 768> {
+    static constexpr int MINIMA = 64, CODES = 128, HIGH = 640;
+};
+template <>
+struct Tile<Format::Q8_0> : Unit<64, 1088> {
+    static constexpr int CODES = 64;
+};
+
+// One block of 256: halves d [16 rows] (and dmin at 32), bytes [groups][16 rows] of scales (and minima), codes.
+template <>
+struct Tile<Format::Q2_K> : Unit<256, 1344> {
+    static constexpr int SCALES = 64, CODES = 320;
+};
+template <>
+struct Tile<Format::Q3_K> : Unit<256, 1856> {
+    static constexpr int SCALES = 64, CODES = 320, HIGH = 1344;
+};
+template <>
+struct Tile<Format::Q4_K> : Unit<256, 2368> {
+    static constexpr int SCALES = 64, MINIMA = 192, CODES = 320;
+};
+template <>
+struct Tile<Format::Q5_K> : Unit<256, 2880> {
+    static constexpr int SCALES = 64, MINIMA = 192, CODES = 320, HIGH = 2368;
+};
+template <>
+struct Tile<Format::Q6_K> : Unit<256, 3392> {
+    static constexpr int SCALES = 64, CODES = 320, HIGH = 2368;
+};
+
+// The formats that have tiles.
+#define TRAMONTANE_TILED_FORMATS(X) \
+    X(F32) X(F16) X(BF16) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K)
+
+// Columns and bytes of a unit; zeros for a format without tiles.
+struct UnitSize {
+    int64_t columns, bytes;
+};
+inline UnitSize unit_size(Format format) {
+    switch (format) {
+#define UNIT_CASE(name) \
+    case Format::name: return {Tile<Format::name>::UNIT, Tile<Format::name>::BYTES};
+        TRAMONTANE_TILED_FORMATS(UNIT_CASE)
+#undef UNIT_CASE
+        default: return {0, 0};
+    }
+}
+
+// A matrix [rows, columns] as tiles, `panels` by `units` of them, and as it is stored.
+struct Packing {
+    uint8_t* tiles;
+    uint8_t* stored;
+    int64_t rows, columns, panels, units;
+    Format format;
+};
+void pack(Pool& pool, const Packing& packing);
+void unpack(Pool& pool, const Packing& packing);
+
+// What a product may do to its activations. FAST: make them 8-bit integers, a scale for each 32, where weights are
+// integers too, or bfloat16 where they are that. EXACT: keep them in float.
+enum class Arithmetic : int { FAST, DETERMINISTIC, EXACT };
+
+// Products and lookups of matrices in tiles, for one instruction set.
+struct TileKernels {
+    const char* name;
+    void (*matmul)(Pool&, const Matmuls&, Arithmetic);
+    void (*rows)(Pool&, const Rows&);
+};
+
+#define TRAMONTANE_TILE_ISAS(X) X(plain) X(avx2) X(avx2_vnni) X(avx512) X(avx512_vnni) X(avx512_bf16)
+#define DECLARE_TILES(isa) \
+    namespace isa {        \
+    extern const TileKernels tiles; \
+    }
+TRAMONTANE_TILE_ISAS(DECLARE_TILES)
+#undef DECLARE_TILES
+
+}  // namespace tramontane
