@@ -340,7 +340,7 @@ def test_what_would_reach_outside_of_an_array_is_refused() -> None:
     for bounds in ((0, 2), (-1, 0), (1, 0)):
         refused("offsets", ops.matmul_experts, normal(1, 3), row, ints(*bounds), (table,), None)
     both = (table, table.astype(np.float16))
-    refused("weights float32", ops.matmul_experts, normal(2, 3), normal(2, 8), ints(0, 1, 2), both, None)
+    refused("weights alike", ops.matmul_experts, normal(2, 3), normal(2, 8), ints(0, 1, 2), both, None)
     refused("weights [3, 8]", ops.matmul_experts, normal(1, 3), row, ints(0, 1), (table[:2],), None)
     refused("weights numpy", ops.matmul_experts, normal(1, 3), row, ints(0, 1), (None,), None)
 

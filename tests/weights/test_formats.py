@@ -102,7 +102,9 @@ def test_tensors_round_trip(ops: Ops, format: str, rng: np.random.Generator) -> 
 
 
 @each_format
-def test_mapped_files_are_used_in_place_unless_they_are_packed(ops: Ops, format: str, rng: np.random.Generator, tmp_path: Path) -> None:
+def test_mapped_files_are_used_in_place_unless_they_are_packed(
+    ops: Ops, format: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
     tensors, values = stored(rng, format)
     ((name, array),) = tensors.items()
     (tmp_path / "tensor").write_bytes(array.tobytes())

@@ -1,0 +1,155 @@
+"""Matrices in tiles: packing loses nothing, rows are exact, products are exact or as good as eight bits allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.kernels.oracles import random_blocks
+from tramontane.kernels import BLOCKS, cpu
+from tramontane.kernels.blocks import dequantize
+
+if not cpu.available():
+    pytest.skip("the compiled module is not built", allow_module_level=True)
+
+DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+BLOCKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+each_isa = pytest.mark.parametrize("isa", cpu.isas())
+each_format = pytest.mark.parametrize("format", [*DENSE, *BLOCKED])
+SHAPES = ((1, 256), (16, 512), (35, 1024))
+
+
+def matrix(rng: np.random.Generator, format: str, rows: int, columns: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """A matrix as it is stored, and its values."""
+    if format in DENSE:
+        dense = rng.standard_normal((rows, columns)).astype(DENSE[format])
+        return dense, dense.astype(np.float32)
+    blocks = random_blocks(rng, format, rows, columns)
+    return blocks, dequantize(format, blocks)
+
+
+def product(ops: cpu.CpuOps, format: str, x: NDArray[np.float32], tiles: Any, rows: int, bias: Any = None) -> Any:
+    out = np.full((len(x), rows), np.nan, np.float32)
+    if format in DENSE:
+        ops.matmul(out, x, tiles, bias)
+    else:
+        ops.matmul_blocks(out, x, tiles, format, bias)
+    return out
+
+
+@pytest.mark.parametrize("format", BLOCKED)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_packing_loses_nothing_of_any_bytes(format: str, data: st.DataObject) -> None:
+    rows, blocks = data.draw(st.integers(1, 33)), data.draw(st.integers(1, 5))
+    shape = (rows, blocks * BLOCKS[format].nbytes)
+    stored = np.random.default_rng(data.draw(st.integers(0, 999))).integers(0, 256, shape, np.uint8)
+    ops = cpu.CpuOps()
+    tiles = ops.pack(stored, format)
+    assert tiles.ndim == 3
+    np.testing.assert_array_equal(ops.unpack(tiles, format, (rows, blocks * BLOCKS[format].elements)), stored)
+
+
+@each_isa
+@each_format
+def test_rows_are_exact_and_products_as_good_as_they_say(isa: str, format: str, rng: np.random.Generator) -> None:
+    for rows, columns in SHAPES:
+        stored, values = matrix(rng, format, rows, columns)
+        bias = rng.standard_normal(rows).astype(np.float32)
+        x = rng.standard_normal((45, columns)).astype(np.float32)
+        x[3] = 0
+        want = x.astype(np.float64) @ values.astype(np.float64).T + bias
+        scale = np.abs(x) @ np.abs(values).T + 1e-9  # of what is summed
+        for exact in (True, False):
+            ops = cpu.CpuOps(2, isa=isa, exact=exact)
+            tiles = ops.pack(stored, format)
+            error = np.abs(product(ops, format, x, tiles, rows, bias) - want) / scale
+            assert error.max() < (2e-6 if exact or format in DENSE else 6e-3)
+        ids = rng.integers(0, rows, 9).astype(np.int32)
+        out = np.full((9, columns), np.nan, np.float32)
+        if format in DENSE:
+            ops.rows(out, ids, tiles)
+        else:
+            ops.rows_blocks(out, ids, tiles, format)
+        np.testing.assert_array_equal(out, values[ids])
+
+
+@each_isa
+@each_format
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_token_is_the_same_alone_and_among_others(
+    isa: str, format: str, exact: bool, rng: np.random.Generator
+) -> None:
+    stored, _ = matrix(rng, format, 40, 512)
+    x = rng.standard_normal((61, 512)).astype(np.float32)
+    one, three = (cpu.CpuOps(threads, True, isa, exact) for threads in (1, 3))
+    tiles = one.pack(stored, format)
+    alone = np.concatenate([product(one, format, x[t : t + 1], tiles, 40) for t in range(len(x))])
+    for count in (2, 4, 5, 11, 12, 13, 61):
+        np.testing.assert_array_equal(product(three, format, x[:count], tiles, 40), alone[:count])
+
+
+@each_isa
+@pytest.mark.parametrize("format", DENSE)
+@pytest.mark.parametrize("columns", [1, 5, 31, 33])
+def test_columns_of_dense_matrices_need_not_fill_a_unit(
+    isa: str, format: str, columns: int, rng: np.random.Generator
+) -> None:
+    stored, values = matrix(rng, format, 19, columns)
+    x = rng.standard_normal((6, columns)).astype(np.float32)
+    ops = cpu.CpuOps(isa=isa)
+    tiles = ops.pack(stored, format)
+    np.testing.assert_allclose(product(ops, format, x, tiles, 19), x @ values.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(ops.unpack(tiles, format, (19, columns)), stored)
+
+
+@each_isa
+@pytest.mark.parametrize("format", BLOCKED)
+def test_what_is_not_finite_shows_in_its_own_token_alone(isa: str, format: str, rng: np.random.Generator) -> None:
+    stored, _ = matrix(rng, format, 16, 256)
+    x = rng.standard_normal((14, 256)).astype(np.float32)
+    ops = cpu.CpuOps(isa=isa)
+    tiles = ops.pack(stored, format)
+    sound = product(ops, format, x, tiles, 16)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = x.copy()
+        broken[5, 40] = bad
+        out = product(ops, format, broken, tiles, 16)
+        assert not np.isfinite(out[5]).any()
+        np.testing.assert_array_equal(np.delete(out, 5, 0), np.delete(sound, 5, 0))
+
+
+@each_isa
+@pytest.mark.parametrize("format", BLOCKED)
+def test_one_large_activation_costs_only_its_neighbours_precision(
+    isa: str, format: str, rng: np.random.Generator
+) -> None:
+    """Scales are of 32 columns: an outlier, as real models have them, leaves the other columns as they were."""
+    stored, values = matrix(rng, format, 16, 1024)
+    x = rng.standard_normal((3, 1024)).astype(np.float32)
+    x[:, 100] = 3000
+    ops = cpu.CpuOps(isa=isa)
+    out = product(ops, format, x, ops.pack(stored, format), 16)
+    rest = np.r_[0:96, 128:1024]
+    error = np.abs(out - x.astype(np.float64) @ values.T)
+    bound = 6e-3 * np.abs(x[:, rest]) @ np.abs(values[:, rest]).T + 5e-3 * 3000 * np.abs(values[:, 96:128]).sum(1)
+    assert (error < bound).all()
+
+
+def test_tiles_are_checked() -> None:
+    ops = cpu.CpuOps()
+    tiles = ops.pack(np.zeros((16, 32), np.float32), "F32")
+    x, out = np.zeros((1, 32), np.float32), np.zeros((1, 16), np.float32)
+    for wrong in (tiles[:, :, :-1].copy(), np.concatenate([tiles, tiles])):
+        with pytest.raises(ValueError, match="weight"):
+            ops.matmul(out, x, wrong)
+    with pytest.raises(ValueError, match="no tiles"):
+        ops.matmul_blocks(out, np.zeros((1, 256), np.float32), np.zeros((1, 1, 66), np.uint8), "TQ2_0")
+    with pytest.raises(ValueError, match="outside"):
+        ops.rows(x, np.array([16], np.int32), tiles)
