@@ -40,6 +40,8 @@ REQUEST_TAKEN = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort
 
 RAW = "tramontane_raw"
 """The role of a message that holds a whole prompt, which the template passes on as it is."""
+_BELOW_ONE = 1 - 2**-24
+"""The wheel takes a min_p of 1 for none."""
 _EFFORTS = ("off", "none", "low", "medium", "high", "xhigh")
 
 
@@ -178,7 +180,7 @@ class Planner:
             "temperature": float(params.temperature or 0.0),
             "top_k": params.top_k,
             "top_p": float(params.top_p or 1.0),
-            "min_p": float(params.min_p or 0.0),
+            "min_p": min(float(params.min_p or 0.0), _BELOW_ONE),
             "repetition_penalty": float(params.repetition_penalty or 1.0),
             "presence_penalty": float(params.presence_penalty or 0.0),
             "frequency_penalty": float(params.frequency_penalty or 0.0),

@@ -1,0 +1,119 @@
+"""Tiny random llamas for the wheel, their LoRA and X-LoRA companions, and what PEFT's formula makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from tests.engine import checkpoints
+
+Floats = NDArray[np.float32]
+
+
+def llama(
+    folder: Path, *, hidden: int, heads: int, kv_heads: int, layers: int, inner: int, context: int = 512, seed: int = 0
+) -> Path:
+    """A random model over bytes: `checkpoints`' tokenizer and template, with other weights."""
+    checkpoints.write(folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": checkpoints.VOCAB,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "bos_token_id": checkpoints.BOS,
+        "eos_token_id": checkpoints.EOS,
+        "attention_bias": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(seed)
+
+    def drawn(*shape: int, scale: float = 1.0) -> Floats:
+        return (scale * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    kv = kv_heads * hidden // heads
+    one = np.ones(hidden, np.float32)
+    tensors = {
+        "model.embed_tokens.weight": drawn(checkpoints.VOCAB, hidden, scale=4),
+        "model.norm.weight": one,
+        "lm_head.weight": drawn(checkpoints.VOCAB, hidden, scale=3),
+    }
+    shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
+              "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
+              "mlp.down_proj": (hidden, inner)}  # fmt: skip
+    for i in range(layers):
+        tensors |= {f"model.layers.{i}.{name}.weight": drawn(*shape) for name, shape in shapes.items()}
+        tensors |= {f"model.layers.{i}.{n}_layernorm.weight": one for n in ("input", "post_attention")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def merged(model: Path, adapter: Path, folder: Path) -> Path:
+    """The model with a LoRA adapter added to its weights: W + alpha / r * B A."""
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / config["r"]
+    weights, lora = load_file(model / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
+    for name, a in lora.items():
+        if ".lora_A." in name:
+            target = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+            weights[target] = weights[target] + scale * (lora[name.replace("lora_A", "lora_B")] @ a)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def xlora(folder: Path, model: Path, *, rank: int = 4) -> Path:
+    """An X-LoRA checkpoint in mistral.rs's layout: two random adapters on q and v, one linear classifier."""
+    config = json.loads((model / "config.json").read_text())
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    kv = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
+    modules = [f"model.layers.{i}.self_attn.{name}" for i in range(layers) for name in ("q_proj", "v_proj")]
+    rng = np.random.default_rng(5)
+    names = ("physics", "biology")
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        _adapter(folder / name, {module: hidden if "q_proj" in module else kv for module in modules}, hidden, rank, rng)
+    outputs = len(names) * len(modules)
+    classifier = {
+        "last.weight": rng.standard_normal((outputs, hidden)).astype(np.float32),
+        "last.bias": np.zeros(outputs, np.float32),
+    }
+    save_file(classifier, folder / "xlora_classifier.safetensors")
+    settings = {"hidden_size": hidden, "base_model_id": str(model), "adapters": {name: name for name in names},
+                "layerwise_scalings": True, "xlora_depth": 1, "xlora_size": 8, "xlora_dropout_p": 0.0,
+                "enable_relu_and_dropout": False, "enable_softmax": True, "softmax_temperature": 1.0,
+                "scaling_pass_value": 0.0, "use_bias": True, "global_scaling_weight": 1.0, "top_k_lora": None,
+                "enable_softmax_topk": False}  # fmt: skip
+    (folder / "xlora_config.json").write_text(json.dumps(settings))
+    order: dict[str, Any] = {"base_model_id": str(model), "order": list(names)}
+    order["layers"] = {module: i for i, module in enumerate(modules)}
+    (folder / "order.json").write_text(json.dumps(order))
+    return folder
+
+
+def _adapter(folder: Path, outputs: Mapping[str, int], hidden: int, rank: int, rng: np.random.Generator) -> None:
+    tensors = {}
+    for module, width in outputs.items():
+        a = (rng.standard_normal((rank, hidden)) / np.sqrt(hidden)).astype(np.float32)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = rng.standard_normal((width, rank)).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj", "v_proj"],
+              "bias": "none", "fan_in_fan_out": False, "task_type": "CAUSAL_LM", "lora_dropout": 0.0}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
