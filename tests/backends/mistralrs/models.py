@@ -1,4 +1,4 @@
-"""Tiny random llamas for the wheel, their LoRA and X-LoRA companions, and what PEFT's formula makes of them."""
+"""Tiny random models for the wheel: llamas, an embedder, LoRA and X-LoRA adapters, and what PEFT makes of these."""
 
 from __future__ import annotations
 
@@ -42,24 +42,59 @@ def llama(
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(seed)
 
-    def drawn(*shape: int, scale: float = 1.0) -> Floats:
-        return (scale * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+    tensors = _layers("model.", rng, hidden, heads, kv_heads, layers, inner)
+    tensors["lm_head.weight"] = _drawn(rng, checkpoints.VOCAB, hidden, scale=3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
+
+def embedder(folder: Path) -> Path:
+    """A random Qwen3 in the layout of sentence-transformers: the last token's state, of length 1."""
+    llama(folder, hidden=64, heads=4, kv_heads=2, layers=2, inner=96)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16,
+               "tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": None,
+               "max_window_layers": 2}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = _layers("", np.random.default_rng(3), 64, 4, 2, 2, 96)
+    for i in range(2):
+        tensors |= {f"layers.{i}.self_attn.{name}_norm.weight": np.ones(16, np.float32) for name in "qk"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    modules = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    pooling = {"word_embedding_dimension": 64, "include_prompt": True}
+    pooling |= {f"pooling_mode_{mode}": mode == "lasttoken" for mode in modes}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+def _drawn(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Floats:
+    return (scale * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+
+def _layers(
+    prefix: str, rng: np.random.Generator, hidden: int, heads: int, kv_heads: int, layers: int, inner: int
+) -> dict[str, Floats]:
+    """All but the head."""
     kv = kv_heads * hidden // heads
     one = np.ones(hidden, np.float32)
     tensors = {
-        "model.embed_tokens.weight": drawn(checkpoints.VOCAB, hidden, scale=4),
-        "model.norm.weight": one,
-        "lm_head.weight": drawn(checkpoints.VOCAB, hidden, scale=3),
+        f"{prefix}embed_tokens.weight": _drawn(rng, checkpoints.VOCAB, hidden, scale=4),
+        f"{prefix}norm.weight": one,
     }
     shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
               "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
               "mlp.down_proj": (hidden, inner)}  # fmt: skip
     for i in range(layers):
-        tensors |= {f"model.layers.{i}.{name}.weight": drawn(*shape) for name, shape in shapes.items()}
-        tensors |= {f"model.layers.{i}.{n}_layernorm.weight": one for n in ("input", "post_attention")}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+        tensors |= {f"{prefix}layers.{i}.{name}.weight": _drawn(rng, *shape) for name, shape in shapes.items()}
+        tensors |= {f"{prefix}layers.{i}.{n}_layernorm.weight": one for n in ("input", "post_attention")}
+    return tensors
 
 
 def merged(model: Path, adapter: Path, folder: Path) -> Path:

@@ -20,6 +20,7 @@ import pytest
 from tests.backends.mistralrs import models
 from tests.conftest import data_path
 from tests.engine import checkpoints
+from tests.loading import old_ggml
 from tramontane.backends.mistralrs.backend import MistralRSBackend
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, TramontaneError, UnsupportedModel
 from tramontane.llm import LLM
@@ -274,6 +275,32 @@ def test_what_the_wheel_cannot_load(tiny: Path, loaded: Opened, smollm2: Path) -
         loaded(tiny, kind="embedding")
     with pytest.raises(UnsupportedModel, match="LoRA"):
         loaded(smollm2, adapters={})  # which says why: the file's heads are permuted
+
+
+def test_a_panic_ends_the_request_alone(loaded: Opened, tmp_path: Path) -> None:
+    """The wheel reads ggjt files and panics at the first request, whatever it is: on a thread of its own."""
+    tokens = old_ggml.vocabulary()
+    tensors = old_ggml.plain(old_ggml.llama_tensors(len(tokens), hidden=256, inner=512))
+    (tmp_path / "llama.bin").write_bytes(old_ggml.write(tensors, tokens, hidden=256))
+    checkpoints.write(tmp_path / "words")
+    llm = loaded(tmp_path / "llama.bin", tokenizer=tmp_path / "words" / "tokenizer.json")
+    for _ in range(2):
+        with pytest.raises(TramontaneError, match="panicked"):
+            llm.generate("hello", max_tokens=1)
+
+
+def test_embeddings_agree_with_ours(loaded: Opened, tmp_path: Path) -> None:
+    folder = models.embedder(tmp_path / "embedder")
+    llm, ours = loaded(folder), LLM(str(folder), kernels="reference")
+    for ids in ((71, 72), tuple(range(20))):
+        vector, wanted = llm.embed(ids).vector, ours.embed(ids).vector
+        assert math.hypot(*vector) == pytest.approx(1)
+        assert sum(a * b for a, b in zip(vector, wanted, strict=True)) == pytest.approx(1, abs=1e-4)
+    long = llm.embed("x" * 600)
+    assert (long.truncated, long.usage.prompt_tokens) == (True, 512)
+    assert len(llm.embed(["a", "b"])) == 2
+    with pytest.raises(UnsupportedModel):
+        llm.generate("x")
 
 
 # ---- adapters

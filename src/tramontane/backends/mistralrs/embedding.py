@@ -27,7 +27,8 @@ def embed(
     inputs = [(request.prompt or "") + given if isinstance(given, str) else list(given) for given in request.inputs]
     if not inputs:
         return []
-    counts = [len(tokenize(given, True) if isinstance(given, str) else given) for given in inputs]
+    ids = [tokenize(given, True) if isinstance(given, str) else given for given in inputs]
+    counts = [len(one) for one in ids]
     if 0 in counts:
         raise InvalidRequest("texts", "a text has no tokens", "Give each at least one.")
     longest = max(counts)
@@ -35,8 +36,8 @@ def embed(
         raise ContextLengthExceeded(longest, context_length)
     vectors: list[Sequence[float]] = []
     try:
-        for given in inputs:  # one at a time: the wheel takes texts and tokens in calls of their own
-            asked = module.EmbeddingRequest(input=[given], truncate_sequence=request.truncate)
+        for one in ids:  # one at a time: a call of its own for each lets other callers in between
+            asked = module.EmbeddingRequest(input=[one[: context_length or None]])
             vectors += runner.call("send_embedding_request", asked)
     except Exception as error:
         raise public(error, "A text was not read", longest) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def runner_arguments(wheel: Any, found: Found, settings: Settings, template: Pat
     if options.xlora is not None and options.xlora_order is not None:
         options = replace(options, xlora=staged(options.xlora, options.xlora_order, stage))
     arguments: dict[str, Any] = {
-        "which": which(wheel, found, options),
+        "which": which(wheel, found, options, stage),
         "max_seqs": options.max_num_seqs,
         "no_kv_cache": not options.kv_cache,
         "prefix_cache_n": settings.prefix_cache_n,
@@ -137,13 +138,23 @@ def isq_for(found: Found, settings: Settings) -> str | None:
     return settings.isq
 
 
-def which(wheel: Any, found: Found, options: Options) -> Any:
+def which(wheel: Any, found: Found, options: Options, stage: Path) -> Any:
     """The wheel's description of the model."""
     if found.layout == "gguf":
         return _gguf(wheel, found, options)
     if found.layout == "ggml":
-        return _ggml(wheel, found, options)
+        return _ggml(wheel, found, options, stage)
     return _folder(wheel, found, options)
+
+
+def _words(tokenizer: Path, stage: Path) -> Path:
+    """A folder with the files that the wheel wants beside a tokenizer.json, and takes nothing from."""
+    folder = stage / "words"
+    folder.mkdir()
+    shutil.copyfile(tokenizer, folder / tokenizer.name)
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    return folder
 
 
 def _folder(wheel: Any, found: Found, options: Options) -> Any:
@@ -208,7 +219,7 @@ def _gguf(wheel: Any, found: Found, options: Options) -> Any:
     )
 
 
-def _ggml(wheel: Any, found: Found, options: Options) -> Any:
+def _ggml(wheel: Any, found: Found, options: Options, stage: Path) -> Any:
     tokenizer = options.tokenizer or found.path.parent / "tokenizer.json"
     if not tokenizer.is_file():
         raise ModelNotFound(
@@ -219,7 +230,7 @@ def _ggml(wheel: Any, found: Found, options: Options) -> Any:
     common = {
         "quantized_model_id": str(found.path.parent),
         "quantized_filename": found.path.name,
-        "tok_model_id": str(tokenizer.parent),
+        "tok_model_id": str(_words(tokenizer, stage)),
         "tokenizer_json": str(tokenizer),
         "gqa": options.gqa,
         "dtype": _dtype(wheel, options),

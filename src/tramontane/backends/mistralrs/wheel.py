@@ -28,6 +28,7 @@ log = logging.getLogger("tramontane.mistralrs")
 
 _TOO_LONG = re.compile(r"sequence length is greater than (\d+)")
 _MEMORY = re.compile(r"out of memory|OUT_OF_MEMORY|cannot allocate|does not fit|insufficient memory", re.IGNORECASE)
+_ENDED = re.compile(r"received none|channel closed|erroneously closed", re.IGNORECASE)
 _BACKTRACE = re.compile(r"\n\s*(0: |Stack backtrace|stack backtrace)")
 _REPORT = "Another backend may run it; the fault is mistral.rs's."
 
@@ -62,7 +63,9 @@ def public(error: BaseException, doing: str, prompt_tokens: int = 0) -> Tramonta
         return InvalidRequest("grammar", words.removeprefix("Invalid grammar").strip(" .") or "it is none")
     if isinstance(error, MemoryError) or _MEMORY.search(words):
         return OutOfMemory(words, "Use a smaller model, quantization=, or fewer sequences.")
-    kind = "panicked" if type(error).__name__ == "PanicException" else "failed"
+    if _ENDED.search(words):  # which is all that it says of it
+        words = "the thread of its engine ended, and wrote why to standard error; it starts another"
+    kind = "panicked" if type(error).__name__ == "PanicException" or "thread of its engine" in words else "failed"
     return TramontaneError(f"{doing}: mistral.rs {kind}: {words}.", _REPORT)
 
 
@@ -102,10 +105,13 @@ _capturing = threading.Lock()
 
 
 def quiet() -> None:
-    """Tell the wheel, which decides when it is imported, to log no more than our logger takes; RUST_LOG overrides."""
+    """Tell the wheel, which decides when it is imported, to log no more than our logger takes; RUST_LOG overrides.
+
+    What it says while it answers, its engine says: the same words reach us as errors, so only DEBUG lets them through.
+    """
     level = log.getEffectiveLevel()
-    name = next((name for name, value in _LEVELS.items() if value >= level), b"ERROR")
-    os.environ.setdefault("RUST_LOG", name.decode().lower())
+    name = next((name for name, value in _LEVELS.items() if value >= level), b"ERROR").decode().lower()
+    os.environ.setdefault("RUST_LOG", name if level <= logging.DEBUG else f"{name},mistralrs_core::engine=off")
 
 
 @contextlib.contextmanager
