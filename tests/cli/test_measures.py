@@ -12,8 +12,11 @@ import pytest
 from tests.cli.conftest import Shell
 from tramontane import __version__
 from tramontane.backends.base import Backend
+from tramontane.backends.declared import Declared
 from tramontane.backends.mock import PROMPT_LOGPROB, MockBackend
+from tramontane.backends.registry import BUILT_IN, declared
 from tramontane.cli import bench, doctor
+from tramontane.errors import UnsupportedModel
 from tramontane.llm import LLM
 
 Use = Callable[[Backend], None]
@@ -79,9 +82,22 @@ def test_doctor(shell: Shell) -> None:
     assert report["devices"]["cpu"] == "available"
     assert set(report["extras"]) == {"torch", "cuda", "transformers", "mistralrs", "grammar", "server"}
     assert report["packages"]["numpy"]
+    assert set(report["backends"]) >= set(BUILT_IN)
+    assert report["backends"]["native"].startswith("chat, embed, generate")
+    assert "without" in report["backends"]["mock"]
     shown = shell("doctor")
     assert shown.exit_code == bool(report["problems"])
     assert ("All is well." in shown.stdout) == (not report["problems"])
+
+
+def test_doctor_tells_of_backends_that_are_not_here(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Declared, "missing", lambda self: list(self.modules))
+    broken = {"odd": UnsupportedModel("It is broken."), "mistralrs": declared("mistralrs")}
+    monkeypatch.setattr("tramontane.backends.registry.all_declared", lambda: broken)
+    result = shell("doctor")
+    assert result.exit_code == 1
+    assert "not installed: pip install 'tramontane[mistralrs]'" in result.stdout
+    assert "problem: the backend odd cannot be used: It is broken." in result.stdout
 
 
 def test_doctor_names_what_is_missing(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

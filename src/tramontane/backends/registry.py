@@ -105,18 +105,20 @@ def declared(name: str, field: str = "backend") -> Declared:
     return found
 
 
-def those_that(can: Callable[[Declared], bool]) -> list[str]:
-    """The names of the backends of which that is true. One that does not load counts as one that cannot: who asks for
-    it is told why."""
-    found = []
+def all_declared() -> dict[str, Declared | TramontaneError]:
+    """What each backend declares, or why that of another package does not load, by name."""
+    found: dict[str, Declared | TramontaneError] = {}
     for name in names():
         try:
-            one = declared(name)
-        except TramontaneError:
-            continue
-        if can(one):
-            found.append(name)
+            found[name] = declared(name)
+        except TramontaneError as error:
+            found[name] = error
     return found
+
+
+def those_that(can: Callable[[Declared], bool]) -> list[str]:
+    """The names of the backends of which that is true. One that does not load counts as one that cannot."""
+    return [name for name, one in all_declared().items() if isinstance(one, Declared) and can(one)]
 
 
 def _added() -> dict[str, EntryPoint]:

@@ -31,7 +31,7 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json(report)
     else:
-        for section in ("system", "kernels", "devices", "extras", "packages"):
+        for section in ("system", "kernels", "devices", "backends", "extras", "packages"):
             print(section)
             for name, value in report[section].items():
                 print(f"  {name:<18}{one_line(str(value or 'missing'))}")
@@ -49,8 +49,9 @@ def examine() -> dict[str, Any]:
     lacking = [name for name, version in packages.items() if version is None]
     problems = [f"{name} is missing: pip install {name}" for name in lacking]
     kernels, devices = {"cpu": "not examined, as packages are missing"}, ["cpu"]
-    system = _system(problems)
+    system, backends = _system(problems), {}
     if not lacking:
+        backends = _backends(problems)
         from tramontane.kernels.device import available_devices
 
         kernels = {"cpu": _kernels(problems)}
@@ -59,6 +60,7 @@ def examine() -> dict[str, Any]:
         "system": system,
         "kernels": kernels,
         "devices": dict.fromkeys(devices, "available"),
+        "backends": backends,
         "extras": {
             extra: "installed" if all(map(_installed, needs)) else f"not installed: pip install 'tramontane[{extra}]'"
             for extra, needs in _EXTRAS.items()
@@ -99,6 +101,28 @@ def _cache(problems: list[str]) -> str:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problems.append(f"the model cache {folder} cannot be written: set TRAMONTANE_CACHE to another folder")
     return str(folder)
+
+
+def _backends(problems: list[str]) -> dict[str, str]:
+    """Of each backend, what it can do and lacks; or how it is installed."""
+    from tramontane.backends.declared import Declared
+    from tramontane.backends.registry import all_declared
+
+    found = all_declared()
+    there = [one for one in found.values() if isinstance(one, Declared)]
+    fields = {field for one in there for field in one.sampling_fields | one.request_fields}
+    shown = {}
+    for name, one in found.items():
+        if not isinstance(one, Declared):
+            problems.append(f"the backend {name} cannot be used: {one}")
+            shown[name] = "broken"
+        elif missing := one.missing():
+            line = f"tramontane[{one.extra}]" if one.extra else " ".join(missing)
+            shown[name] = f"not installed: pip install '{line}'"
+        else:
+            lacking = ", ".join(sorted(fields - one.sampling_fields - one.request_fields))
+            shown[name] = f"{', '.join(sorted(one.abilities))}{f'; without {lacking}' if lacking else ''}"
+    return shown
 
 
 def _installed(name: str) -> bool:
