@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -89,3 +90,13 @@ def test_examples_run(path: Path, smollm2: Path) -> None:
     done = subprocess.run([sys.executable, path, smollm2], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) > 10
+
+
+def test_the_table_of_backends_is_what_they_declare() -> None:
+    spec = importlib.util.spec_from_file_location("make_backends", ROOT / "docs" / "make_backends.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = page("docs/backends.md")
+    assert script.made(text) == text, "run python docs/make_backends.py"

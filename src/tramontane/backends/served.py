@@ -21,7 +21,7 @@ from tramontane.errors import EngineClosed
 from tramontane.types import Chunk, Message, Request, SamplingParams, Stats
 
 SAMPLING = frozenset(field.name for field in fields(SamplingParams))
-REQUEST = REQUEST_FIELDS
+REQUEST = REQUEST_FIELDS - {"adapter"}
 """What an engine of ours honours, and so each backend over one."""
 _EXIT_SECONDS = 10.0
 """How long an exiting interpreter waits for the step that is running."""

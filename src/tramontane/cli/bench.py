@@ -49,9 +49,12 @@ def measure(llm: LLM, *, prompt: int = 512, generate: int = 64, batch: int = 16,
     """Medians over rounds: speeds in tokens a second, times in milliseconds, bandwidth in GB/s.
 
     The share of bandwidth takes each decoded token to read every weight once. Batch counts the generated tokens of
-    all sequences over the time of the whole call, their prefill of 32 tokens included.
+    all sequences over the time of the whole call, their prefill of 32 tokens included. What needs the size of the
+    weights is None for a backend that does not tell it.
     """
     import statistics
+
+    from tramontane.backends.base import HasStats
 
     _timed(llm, _ids(llm, 32, "warm-up"), 4)  # the first request touches memory and builds the workspace
     rows: dict[str, list[float]] = {"prefill": [], "decode": [], "batch": [], "ttft": []}
@@ -62,10 +65,10 @@ def measure(llm: LLM, *, prompt: int = 512, generate: int = 64, batch: int = 16,
         rows["ttft"].append(first * 1000)
         rows["decode"].append(rate)
         rows["batch"].append(_batch(llm, [_ids(llm, 32, f"batch {turn} {i}") for i in range(batch)], generate))
-    stats = llm.stats()
+    weights = llm.stats().weight_bytes if isinstance(llm.backend, HasStats) else None
     medians = {name: statistics.median(values) for name, values in rows.items()}
     bandwidth = memory_bandwidth()
-    read = stats.weight_bytes * medians["decode"] / 1e9
+    read = None if weights is None else weights * medians["decode"] / 1e9
     return {
         "model": llm.capabilities().model,
         "prompt_tokens": prompt,
@@ -76,10 +79,10 @@ def measure(llm: LLM, *, prompt: int = 512, generate: int = 64, batch: int = 16,
         "decode_tokens_per_s": medians["decode"],
         "batch_tokens_per_s": medians["batch"],
         f"ttft_{_FIRST}_ms": medians["ttft"],
-        "weight_gb": stats.weight_bytes / 1e9,
+        "weight_gb": None if weights is None else weights / 1e9,
         "memory_gb_per_s": bandwidth,
         "decode_gb_per_s": read,
-        "decode_bandwidth_share": read / bandwidth,
+        "decode_bandwidth_share": None if read is None else read / bandwidth,
     }
 
 

@@ -197,6 +197,7 @@ _CASES = (
     ("mock", Subject("mock", {"script": SCRIPTS, "context_length": 400}, nothing), False),
     ("native", Subject("native", {"threads": 1, "num_blocks": 400}, tiny), False),
     ("native, SmolLM2", Subject("native", {"threads": 2}, smollm2), True),
+    ("mistralrs, stories15m", Subject("mistralrs", {}, stories15m), True),
     ("mistralrs, SmolLM2", Subject("mistralrs", {}, smollm2), True),
     ("transformers", Subject("transformers", {"threads": 1}, tiny), True),
     ("transformers, stories15m", Subject("transformers", {"threads": 2}, stories15m), True),

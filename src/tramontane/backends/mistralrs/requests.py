@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from tramontane.types import (
     Tool,
 )
 
-SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams)) - {
-    "seed",
-    "prompt_logprobs",
-    "min_tokens",
-    "skip_special_tokens",
-    "logits_processors",
-}
+SAMPLING_FIELDS = frozenset(
+    {
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+        *("logit_bias", "n", "logprobs", "stop", "stop_token_ids", "include_stop", "max_tokens", "ignore_eos"),
+        *("echo", "grammar"),
+    }
+)
 NEED_TOKENIZER = frozenset({"logprobs", "logit_bias", "stop_token_ids"})
 """Fields about token ids, which the wheel's answers do not tell: our tokenizer finds them."""
 REQUEST_TAKEN = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort", "timeout", "adapter"})
