@@ -18,7 +18,7 @@ from tramontane.backends.declared import Declared
 from tramontane.backends.registry import declared, open_backend, those_that
 from tramontane.errors import InvalidRequest
 from tramontane.gather import answer_all, closing_after
-from tramontane.types import SAMPLING_DEFAULTS, Chunk, Request, Result, SamplingParams
+from tramontane.types import SAMPLING_DEFAULTS, Chunk, Grammar, Request, Result, SamplingParams
 
 REFUSED = "refused by capability: "
 PROMPT = "The wind that comes over the mountains"
@@ -161,6 +161,7 @@ EXAMPLES: dict[str, Any] = {
     "ignore_eos": True,
     "echo": True,
     "skip_special_tokens": False,
+    "grammar": Grammar("choice", ("cold", "dry")),
     "logits_processors": (lambda prompt, output, logits: logits,),
 }
 """For each field a value that asks for something; a new field needs one."""
