@@ -145,5 +145,5 @@ async def collect(chunks: Any) -> list[Chunk]:
 def test_native_refuses_no_field(subject: Subject) -> None:
     if subject.name != "native":
         pytest.skip("another backend")
-    assert subject.can.sampling_fields >= set(EXAMPLES) - {"grammar"}
+    assert subject.can.sampling_fields >= set(EXAMPLES)
     assert subject.can.request_fields >= REQUEST_FIELDS - {"adapter"}
