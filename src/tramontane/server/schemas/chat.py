@@ -57,6 +57,8 @@ Content = Annotated[TextContent | ImageContent | AudioContent, Field(discriminat
 class CalledFunction(Body):
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client read out of the arguments, and sends back with them."""
 
 
 class Call(Body):
@@ -113,6 +115,8 @@ class AssistantTurn(_Turn):
     """What it thought before it answered; whether the template shows it is the template's."""
     reasoning: str | None = None
     """The same, as vLLM has it."""
+    parsed: Any = None
+    """What OpenAI's client read out of the content, and sends back with it."""
 
 
 Turn = Annotated[GivenTurn | ToolTurn | AssistantTurn, Field(discriminator="role")]
