@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,30 @@ def test_marks_that_are_special_tokens_are_seen_and_never_shown(tmp_path: Path) 
         assert choice(backend, asked((*spelled("Hm"), START, *spelled("?")))).text == "Hm[TOOL_CALLS]?"
     finally:
         backend.close()
+
+
+SMALL = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}, "on": {"enum": ["a", "b"]}},
+    "required": ["n", "on"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_model_that_knows_nothing_is_made_to_call(backend: NativeBackend, seed: int) -> None:
+    pytest.importorskip("llguidance", reason="it holds answers to grammars")
+    tools = (Tool("pick", "", SMALL), Tool("drop", "", SMALL))
+    params = SamplingParams(seed=seed, temperature=2.0)
+    free = Request(messages=(Message("user", "Hi"),), sampling=params, tools=tools, thinking=False)
+    for choosing, names in (("required", {"pick", "drop"}), (NamedTool("drop"), {"drop"})):
+        said = choice(backend, replace(free, tool_choice=choosing, parallel_tool_calls=False))  # type: ignore[arg-type]
+        (call,) = said.tool_calls
+        arguments = json.loads(call.arguments)
+        assert call.name in names
+        assert set(arguments) == {"n", "on"}
+        assert 0 <= arguments["n"] <= 9
+        assert (said.text, said.finish_reason) == ("", "tool_calls")
 
 
 def test_formats_can_be_named(checkpoint: Path) -> None:
