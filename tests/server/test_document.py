@@ -103,7 +103,7 @@ def test_every_metric_is_explained_and_the_dashboard_shows_what_there_is(mock: L
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", [(), (ApiKey("a", "a-long-secret"),)], ids=["open", "keys"])
-def test_schemathesis_finds_nothing(keys: tuple[ApiKey, ...]) -> None:
+def test_schemathesis_finds_nothing(keys: tuple[ApiKey, ...], tmp_path: Path) -> None:
     """But that valid bodies may be refused: a schema does not hold what fields have to do with each other, nor what a
     model can."""
     pytest.importorskip("schemathesis")
@@ -112,6 +112,6 @@ def test_schemathesis_finds_nothing(keys: tuple[ApiKey, ...]) -> None:
         command = [sys.executable, "-c", program, "run", f"{server.url}/openapi.json", "--no-color"]
         command += ["--max-examples", "30", "--exclude-checks", "positive_data_acceptance"]
         command += ["--header", "Authorization: Bearer a-long-secret"] if keys else []
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
         assert server.get("/health").status_code == 200
