@@ -128,7 +128,8 @@ def test_the_end_of_the_context_is_an_end(subject: Subject) -> None:
         pytest.skip("the context is long")
     result = subject.ask(ignore_eos=True, max_tokens=None)
     assert result.finish_reason == "length"
-    assert result.usage.total_tokens == subject.can.context_length
+    more = 1 if subject.name == "mistralrs" else 0  # the wheel draws one token that it could not read any more
+    assert result.usage.total_tokens == subject.can.context_length + more
 
 
 # ---- seeds and choices
