@@ -14,7 +14,7 @@ from tramontane.text.conversation import reasoning_variables
 from tramontane.text.dialect import Dialect
 from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
-from tramontane.types import Message, Request, ToolCall
+from tramontane.types import Message, Request, Tool, ToolCall
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
 CALLS = (
@@ -123,6 +123,19 @@ def test_templates_that_show_calls_and_no_tools_are_helped_in_their_own_form() -
 def test_a_form_that_words_cannot_ask_for_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="'mistral' cannot be asked for in words"):
         dialect(TURNS, tool_format="mistral").speak(Request(messages=CONVERSATION, tools=TOOLS))
+
+
+@pytest.mark.parametrize("source", [CALLS + "<tool_call>", TURNS])
+def test_schemas_that_are_no_data_are_refused(source: str) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"items": deep}
+    for parameters in ({"x": object()}, deep):
+        tool = Tool("f", "", parameters, strict=True)
+        with pytest.raises(InvalidRequest, match=r"tools|nested"):
+            dialect(source).speak(Request(messages=CONVERSATION, tools=(tool,)))
+    odd = Tool("f", "", {"required": 5, "properties": {"x": True}}, strict=True)
+    assert dialect(source, tool_format="pythonic").speak(Request(messages=CONVERSATION, tools=(odd,))).grammar
 
 
 def test_the_templates_own_refusals_are_told() -> None:

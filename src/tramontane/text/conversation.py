@@ -204,7 +204,10 @@ def retold(messages: Sequence[Message], format_: str, shapes: Shapes) -> list[di
 
 def taught(turns: list[dict[str, Any]], tools: Sequence[Tool], format_: str, shapes: Shapes) -> list[dict[str, Any]]:
     """The conversation with tools in the system message, or before the first question, where there can be none."""
-    lines = "\n".join(json.dumps(tool_mapping(tool), ensure_ascii=False) for tool in tools)
+    try:
+        lines = "\n".join(json.dumps(tool_mapping(tool), ensure_ascii=False) for tool in tools)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest("tools", f"a schema is not plain data ({error})") from None
     words = _INSTRUCTIONS[format_].replace("{tools}", lines)
     if turns and turns[0]["role"] == "system":
         return [{**turns[0], "content": f"{_joined(turns[0])}\n\n{words}"}, *turns[1:]]

@@ -166,6 +166,15 @@ class Dialect:
         reasons = self.reasoning is not None and not is_over(self.reasoning, prompt)
         if not held and (given is None or not (tools or reasons or self.format.channels)):
             return given
+        try:
+            return self._written(request, tools, prompt, forced)
+        except (TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, InvalidRequest):
+                raise
+            raise InvalidRequest("tools", f"a schema cannot be written down ({error})") from None
+
+    def _written(self, request: Request, tools: Sequence[Tool], prompt: str, forced: bool) -> Grammar:
+        given = request.sampling.grammar
         if forced and given is not None:
             raise InvalidRequest(
                 "grammar", "a call is required, which the grammar says nothing of", "Give one of them."

@@ -143,6 +143,12 @@ def test_raw_line_breaks_in_strings_become_escapes() -> None:
     assert json.loads(said.calls[0].arguments) == {"x": "a\nb\t"}
 
 
+def test_names_that_cannot_be_written_are_none() -> None:
+    for name in ("\\ud800", "a\\nb", " ", ""):
+        written = f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>'
+        assert read([written], parser("hermes")).text == written
+
+
 def test_one_call_at_most() -> None:
     for sample in SAMPLES:
         said = read(sample.written, of(sample, single=True))

@@ -73,7 +73,9 @@ def call_object(reader: Reader, out: Output, known: Collection[str] | None = Non
 
 def _name(value: str, known: Collection[str] | None) -> str:
     name = json.loads(value)
-    if not isinstance(name, str) or not name or (known is not None and name not in known):
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():  # half a surrogate pair is not either
+        return ""
+    if known is not None and name not in known:
         return ""
     return name
 

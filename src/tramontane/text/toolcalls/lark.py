@@ -90,7 +90,8 @@ def parameters(tool: Tool) -> Mapping[str, Any]:
 def properties(tool: Tool) -> list[tuple[str, Any, bool]]:
     """Name, schema and whether it must be given of each argument, for syntaxes that are no JSON."""
     schema = parameters(tool)
-    required = schema.get("required") or ()
+    listed = schema.get("required")
+    required = listed if isinstance(listed, (list, tuple)) else ()
     found = schema.get("properties") or {}
     if not isinstance(found, Mapping) or "$ref" in json.dumps(found):
         raise InvalidRequest(
