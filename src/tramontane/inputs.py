@@ -9,13 +9,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 from tramontane.errors import InvalidRequest
 from tramontane.functions import choice_of, tools_of
 from tramontane.types import (
     AudioPart,
     EmbedRequest,
+    Grammar,
+    GrammarKind,
     ImagePart,
     Message,
     Part,
@@ -31,6 +33,8 @@ Conversation = Sequence[Message | Mapping[str, Any]]
 Sampling = SamplingParams | Sequence[SamplingParams]
 
 SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
+GRAMMAR_KINDS = frozenset(get_args(GrammarKind))
+"""Keywords that stand for a grammar of that kind."""
 _CHAT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "thinking", "reasoning_effort"})
 _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content"})
 
@@ -207,17 +211,39 @@ def _part(given: object) -> Part:
 
 
 def merge_sampling(sampling: SamplingParams | None, given: Mapping[str, Any]) -> SamplingParams:
-    """`given` (fields by keyword) over `sampling`. An unknown name is an error that names it."""
+    """`given` (fields by keyword, or a grammar by its kind) over `sampling`. An unknown name is an error that names
+    it."""
+    given = _with_grammar(given)
     for name in given:
         if name not in SAMPLING_FIELDS:
             if name in _CHAT_FIELDS:
                 raise InvalidRequest(name, "only a request with messages uses a chat template", "Use chat().")
-            known = ", ".join(sorted(SAMPLING_FIELDS))
+            known = ", ".join(sorted(SAMPLING_FIELDS | GRAMMAR_KINDS))
             raise InvalidRequest(name, "no such sampling field", f"Fields are: {known}.")
     if sampling is not None and not isinstance(sampling, SamplingParams):
         raise InvalidRequest("sampling", f"{sampling!r} is not a SamplingParams", "Or give its fields as keywords.")
     own = SamplingParams(**given)
     return own if sampling is None else own.over(sampling)
+
+
+def _with_grammar(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A keyword named like a kind of grammar becomes the field `grammar`; a pydantic class stands for its schema."""
+    asked = [name for name in given if name in GRAMMAR_KINDS]
+    fields = {name: value for name, value in given.items() if name not in GRAMMAR_KINDS}
+    asked = [name for name in asked if given[name] is not None and not (name == "json_object" and given[name] is False)]
+    if not asked:
+        return fields
+    if len(asked) > 1 or fields.get("grammar") is not None:
+        raise InvalidRequest(asked[-1], "an answer matches one grammar", "Give one of them.")
+    (kind,) = asked
+    value = given[kind]
+    if kind == "json_object":
+        value = None if value is True else value
+    elif kind == "json_schema" and callable(getattr(value, "model_json_schema", None)):
+        value = value.model_json_schema()
+    elif kind == "choice" and not isinstance(value, str) and isinstance(value, Iterable):
+        value = tuple(value)
+    return {**fields, "grammar": Grammar(kind, value)}  # type: ignore[arg-type]  # one of the kinds
 
 
 def spread_sampling(

@@ -13,9 +13,17 @@ from tests.cli.conftest import Shell
 from tests.cli.shell import Terminal, environment, run, scripted
 from tramontane.backends.base import Backend, Capabilities
 from tramontane.backends.mock import MockBackend
-from tramontane.types import Request, SamplingParams
+from tramontane.types import Grammar, Request, SamplingParams
 
 Use = Callable[[Backend], None]
+
+
+class Holding(MockBackend):
+    """Takes grammars, as far as it says."""
+
+    def capabilities(self) -> Capabilities:
+        own = super().capabilities()
+        return replace(own, sampling_fields=own.sampling_fields | {"grammar"})
 
 
 class Untemplated(MockBackend):
@@ -179,3 +187,37 @@ def test_a_template_of_ones_own(shell: Shell, monkeypatch: pytest.MonkeyPatch, t
         "dtype": "float32",
         "deterministic": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "grammar"),
+    [
+        (["--json-object"], Grammar("json_object")),
+        (["--json-schema", "s.json"], Grammar("json_schema", {"type": "integer"})),
+        (["--regex", "a+"], Grammar("regex", "a+")),
+        (["--choice", "yes", "--choice", "no"], Grammar("choice", ("yes", "no"))),
+        (["--grammar", "g.lark"], Grammar("lark", 'start: "a"')),
+    ],
+)
+def test_what_the_answer_must_match(
+    arguments: list[str],
+    grammar: Grammar,
+    shell: Shell,
+    answering: Use,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.json").write_text('{"type": "integer"}')
+    Path("g.lark").write_text('start: "a"')
+    backend = Holding(lambda request: str(request.sampling.grammar == grammar))
+    answering(backend)
+    assert shell("run", *arguments, "hi").output == "True\n"
+    refused = shell("run", *arguments, "--regex", "b", "--json-object", "hi")
+    assert refused.exit_code != 0
+
+
+def test_a_schema_that_is_no_json(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text("{")
+    assert "is not JSON" in shell("run", "--json-schema", str(tmp_path / "s.json"), "hi").output
+    assert "cannot read" in shell("run", "--json-schema", str(tmp_path / "none.json"), "hi").output

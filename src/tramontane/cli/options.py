@@ -110,6 +110,15 @@ def open_llm(
         return LLM(model, backend=backend, chat_template=chat_template, progress=progress, **{**wanted, **given})
 
 
+def read_json(path: Path, field: str) -> Any:
+    """What a file that the user named holds. Raises InvalidRequest where it cannot be read, or is not JSON."""
+    text = read_text(path, field)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(field, f"{path} is not JSON ({error})") from None
+
+
 def read_text(path: Path, field: str) -> str:
     """A text file that the user named. Raises InvalidRequest where it cannot be read, or is not UTF-8."""
     try:

@@ -5,7 +5,6 @@ Owns the command's options and the one-shot answer; the conversation is in `chat
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import Backend, Device, Model, Settings, Threads, open_llm, read_text
+from tramontane.cli.options import Backend, Device, Model, Settings, Threads, open_llm, read_json, read_text
 from tramontane.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
-    from tramontane.types import Choice, Chunk, Result, SamplingParams
+    from tramontane.types import Choice, Chunk, Grammar, Result, SamplingParams
 
 _TEMPERATURE = 0.7
 """Where neither the user nor the model names one. At 1, which the Python interface keeps to, small models wander."""
@@ -53,6 +52,13 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end.")] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the answer (one-shot only).")] = False,
+    json_object: Annotated[bool, typer.Option("--json-object", help="The answer is a JSON object.")] = False,
+    json_schema: Annotated[Path | None, typer.Option(help="A JSON Schema that the answer matches, in a file.")] = None,
+    regex: Annotated[str | None, typer.Option(help="A regular expression that the whole answer matches.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="One of the texts to answer with. Repeat it.")] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="A grammar that the answer matches, in llguidance's Lark, in a file.")
+    ] = None,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer when it is whole (or MISTRALRS_NO_STREAM=1).")
     ] = False,
@@ -98,6 +104,7 @@ def run(
         max_tokens=max_tokens,
         ignore_eos=ignore_eos or None,
         echo=echo or None,
+        grammar=_grammar(json_object, json_schema, regex, choice, grammar),
     )
     if logprobs is not None and not as_json:
         raise InvalidRequest("--logprobs", "they are only shown in JSON", "Add --json.")
@@ -122,16 +129,35 @@ def run(
             _answer(llm, asked, params, fields, stream=stream, as_json=as_json, reasoning=not hide_reasoning)
 
 
+def _grammar(
+    json_object: bool, schema: Path | None, regex: str | None, choice: list[str] | None, lark: Path | None
+) -> Grammar | None:
+    """The grammar that the options give. Raises InvalidRequest for two of them, and for a file that is none."""
+    from tramontane.types import Grammar
+
+    given: dict[str, Grammar] = {}
+    if json_object:
+        given["--json-object"] = Grammar("json_object")
+    if schema is not None:
+        given["--json-schema"] = Grammar("json_schema", read_json(schema, "--json-schema"))
+    if regex is not None:
+        given["--regex"] = Grammar("regex", regex)
+    if choice:
+        given["--choice"] = Grammar("choice", tuple(choice))
+    if lark is not None:
+        given["--grammar"] = Grammar("lark", read_text(lark, "--grammar"))
+    if len(given) > 1:
+        raise InvalidRequest(" and ".join(given), "an answer matches one grammar", "Give one of them.")
+    return next(iter(given.values()), None)
+
+
 def _chat_fields(tools: Path | None, choice: str | None, think: bool | None, effort: str | None) -> dict[str, Any]:
     """The fields of a chat request that the options give."""
     from tramontane.functions import tools_of
 
     fields: dict[str, Any] = {"thinking": think, "reasoning_effort": effort}
     if tools is not None:
-        try:
-            given = json.loads(read_text(tools, "--tools"))
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest("--tools", f"{tools} is not JSON ({error})") from None
+        given = read_json(tools, "--tools")
         fields["tools"] = tools_of(given if isinstance(given, list) else [given])
     if choice is not None:
         named = choice not in ("auto", "none", "required")

@@ -249,8 +249,10 @@ def _written(grammar: Grammar) -> str:
     if grammar.kind == "lark":
         return _part("lark_grammar", value)
     if grammar.kind == "choice":
-        choices = map(partial(json.dumps, ensure_ascii=False), dict.fromkeys(value))
-        return _part("lark_grammar", f"start: {' | '.join(choices)}")
+        # One terminal, not a rule of as many branches, of which llguidance follows no more than 2,000 at once.
+        texts = map(partial(json.dumps, ensure_ascii=False), filter(None, dict.fromkeys(value)))
+        start = 'TEXT | ""' if "" in value else "TEXT"
+        return _part("lark_grammar", f"start: {start}\nTEXT: {' | '.join(texts)}" if any(value) else 'start: ""')
     if grammar.kind == "json_object":
         return _part("json_schema", {**_JSON_OPTIONS, "type": "object"})
     if value is False:
