@@ -1,4 +1,4 @@
-"""Tiny random models for the wheel: llamas, an embedder, LoRA and X-LoRA adapters, and what PEFT makes of these."""
+"""Tiny random models for the wheel: llamas, an embedder, one that sees, LoRA and X-LoRA adapters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
 
 from tests.engine import checkpoints
 
@@ -74,18 +75,81 @@ def embedder(folder: Path) -> Path:
     return folder
 
 
+def vision(folder: Path) -> Path:
+    """A random Qwen2-VL, whose template marks images as the real one's does."""
+    llama(folder, hidden=64, heads=4, kv_heads=2, layers=2, inner=96)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    marks = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad", "vision_pad")]
+    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    start, end, image, video, pad = map(tokenizer.token_to_id, marks)
+    template = (
+        "{% for m in messages %}<|start|>{{ m.role }} {% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}{% if p.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}<|end|>{% endfor %}<|start|>assistant "
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    eyes = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 4, "num_heads": 4, "in_channels": 3,
+            "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+            "hidden_act": "quickgelu"}  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
+               "vocab_size": tokenizer.get_vocab_size(), "max_window_layers": 2, "sliding_window": None,
+               "use_sliding_window": False, "vision_start_token_id": start, "vision_end_token_id": end,
+               "vision_token_id": pad, "image_token_id": image, "video_token_id": video,
+               "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "vision_config": eyes}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    pixels = {"min_pixels": 3136, "max_pixels": 200704, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+              "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
+              "image_processor_type": "Qwen2VLImageProcessor"}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    rng = np.random.default_rng(7)
+    tensors = _layers("model.", rng, 64, 4, 2, 2, 96, tokenizer.get_vocab_size()) | _eyes(rng, 32, 64)
+    tensors["lm_head.weight"] = _drawn(rng, tokenizer.get_vocab_size(), 64, scale=3)
+    for i in range(2):
+        widths = {"q": 64, "k": 32, "v": 32}
+        tensors |= {f"model.layers.{i}.self_attn.{n}_proj.bias": np.zeros(w, np.float32) for n, w in widths.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _eyes(rng: np.random.Generator, width: int, out: int) -> dict[str, Floats]:
+    """Qwen2-VL's encoder of images, two blocks deep."""
+    four = 4 * width
+    linear = {"merger.mlp.0": (four, four), "merger.mlp.2": (out, four)}
+    norms = ["merger.ln_q"]
+    for i in range(2):
+        shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (four, width),
+                  "mlp.fc2": (width, four)}  # fmt: skip
+        linear |= {f"blocks.{i}.{name}": shape for name, shape in shapes.items()}
+        norms += [f"blocks.{i}.norm1", f"blocks.{i}.norm2"]
+    tensors = {f"visual.{name}.weight": _drawn(rng, *shape, scale=2) for name, shape in linear.items()}
+    tensors |= {f"visual.{name}.bias": np.zeros(shape[0], np.float32) for name, shape in linear.items()}
+    tensors |= {f"visual.{name}.weight": np.ones(width, np.float32) for name in norms}
+    tensors |= {f"visual.{name}.bias": np.zeros(width, np.float32) for name in norms}
+    return {**tensors, "visual.patch_embed.proj.weight": _drawn(rng, width, 3, 2, 14, 14)}
+
+
 def _drawn(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Floats:
     return (scale * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
 
 def _layers(
-    prefix: str, rng: np.random.Generator, hidden: int, heads: int, kv_heads: int, layers: int, inner: int
+    prefix: str,
+    rng: np.random.Generator,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+    inner: int,
+    vocab: int = checkpoints.VOCAB,
 ) -> dict[str, Floats]:
     """All but the head."""
     kv = kv_heads * hidden // heads
     one = np.ones(hidden, np.float32)
     tensors = {
-        f"{prefix}embed_tokens.weight": _drawn(rng, checkpoints.VOCAB, hidden, scale=4),
+        f"{prefix}embed_tokens.weight": _drawn(rng, vocab, hidden, scale=4),
         f"{prefix}norm.weight": one,
     }
     shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),

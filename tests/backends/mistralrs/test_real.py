@@ -4,6 +4,7 @@ transformers."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import math
 import os
@@ -301,6 +302,26 @@ def test_embeddings_agree_with_ours(loaded: Opened, tmp_path: Path) -> None:
     assert len(llm.embed(["a", "b"])) == 2
     with pytest.raises(UnsupportedModel):
         llm.generate("x")
+
+
+def test_images_reach_the_model(loaded: Opened, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    llm = loaded(models.vision(tmp_path / "vision"))
+    assert llm.capabilities().chat
+
+    def seen(colour: str, *, inline: bool = False) -> tuple[Result, list[float]]:
+        path = tmp_path / f"{colour}.png"
+        image.new("RGB", (56, 56), colour).save(path)
+        url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if inline else str(path)
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what?"}]
+        result = llm.chat([{"role": "user", "content": parts}], temperature=0.0, max_tokens=2, logprobs=0)
+        return result, logprobs(result)
+
+    red, numbers = seen("red")
+    assert red.usage.prompt_tokens > len("user what? assistant")  # four of them stand for the image
+    assert seen("red", inline=True)[1] == numbers
+    assert seen("blue")[1] != numbers
+    assert greedy(llm, "hello", 2)
 
 
 # ---- adapters

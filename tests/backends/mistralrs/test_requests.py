@@ -180,10 +180,20 @@ def test_media(opened: Open, tmp_path: Path) -> None:
     request = Request(messages=(Message("system", "look"), Message("user", parts)))
     with pytest.raises(InvalidRequest, match="neither images nor audio"):
         sent(opened()[0], request)
-    backend, _ = opened(kind="multimodal")
-    plan = backend._planner.plan(request)
+    backend, wheel = opened(kind="multimodal")
+    marks = "{% for m in messages %}{% for p in m.content %}{{ p.text or '<' ~ p.type ~ '>' }}{% endfor %}|{% endfor %}"
+    told = MistralRSBackend(Path(backend.capabilities().model), {"kind": "multimodal"}, chat_template=marks)
+    plan = told._planner.plan(request)
     assert plan.prompt_ids is None  # the wheel alone knows how media become tokens
-    assert plan.arguments["messages"] == [
+    first, whole = plan.arguments["messages"]
+    assert (first, whole["role"]) == ({"role": RAW, "content": ""}, "user")
+    assert [part["type"] for part in whole["content"]] == ["image_url", "image_url", "audio_url", "text"]
+    assert whole["content"][-1]["text"] == "look|what?<image><image><audio>|"
+    rendered = jinja2.Environment().from_string(wheel.template).render
+    assert rendered(messages=[first, whole]) == rendered(messages=[first, {"content": whole["content"][-1]["text"]}])
+    told.close()
+    # A template without marks for media: the wheel puts its own, and renders.
+    assert backend._planner.plan(request).arguments["messages"] == [
         {"role": "system", "content": "look"},
         {
             "role": "user",

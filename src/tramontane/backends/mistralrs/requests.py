@@ -39,7 +39,7 @@ NEED_TOKENIZER = frozenset({"logprobs", "logit_bias", "stop_token_ids"})
 REQUEST_TAKEN = frozenset({"tools", "tool_choice", "thinking", "reasoning_effort", "timeout", "adapter"})
 
 RAW = "tramontane_raw"
-"""The role of a message that holds a whole prompt, which the template passes on as it is."""
+"""The role of a first message which says that the last one holds a whole prompt, to be passed on as it is."""
 _BELOW_ONE = 1 - 2**-24
 """The wheel takes a min_p of 1 for none."""
 _EFFORTS = ("off", "none", "low", "medium", "high", "xhigh")
@@ -50,8 +50,10 @@ def wrapped(template: str | None) -> str:
     readable in there, as the wheel tells by its words how a model reasons and calls tools."""
     otherwise = "{{ raise_exception('the model has no chat template') }}" if template is None else template
     return (
-        "{% if messages|length == 1 and messages[0]['role'] == '" + RAW + "' %}{{ messages[0]['content'] }}"
-        "{% else %}" + otherwise + "{% endif %}"
+        "{% if messages[0]['role'] == '" + RAW + "' %}{% set content = (messages|last)['content'] %}"
+        "{% if content is string %}{{ content }}{% else %}"
+        "{% for part in content %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{% endif %}{% else %}" + otherwise + "{% endif %}"
     )
 
 
@@ -135,27 +137,40 @@ class Planner:
             text = request.prompt
         elif request.prompt_ids is not None:
             text = self._text_of(request.prompt_ids)
-        elif any(_has_media(message) for message in request.messages or ()):
+        elif any(_media(message) for message in request.messages or ()):
             return self._with_media(request), None
         else:
-            variables = dict(request.template_kwargs)
-            if request.tools and request.tool_choice != "none":
-                variables["tools"] = [_tool(tool) for tool in request.tools]
-            if request.thinking is not None:
-                variables["enable_thinking"] = request.thinking
-            if request.reasoning_effort is not None:
-                variables["reasoning_effort"] = request.reasoning_effort
-            text = self.render(request.messages or (), **variables)
+            text = self.render(request.messages or (), **_variables(request))
         return [{"role": RAW, "content": text}], text
 
     def _with_media(self, request: Request) -> list[dict[str, Any]]:
+        """The conversation rendered here, behind its media, where the template has marks for them: the wheel looks for
+        these in the text. Where it has none the wheel puts its own, and renders."""
         if not self.media:
             raise InvalidRequest("messages", "this model takes neither images nor audio", "Send text only.")
+        messages = request.messages or ()
+        media = [_for_wheel(part) for message in messages for part in _media(message)]
+        if self.template is not None:
+            turns, variables = [_with_marks(message) for message in messages], _variables(request)
+            text = self._marked(turns, variables)
+            if text is not None:
+                whole = {"role": "user", "content": [*media, {"type": "text", "text": text}]}  # it wants this role
+                return [{"role": RAW, "content": ""}, whole]
         if request.template_kwargs:
             raise InvalidRequest(
-                "template_kwargs", "mistral.rs renders conversations with media itself", "Leave them out."
+                "template_kwargs", "the template has no marks for media, so mistral.rs renders", "Leave them out."
             )
-        return [_for_wheel(message) for message in request.messages or ()]
+        return [_turn_for_wheel(message) for message in messages]
+
+    def _marked(self, turns: list[dict[str, Any]], variables: dict[str, Any]) -> str | None:
+        """The conversation's text, or None where its media leave no mark in it."""
+        assert self.template is not None
+        try:
+            text = self.template.render(turns, **variables)
+        except InvalidRequest:  # the template takes texts alone
+            return None
+        bare = [{**turn, "content": [part for part in turn["content"] if part["type"] == "text"]} for turn in turns]
+        return None if text == self.template.render(bare, **variables) else text
 
     def _text_of(self, ids: Sequence[int]) -> str:
         """The text that the wheel will read as these tokens: it takes no ids."""
@@ -246,8 +261,31 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _has_media(message: Message) -> bool:
-    return not isinstance(message.content, str) and any(not isinstance(part, TextPart) for part in message.content)
+def _variables(request: Request) -> dict[str, Any]:
+    """What the template is told besides the turns."""
+    variables = dict(request.template_kwargs)
+    if request.tools and request.tool_choice != "none":
+        variables["tools"] = [_tool(tool) for tool in request.tools]
+    if request.thinking is not None:
+        variables["enable_thinking"] = request.thinking
+    if request.reasoning_effort is not None:
+        variables["reasoning_effort"] = request.reasoning_effort
+    return variables
+
+
+def _media(message: Message) -> list[ImagePart | AudioPart]:
+    parts = () if isinstance(message.content, str) else message.content
+    return [part for part in parts if not isinstance(part, TextPart)]
+
+
+def _with_marks(message: Message) -> dict[str, Any]:
+    """A turn as templates read it, whose media are told by their kind alone."""
+    parts = (TextPart(message.content),) if isinstance(message.content, str) else message.content
+    content = [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": _KINDS[type(part)]}
+        for part in parts
+    ]
+    return {**_as_mapping(message), "content": content}
 
 
 def _as_mapping(message: Message) -> dict[str, Any]:
@@ -270,21 +308,23 @@ def _parsed(arguments: str) -> Any:
         return arguments
 
 
-def _for_wheel(message: Message) -> dict[str, Any]:
-    """A turn as the wheel takes it, which fetches addresses and reads paths."""
+def _turn_for_wheel(message: Message) -> dict[str, Any]:
     if isinstance(message.content, str):
         return {"role": message.role, "content": message.content}
-    parts: list[dict[str, Any]] = []
-    for part in message.content:
-        if isinstance(part, TextPart):
-            parts.append({"type": "text", "text": part.text})
-        else:
-            name = _PARTS[type(part)]
-            parts.append({"type": name, name: {"url": _address(part.source)}})
-    return {"role": message.role, "content": parts}
+    content = [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else _for_wheel(part)
+        for part in message.content
+    ]
+    return {"role": message.role, "content": content}
 
 
-_PARTS: Mapping[type, str] = {ImagePart: "image_url", AudioPart: "audio_url"}
+def _for_wheel(part: ImagePart | AudioPart) -> dict[str, Any]:
+    """As the wheel takes it, which fetches addresses and reads paths."""
+    name = f"{_KINDS[type(part)]}_url"
+    return {"type": name, name: {"url": _address(part.source)}}
+
+
+_KINDS: Mapping[type, str] = {ImagePart: "image", AudioPart: "audio"}
 
 
 def _address(source: str) -> str:
