@@ -288,6 +288,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(mock: Live, field: str, valu
     ("body", "param", "code"),
     [
         ({"nonsense": 1}, "nonsense", "unknown_parameter"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "invalid_value"),
         ({"messages": None}, "messages", "invalid_type"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),

@@ -8,11 +8,12 @@ import struct
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.server.live import HELLO, Live, events, live
 from tests.server.scripted import Scripted, says
 from tramontane.backends.mock import BOS_ID, PROMPT_LOGPROB, MockBackend, hashed
-from tramontane.server.schemas.completions import CompletionReply
+from tramontane.server.schemas.completions import CompletionReply, CompletionRequest
 from tramontane.server.schemas.reading import EmbeddingsReply, RerankReply
 from tramontane.server.schemas.tokens import TokenizeReply
 
@@ -230,6 +231,21 @@ def test_what_is_no_json_is_refused_and_harms_nobody(mock: Live, body: bytes) ->
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["message"]
     assert mock.complete().status_code == 200
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"prompt": [0.5] * 10_000}, {"prompt": [["a"]] * 10_000}, {"prompt": ["a", *[1] * 10_000]},
+        {"stop": [1] * 10_000}, {"bad_words": [""] * 10_000}, {f"x{i}": 1 for i in range(10_000)},
+        {"logit_bias": {f"x{i}": 1 for i in range(10_000)}}, {"stream_options": {f"x{i}": 1 for i in range(10_000)}},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)  # fmt: skip
+def test_a_thousand_mistakes_are_complained_of_once(extra: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate({"prompt": "a", **extra})
+    assert caught.value.error_count() < 10
 
 
 def test_whole_surrogate_pairs_are_characters(mock: Live) -> None:

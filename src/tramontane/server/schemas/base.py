@@ -5,16 +5,40 @@ Owns the fields that chat and completions share. Must not know: how a field is h
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+MOST_FIELDS = 200
+"""Of one object: far more than there are. Each unknown one would be a complaint of its own."""
+
+
+def few(most: int) -> BeforeValidator:
+    """Refuses an object with more entries at once, instead of complaining of each."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError("too_long", "it has {count} entries", {"count": len(value)})
+        return value
+
+    return BeforeValidator(check)
+
+
+Item = TypeVar("Item")
+Several = Annotated[list[Item], Field(fail_fast=True)]
+"""A list, of which the first wrong item is complained of."""
 
 
 class Body(BaseModel):
     """Something that a client sends: unknown fields are refused, types are not guessed, null is not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return few(MOST_FIELDS).func(value)  # type: ignore[call-arg]
 
 
 class Reply(BaseModel):
@@ -63,8 +87,17 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Text = Annotated[str, Field(min_length=1)]
 Schema = dict[str, Any] | bool
 Labels = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16), few(16)
 ]
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=1024),
+    few(1024),
+]
+Ids = Annotated[Several[TokenId], Field(min_length=1)]
+Texts = Annotated[Several[str], Field(min_length=1)]
+Inputs = str | Ids | Texts | Annotated[Several[Ids], Field(min_length=1)]
+"""A text, token ids, or several of either."""
 ModelName = Annotated[str | None, Field(description="One of the names in /v1/models; the first when left out.")]
 
 
@@ -94,7 +127,7 @@ class StructuredOutputs(Body):
 
     json_: Schema | str | None = Field(None, alias="json")
     regex: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    choice: Texts | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -105,13 +138,11 @@ class Sampled(Body):
     model: ModelName = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = None
+    logit_bias: LogitBias | None = None
     max_tokens: Natural | None = None
     n: Count | None = None
     seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
+    stop: Text | Annotated[Several[Text], Field(max_length=64)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -128,19 +159,19 @@ class Sampled(Body):
     dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
     dry_allowed_length: Count | None = None
     dry_range: Natural | None = None
-    dry_sequence_breakers: Annotated[list[Text], Field(max_length=64)] | None = None
-    bad_words: Annotated[list[Text], Field(max_length=1024)] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    dry_sequence_breakers: Annotated[Several[Text], Field(max_length=64)] | None = None
+    bad_words: Annotated[Several[Text], Field(max_length=1024)] | None = None
+    allowed_token_ids: Ids | None = None
     ignore_eos: bool | None = None
     min_tokens: Natural | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    stop_token_ids: Annotated[Several[TokenId], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     priority: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Field(min_length=1)] | None = None
+    guided_choice: Texts | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
 

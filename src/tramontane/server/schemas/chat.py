@@ -16,6 +16,7 @@ from tramontane.server.schemas.base import (
     Labels,
     Reply,
     Sampled,
+    Several,
     UsageReply,
     refused,
     refused_unless_empty,
@@ -71,7 +72,7 @@ class Call(Body):
     """Sent back by clients that keep a stream's calls as they came."""
 
 
-Said = str | list[Content]
+Said = str | Several[Content]
 
 
 class _Turn(Body):
@@ -109,7 +110,7 @@ class ToolTurn(_Turn):
 class AssistantTurn(_Turn):
     role: Literal["assistant"]
     content: Said | None = None  # type: ignore[assignment]
-    tool_calls: list[Call] | None = None
+    tool_calls: Several[Call] | None = None
     tool_call_id: _OTHERS_ANSWERS = None  # type: ignore[valid-type]
     reasoning_content: str | None = None
     """What it thought before it answered; whether the template shows it is the template's."""
@@ -175,7 +176,7 @@ class CacheOptions(Body):
 
 
 class ChatRequest(Sampled):
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[Several[Turn], Field(min_length=1)]
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     max_completion_tokens: Count | None = None
@@ -191,14 +192,14 @@ class ChatRequest(Sampled):
     response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
-    tools: list[ToolGiven] | None = None
+    tools: Several[ToolGiven] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     """More variables for the chat template."""
 
     audio: refused("this server does not speak") = None  # type: ignore[valid-type]
     function_call: refused("it is deprecated: use tool_choice", "none", "auto") = None  # type: ignore[valid-type]
     functions: refused_unless_empty("they are deprecated: use tools") = None  # type: ignore[valid-type]
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: Annotated[Several[Literal["text"]], Field(max_length=1)] | None = None
     moderation: refused("there is no moderation model") = None  # type: ignore[valid-type]
     prediction: refused("there are no predicted outputs") = None  # type: ignore[valid-type]
     prompt_cache_retention: refused("the cache is in memory", "in_memory") = None  # type: ignore[valid-type]

@@ -6,14 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tramontane.server.schemas.base import Int, Reply, Sampled, TokenId, UsageReply, refused
-
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+from tramontane.server.schemas.base import Inputs, Int, Reply, Sampled, UsageReply, refused
 
 
 class CompletionRequest(Sampled):
-    prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
-    """A text, token ids, or several of either; each has n choices, those of the first prompt first."""
+    prompt: Inputs
+    """Each has n choices, those of the first prompt first."""
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     best_of: refused("only the choices that are asked for are drawn", 1) = None  # type: ignore[valid-type]

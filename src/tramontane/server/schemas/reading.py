@@ -6,15 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tramontane.server.schemas.base import Body, Count, ModelName, Reply, TokenId, refused
-
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+from tramontane.server.schemas.base import Body, Count, Inputs, ModelName, Reply, Several, refused
 
 
 class EmbeddingsRequest(Body):
     model: ModelName = None
-    input: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)]
-    """A text, token ids, or several of either."""
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     """base64 is of little-endian float32."""
     dimensions: Count | None = None
@@ -51,7 +48,7 @@ class DocumentGiven(Body):
 class RerankRequest(Body):
     model: ModelName = None
     query: str
-    documents: Annotated[list[str | DocumentGiven], Field(min_length=1)]
+    documents: Annotated[Several[str | DocumentGiven], Field(min_length=1)]
     top_n: Count | None = None
     """Only so many of the best."""
     return_documents: bool | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tramontane.server.schemas.base import Body, ModelName, Reply, TokenId
+from tramontane.server.schemas.base import Body, ModelName, Reply, Several, TokenId
 from tramontane.server.schemas.chat import Turn
 
 
@@ -15,7 +15,7 @@ class TokenizeRequest(Body):
 
     model: ModelName = None
     prompt: str | None = None
-    messages: Annotated[list[Turn], Field(min_length=1)] | None = None
+    messages: Annotated[Several[Turn], Field(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     """Those that the model puts around a text: true for a prompt, false for messages, when left out."""
     chat_template_kwargs: dict[str, Any] | None = None
@@ -31,7 +31,7 @@ class TokenizeReply(Reply):
 
 class DetokenizeRequest(Body):
     model: ModelName = None
-    tokens: list[TokenId]
+    tokens: Several[TokenId]
 
 
 class DetokenizeReply(Reply):
