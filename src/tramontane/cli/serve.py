@@ -48,7 +48,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="And its key (PEM).")] = None,
     max_requests: Annotated[int, typer.Option(help="Requests open at once; more are refused with 429.")] = 512,
     max_requests_per_key: Annotated[int | None, typer.Option(help="The same for one key.")] = None,
-    max_body: Annotated[int, typer.Option(help="Largest body of a request, in bytes.")] = 8 << 20,
+    max_body: Annotated[int, typer.Option(help="Largest body of a request, in bytes.")] = 4 << 20,
     max_n: Annotated[int, typer.Option(help="Most choices of one request.")] = 16,
     max_inputs: Annotated[int, typer.Option(help="Most prompts, texts or documents of one request.")] = 2048,
     max_connections: Annotated[
@@ -112,9 +112,10 @@ def serve(
 
 
 def _open(model: str | None, backend: str | None, template: str | None, given: dict[str, Any]) -> Opened:
-    from tramontane.backends.registry import open_backend
+    from tramontane.backends.registry import all_declared, open_backend
     from tramontane.types import SamplingParams
 
+    all_declared()  # which a refusal names: it is not to import them while others wait
     return open_backend(model, given, SamplingParams(), backend=backend, chat_template=template)
 
 

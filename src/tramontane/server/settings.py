@@ -19,7 +19,8 @@ LogFormat = Literal["text", "json"]
 class Limits:
     """What one client, or all together, may ask for. Seconds, bytes and counts."""
 
-    body_bytes: int = 8 << 20
+    body_bytes: int = 4 << 20
+    """Reading JSON holds up all others: some tenths of a second for so much of it at its worst."""
     n: int = 16
     """Choices of one request."""
     open_requests: int = 512
