@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,10 @@ def served(*options: str, keys: str | None = None) -> Iterator[tuple[subprocess.
         url = ""
         while "listening on" not in url:
             url = json.loads(process.stderr.readline())["message"]
-        yield process, url.removeprefix("listening on ")
+        url = url.removeprefix("listening on ")
+        while httpx.get(f"{url}/ready", trust_env=False).json()["status"] == "loading":
+            time.sleep(0.02)
+        yield process, url
     finally:
         process.kill()
         process.communicate()
