@@ -66,7 +66,10 @@ def llm() -> Iterator[AsyncLLM]:
 
 async def ask(llm: AsyncLLM, task: str, tools: tuple[Tool, ...], choice: ToolChoice) -> tuple[list[ToolCall], str, Any]:
     deltas, text, reason = [], "", None
-    async for chunk in llm.stream([{"role": "user", "content": task}], tools=tools, tool_choice=choice):
+    fields: dict[str, Any] = {"tools": tools, "tool_choice": choice}
+    if choice == "required":  # which a model this small may take for an invitation to call all there is, on and on
+        fields["parallel_tool_calls"] = False
+    async for chunk in llm.stream([{"role": "user", "content": task}], **fields):
         deltas += chunk.tool_calls
         text += chunk.text
         reason = chunk.finish_reason
@@ -105,7 +108,7 @@ def test_free_to_call(llm: AsyncLLM) -> None:
 def test_made_to_call(llm: AsyncLLM) -> None:
     right = 0
     for (task, *tools), (calls, text, reason) in zip(TASKS, all_tasks(llm, ["required"] * 20), strict=True):
-        assert calls, (task, text)
+        assert len(calls) == 1, (task, text)
         assert text == ""
         assert reason == "tool_calls"
         assert all(valid(call, tuple(tools)) for call in calls), (task, calls)
