@@ -42,7 +42,8 @@ def _preamble(report: Mapping[str, Any]) -> Iterable[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     clock = "of processor time" if report["cpu_time"] else "of time"
     yield f"{report['date'][:10]}, {report['cores']} cores of {report['processor']}; {versions}."
-    yield f"Medians of {report['rounds']} rounds, tokens a second {clock}; in brackets, ours over theirs."
+    rounds = f"{report['rounds']} rounds" if report["rounds"] > 1 else "one round"
+    yield f"Medians of {rounds}, tokens a second {clock}; in brackets, ours over theirs."
     for threads, roof in report["roof"].items():
         figures = ", ".join(f"{name} {value:.3g}" for name, value in roof.items() if name != "threads")
         yield f"The machine's roof at {threads} thread{'s' if threads != '1' else ''}: {figures}."
