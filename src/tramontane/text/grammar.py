@@ -82,7 +82,7 @@ class Matcher:
     @property
     def complete(self) -> bool:
         """Whether the answer matches and nothing can follow."""
-        return self._inner.is_stopped() and not self._inner.is_error()
+        return self._inner.is_stopped() and self._inner.is_accepting() and not self._inner.is_error()
 
     def _check(self) -> None:
         if self._inner.is_error():
