@@ -114,6 +114,18 @@ def test_what_a_checkpoint_lacks_is_not_made_up(checkpoint: Path, tmp_path: Path
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10_000}, {"vocab_size": 50_000_000}])
+def test_settings_that_describe_more_than_there_is_are_refused(
+    change: dict[str, int], checkpoint: Path, tmp_path: Path
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    with pytest.raises(CorruptCheckpoint, match=r"num_hidden_layers|parameters"):
+        opened(tmp_path)
+
+
 def test_what_it_leaves_unused_is_told(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     save_file({**tensors, "model.extra.weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
 from tramontane import platform
 from tramontane.engine.sampler import Sampler, token_info
@@ -31,7 +31,7 @@ from tramontane.kernels import Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.loading.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
 from tramontane.loading.memory import LOGITS_ROWS, check_weights_fit
-from tramontane.models.fallback.build import quiet
+from tramontane.models.fallback.build import check_sizes, quiet
 from tramontane.models.fallback.module import ordinary_tokens, stated_context
 from tramontane.text.grammar import Grammars
 
@@ -44,6 +44,8 @@ Past = dict[str, Any]
 _KEPT = ("past_key_values", "cache_params", "state")
 _TOKENS = "tokens"
 _FOR_GGUF = ("accelerate", "gguf")
+_PACKED = 16
+"""Parameters that a number in a file may stand for: two bits each, in words of 32; the tied ones are not counted."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _ROUGH = 5e-2
 """The tolerance of the other dtypes. Of the largest logit, as a part: what sums in another order may make."""
@@ -67,6 +69,8 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> CausalModel:
         check_weights_fit(parameters * itemsize, platform.available_memory())
     try:
         with quiet(), _no_bar():
+            if "gguf_file" not in place:
+                _check_described(checkpoint, **place)
             model, info = AutoModelForCausalLM.from_pretrained(
                 **place,
                 dtype="auto" if dtype == "auto" else getattr(torch, dtype),
@@ -86,6 +90,18 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> CausalModel:
             f"transformers does not run {source}: {type(error).__name__}: {str(error).strip()[:400]}",
             "Use another backend, or install what transformers asks for.",
         ) from error
+
+
+def _check_described(checkpoint: Checkpoint, pretrained_model_name_or_path: str) -> None:
+    """Refuses settings that describe a model far larger than the files, before memory is taken for it."""
+    source, held = str(checkpoint.path), sum(math.prod(entry.shape) for entry in checkpoint.tensors.values())
+    check_sizes(checkpoint.config, len(checkpoint.tensors), source)
+    config = AutoConfig.from_pretrained(pretrained_model_name_or_path, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    wanted = sum(value.numel() for value in model.parameters())
+    if wanted > _PACKED * held:
+        raise CorruptCheckpoint(source, f"its settings describe {wanted} parameters, its files hold {held}")
 
 
 def _check_loaded(info: dict[str, Any], source: str) -> None:

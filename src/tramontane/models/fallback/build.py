@@ -52,7 +52,7 @@ def build(
     `tensors`, on the host, and `weights`, each a matrix or those of a stack: by the checkpoint's names. Raises
     UnsupportedModel or CorruptCheckpoint.
     """
-    _check_sizes(config, len(tensors) + len(weights), source)
+    check_sizes(config, len(tensors) + len(weights), source)
     with quiet():
         settings, kind = _class_of(config, source)
         turned = _checked(settings, kind, tensors, weights, source)
@@ -93,7 +93,7 @@ def knows(config: Mapping[str, Any]) -> bool:
     return model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
-def _check_sizes(config: Mapping[str, Any], tensors: int, source: str) -> None:
+def check_sizes(config: Mapping[str, Any], tensors: int, source: str) -> None:
     """Refuse what would take hours before a tensor is looked at: modules are made as the settings say.
 
     `tensors`: how many there are, of which each layer has one at least.
