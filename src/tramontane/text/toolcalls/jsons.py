@@ -97,12 +97,10 @@ def arguments(reader: Reader, out: Output, ends: Sequence[str]) -> Reading[None]
         yield from reader.until(ends, out.arguments, take=False)
 
 
-def marked(
-    reader: Reader, out: Output, begins: Sequence[str], ends: Sequence[str], known: Collection[str] | None = None
-) -> Reading[None]:
-    """An object or a list of objects after one of the marks `begins`, as Hermes, Qwen, Phi-4 and Granite write."""
+def marked(reader: Reader, out: Output, begins: Sequence[str], ends: Sequence[str]) -> Reading[None]:
+    """An object or a list of objects after one of the marks `begins`, as Phi-4 and Granite write."""
     while mark := (yield from reader.until(begins, out.text, keep=True)):
-        if not (yield from objects(reader, out, [*ends, *begins], known)):
+        if not (yield from objects(reader, out, [*ends, *begins])):
             reader.back()
             yield from reader.starts(mark)
             out.text(mark)
