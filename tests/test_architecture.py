@@ -30,7 +30,10 @@ ORDER = [
 ]
 RANK = {part: len(ORDER) - i for i, row in enumerate(ORDER) for part in row}
 
-HOST_ONLY = {"engine.blocks", "engine.places", "engine.scheduler", "engine.sequence", "engine.step", "engine.waiting"}
+HOST_ONLY = {
+    *("engine.beams", "engine.blocks", "engine.places", "engine.scheduler", "engine.sequence", "engine.step"),
+    "engine.waiting",
+}
 ARRAY_LIBRARIES = {"numpy", "ml_dtypes", "torch", "jax", "cupy", "safetensors"}
 TORCH_ALLOWED = ("kernels.torch_", "kernels.triton", "models.fallback", "backends.transformers")
 SERVER_KNOWS = {"server", "backends.base", "types", "errors", "config", "platform"}

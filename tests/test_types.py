@@ -80,6 +80,11 @@ from tramontane.types import (
         ("bad_words", [[1, "x"]]),
         ("bad_words", [1]),
         ("bad_words", [[True]]),
+        ("best_of", 0),
+        ("beam_width", 0),
+        ("length_penalty", "long"),
+        ("early_stopping", "soon"),
+        ("early_stopping", 1),
         ("allowed_token_ids", ()),
         ("allowed_token_ids", [-1]),
         ("allowed_token_ids", ["x"]),
@@ -129,6 +134,15 @@ def test_min_tokens_may_not_exceed_max_tokens() -> None:
         SamplingParams(max_tokens=4).over(SamplingParams(min_tokens=5))
 
 
+def test_the_best_are_not_more_than_there_are() -> None:
+    for name in ("best_of", "beam_width"):
+        with pytest.raises(InvalidRequest) as caught:
+            SamplingParams(n=3, **{name: 2})
+        assert caught.value.field == name
+        SamplingParams(n=2, **{name: 2})
+    SamplingParams(n=3, beam_width=1)
+
+
 def test_what_is_set_goes_over_defaults_even_when_empty_or_zero() -> None:
     over = SamplingParams(temperature=0.0, stop=(), echo=False).over(
         SamplingParams(temperature=0.7, stop=("x",), echo=True, top_k=5)
@@ -139,7 +153,8 @@ def test_what_is_set_goes_over_defaults_even_when_empty_or_zero() -> None:
 def test_the_defaults_leave_open_only_what_has_no_value() -> None:
     open_fields = {f.name for f in fields(SamplingParams) if getattr(SAMPLING_DEFAULTS, f.name) is None}
     assert open_fields == {
-        *("allowed_token_ids", "logit_bias", "seed", "logprobs", "prompt_logprobs", "max_tokens", "grammar")
+        *("allowed_token_ids", "best_of", "logit_bias", "seed", "logprobs", "prompt_logprobs"),
+        *("max_tokens", "grammar"),
     }
 
 

@@ -62,6 +62,7 @@ class _Answer:
             tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
             "".join(chunk.reasoning for chunk in chunks),
             joined_calls(delta for chunk in chunks for delta in chunk.tool_calls),
+            end.score,
         )
 
 

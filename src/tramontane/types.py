@@ -175,13 +175,19 @@ _RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "frequency_penalty": (-2.0, 2.0, False),
     "seed": (-(2**63), 2**64 - 1, False),
     "n": (1, 1024, False),
+    "best_of": (1, 1024, False),
+    "beam_width": (1, 1024, False),
+    "length_penalty": (-100.0, 100.0, False),
     "logprobs": (0, 1000, False),
     "prompt_logprobs": (0, 1000, False),
     "min_tokens": (0, None, False),
     "max_tokens": (0, None, False),
 }
 _INTEGERS = frozenset(
-    {"top_k", "dry_allowed_length", "dry_range", "seed", "n", "logprobs", "prompt_logprobs", "min_tokens", "max_tokens"}
+    {
+        *("top_k", "dry_allowed_length", "dry_range", "seed", "n", "best_of", "beam_width"),
+        *("logprobs", "prompt_logprobs", "min_tokens", "max_tokens"),
+    }
 )
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -244,6 +250,17 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
     n: int | None = None
+    best_of: int | None = None
+    """Draw so many choices and return the `n` of them whose tokens are likeliest on average, best first. They come at
+    the end, a chunk each."""
+    beam_width: int | None = None
+    """Above 1: beam search, as in transformers, whose `n` best sequences come at the end, a chunk each. Nothing is
+    drawn: what shapes a distribution (temperature, top_k, ...) is refused, and of the model's defaults ignored."""
+    length_penalty: float | None = None
+    """A sequence's score is its log probability over its length to this power: above 0 longer ones gain."""
+    early_stopping: bool | Literal["never"] | None = None
+    """End a beam search as soon as `beam_width` sequences have ended (True), when no better one is likely (False), or
+    when none is possible ("never")."""
     logprobs: int | None = None
     """Report the chosen token's log probability and this many alternatives for each generated token."""
     prompt_logprobs: int | None = None
@@ -317,6 +334,11 @@ class SamplingParams:
             if any(k < 0 for k in bias):
                 raise InvalidRequest("logit_bias", "token ids must not be negative")
             put(self, "logit_bias", bias)
+        if self.early_stopping not in (None, "never") and not isinstance(self.early_stopping, bool):
+            raise InvalidRequest("early_stopping", f"{self.early_stopping!r} is none of True, False and 'never'")
+        for name, most in (("best_of", self.best_of), ("beam_width", self.beam_width)):
+            if most is not None and most > (name == "beam_width") and (self.n or 1) > most:
+                raise InvalidRequest(name, f"{most} is less than n={self.n}")
         for name in ("include_stop", "ignore_eos", "echo", "skip_special_tokens"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
@@ -348,6 +370,9 @@ SAMPLING_DEFAULTS = SamplingParams(
     dry_sequence_breakers=("\n", ":", '"', "*"),
     bad_words=(),
     n=1,
+    beam_width=1,
+    length_penalty=1.0,
+    early_stopping=False,
     stop=(),
     stop_token_ids=(),
     include_stop=False,
@@ -467,6 +492,8 @@ class Chunk:
     reasoning: str = ""
     """What the model thinks before it answers, where it does and its marks are known; never part of `text`."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    score: float | None = None
+    """On the final chunk of a choice of a beam search, or of `best_of`: what it was chosen by."""
 
 
 @dataclass(frozen=True)
@@ -481,6 +508,7 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    score: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from tramontane.errors import (
     TramontaneError,
 )
 from tramontane.kernels import device
+from tramontane.llm import LLM
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.types import AudioPart, Chunk, ImagePart, Message, Request, SamplingParams, TextPart
 
@@ -306,6 +307,75 @@ def test_dry_ends_a_loop(backend: NativeBackend) -> None:
     everywhere = tuple((i,) for i in range(VOCAB))
     broken = replace(plain, sampling=replace(how, dry_sequence_breakers=everywhere))
     assert ids(chunks(backend, broken)) == looping, "nothing reaches over a breaker"
+
+
+def test_the_best_of_many_are_the_likeliest(backend: NativeBackend) -> None:
+    settings: dict[str, Any] = {"max_tokens": 8, "seed": 3, "temperature": 1.5, "prompt_logprobs": 0}
+    many = chunks(backend, ask(n=6, logprobs=0, **settings))
+    means = {
+        index: sum(info.logprob for c in many if c.index == index for info in c.logprobs) / len(ids(many, index))
+        for index in range(6)
+    }
+    order = sorted(means, key=lambda index: -means[index])[:2]
+    found = chunks(backend, ask(n=2, best_of=6, **settings))
+    assert [chunk.index for chunk in found] == [0, 1], "a chunk each, at the end"
+    assert [list(chunk.token_ids) for chunk in found] == [ids(many, index) for index in order]
+    assert [chunk.score for chunk in found] == pytest.approx([means[index] for index in order])
+    assert all(chunk.finish_reason and not chunk.logprobs for chunk in found)
+    assert found[0].prompt_ids == tuple(backend.tokenize("Hi"))
+    assert found[0].prompt_logprobs is not None
+    assert found[1].prompt_ids is None
+    assert chunks(backend, ask(n=1, best_of=3, logprobs=1, max_tokens=2, seed=1))[0].logprobs
+
+    async def leave() -> None:
+        stream = backend.generate(ask(best_of=4, max_tokens=150, ignore_eos=True))
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    idle(backend)
+
+
+def test_beams_come_at_the_end_a_chunk_each(backend: NativeBackend) -> None:
+    found = chunks(backend, ask(beam_width=4, n=3, max_tokens=10, echo=True, logprobs=0, length_penalty=0.0))
+    assert [chunk.index for chunk in found] == [0, 1, 2]
+    assert len({chunk.token_ids for chunk in found}) == 3
+    scores = [chunk.score or 0.0 for chunk in found]
+    assert scores == sorted(scores, reverse=True)
+    for chunk in found:
+        assert sum(info.logprob for info in chunk.logprobs) == pytest.approx(chunk.score, abs=1e-4)
+        assert chunk.text.startswith("Hi")
+        assert chunk.usage is not None
+        assert chunk.usage.completion_tokens == len(chunk.token_ids)
+    choices = LLM.from_backend(backend).generate("Hi", beam_width=4, n=3, max_tokens=10, length_penalty=0.0).choices
+    assert [choice.token_ids for choice in choices] == [chunk.token_ids for chunk in found]
+    assert [choice.score for choice in choices] == pytest.approx(scores)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"temperature": 0.5},
+        {"top_k": 3},
+        {"top_p": 0.5},
+        {"min_p": 0.1},
+        {"typical_p": 0.5},
+        {"xtc_probability": 0.5},
+        {"stop": "x"},
+        {"logits_processors": (forced(1),)},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_what_means_nothing_beside_beams_is_refused(backend: NativeBackend, beside: dict[str, Any]) -> None:
+    (name,) = beside
+    with pytest.raises(InvalidRequest) as caught:
+        chunks(backend, ask(beam_width=2, max_tokens=3, **beside))
+    assert caught.value.field == name
+    with pytest.raises(InvalidRequest, match="best_of"):
+        chunks(backend, ask(beam_width=2, best_of=2))
 
 
 def test_only_allowed_tokens_come(backend: NativeBackend) -> None:

@@ -62,6 +62,12 @@ def expected(
             return output, "length", None
 
 
+def candidates(digest: int, draw: Draw) -> list[TokenInfo]:
+    """A beam's continuations, best first."""
+    scored = [(-(hash((digest, token)) % 997) / 100 - 0.1, token) for token in range(VOCAB) if token not in draw.banned]
+    return [TokenInfo(token, score=score) for score, token in sorted(scored, reverse=True)[: draw.candidates]]
+
+
 class Memory:
     """Slots by (block, offset), and what a step does with them."""
 
@@ -151,7 +157,15 @@ class ShadowExecutor:
         for scheduled, truth in zip(step.sequences, truths, strict=True):
             end = scheduled.start + len(scheduled.tokens)
             self.memory.verify(scheduled.block_tables, scheduled.start, end, truth)
-            draws = tuple(TokenInfo(self.draw(draw, truth[end - 1])) for draw in scheduled.draws)
+            draws = tuple(
+                info
+                for draw in scheduled.draws
+                for info in (
+                    candidates(truth[end - 1], draw)
+                    if draw.candidates
+                    else [TokenInfo(self.draw(draw, truth[end - 1]))]
+                )
+            )
             prompt = tuple(
                 TokenInfo(target, float(truth[scheduled.start + i])) for i, target in enumerate(scheduled.targets)
             )

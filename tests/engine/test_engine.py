@@ -130,7 +130,7 @@ def test_stats_count() -> None:
     assert stats.blocks_cached > 0
 
 
-@pytest.mark.parametrize("name", ["blocks", "sequence", "scheduler", "waiting", "engine", "step"])
+@pytest.mark.parametrize("name", ["beams", "blocks", "sequence", "scheduler", "waiting", "engine", "step"])
 def test_bookkeeping_knows_no_arrays(name: str) -> None:
     tree = ast.parse((Path(tramontane.engine.__file__).parent / f"{name}.py").read_text("utf-8"))
     modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

@@ -274,7 +274,8 @@ def _chunk(answer: Answer, event: Event) -> Chunk:
         error = None if event.error is None else public(event.error, "A step failed")
         return answer.end(event.finish_reason, error, event.cached_tokens)
     stop_token = event.stop_reason if isinstance(event.stop_reason, int) else None
-    return answer.push(event.tokens, event.finish_reason, stop_token, event.cached_tokens, event.prompt_logprobs)
+    chunk = answer.push(event.tokens, event.finish_reason, stop_token, event.cached_tokens, event.prompt_logprobs)
+    return chunk if event.score is None else replace(chunk, score=event.score)
 
 
 def public(error: BaseException, what: str) -> TramontaneError:

@@ -108,4 +108,5 @@ def _joined(parts: Sequence[Chunk]) -> Chunk:
         stop_reason=last.stop_reason,
         usage=last.usage,
         error=last.error,
+        score=last.score,
     )

@@ -53,7 +53,7 @@ PROMPT_LOGPROB = -1.0
 
 _SAMPLING = frozenset(f.name for f in fields(SamplingParams)) - {
     *("logit_bias", "logits_processors", "grammar"),
-    *("xtc_probability", "dry_multiplier", "bad_words", "allowed_token_ids"),
+    *("xtc_probability", "dry_multiplier", "bad_words", "allowed_token_ids", "best_of", "beam_width"),
 }
 _REQUEST = frozenset({"tools", "tool_choice", "priority", "tenant", "timeout", "cache_salt"})
 """Nobody waits for another, and there is no cache that could be shared."""

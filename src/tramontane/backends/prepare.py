@@ -73,21 +73,25 @@ class Preparer:
         self._context_length = context_length
         self._eos_ids = eos_ids
         self._grammars = grammars
-        self._defaults = defaults.over(SAMPLING_DEFAULTS)
-        self._check_named(self._defaults)
+        self.defaults = defaults.over(SAMPLING_DEFAULTS)
+        self._check_named(self.defaults)
+
+    def resolved(self, sampling: SamplingParams) -> SamplingParams:
+        """With the defaults for what is open."""
+        return sampling.over(self.defaults)
 
     def takes_long(self, request: Request) -> bool:
         """Whether preparing may take more than some ten milliseconds."""
         contents = [request.prompt, *(message.content for message in request.messages or ())]
         if sum(len(content) for content in contents if isinstance(content, str)) >= _LONG_PROMPT:
             return True
-        params = request.sampling.over(self._defaults)
+        params = self.resolved(request.sampling)
         # Grammars are compiled, those of calls among them; DRY's breakers read the whole vocabulary, the first time.
         return params.grammar is not None or bool(request.tools) or bool(params.dry_multiplier)
 
     def prepare(self, request: Request) -> Prepared:
         """Raises InvalidRequest (naming the field), TemplateError or MissingExtra."""
-        params = request.sampling.over(self._defaults)
+        params = self.resolved(request.sampling)
         self._check_named(params)
         params = self._spelled(params)
         spoken = None
@@ -97,6 +101,8 @@ class Preparer:
         if spoken is not None and spoken.grammar is not params.grammar:  # with what is around it, or of tools
             params = replace(params, grammar=spoken.grammar)
             compiled = self._compiled(params.grammar, "tools")
+        if (params.beam_width or 1) > 1:
+            _check_beams(request.sampling, params)
         prompt_ids, text = self._prompt(request, spoken)
         engine_request = EngineRequest(
             id=request.id or f"request-{uuid.uuid4().hex}",
@@ -240,6 +246,28 @@ class Preparer:
         # Not `decode`: a character that the last tokens only begin belongs to the answer's first text.
         detokenizer = Detokenizer(self.tokenizer, bool(params.skip_special_tokens))
         return "".join(detokenizer.push(id_) for id_ in prompt_ids)
+
+
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "xtc_probability")
+_NOT_WITH_BEAMS = ("stop", "logits_processors", "grammar", "best_of")
+
+
+def _check_beams(asked: SamplingParams, params: SamplingParams) -> None:
+    """Nothing is drawn in a beam search, and no text is looked at: raises InvalidRequest for what would need that.
+
+    `asked`: what the request says itself; what models' defaults say of drawing has no effect.
+    """
+    for name in _DRAWING:
+        value = getattr(asked, name)
+        if value not in (None, getattr(SAMPLING_DEFAULTS, name)) and not (name == "temperature" and value == 0):
+            raise InvalidRequest(
+                name, f"{value!r} shapes what is drawn, and a beam search draws nothing", "Leave it out."
+            )
+    for name in _NOT_WITH_BEAMS:
+        if getattr(params, name):
+            raise InvalidRequest(name, "a beam search does not take it", "Leave it out, or beam_width.")
+    if params.max_tokens == 0:
+        raise InvalidRequest("beam_width", "max_tokens=0 leaves nothing to search for", "Leave out one of the two.")
 
 
 def _each(

@@ -10,11 +10,12 @@ import asyncio
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from tramontane.backends.base import REQUEST_FIELDS, Capabilities, check_request
+from tramontane.backends.choosing import best_of
 from tramontane.backends.loop import EngineLoop
 from tramontane.backends.prepare import Prepared, Preparer
 from tramontane.errors import EngineClosed
@@ -23,6 +24,8 @@ from tramontane.types import Chunk, Message, Request, SamplingParams, Stats
 SAMPLING = frozenset(field.name for field in fields(SamplingParams))
 REQUEST = REQUEST_FIELDS - {"adapter"}
 """What an engine of ours honours, and so each backend over one."""
+BEAMS = frozenset({"beam_width", "length_penalty", "early_stopping"})
+"""Of that, what needs an executor that remembers sequences which run and are not in every step."""
 _EXIT_SECONDS = 10.0
 """How long an exiting interpreter waits for the step that is running."""
 
@@ -40,8 +43,13 @@ class EngineBackend(ABC):
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
 
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`. A model that only reads raises UnsupportedModel."""
+        if request.sampling.best_of is None and self._preparer.defaults.best_of is None:
+            return self._generate(request)
+        return best_of(self._generate, request, self._preparer.resolved)
+
+    async def _generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         prepared = await self._prepare(request)
         mailbox = self._loop.submit(prepared)
         open_choices = prepared.request.num_choices

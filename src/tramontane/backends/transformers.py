@@ -19,7 +19,7 @@ from tramontane.backends.declared import Declared, Opening
 from tramontane.backends.language import template_of, tokenizer_of
 from tramontane.backends.loop import EngineLoop
 from tramontane.backends.prepare import Preparer, generation_defaults
-from tramontane.backends.served import REQUEST, SAMPLING, EngineBackend
+from tramontane.backends.served import BEAMS, REQUEST, SAMPLING, EngineBackend
 from tramontane.config import EngineConfig, SchedulerConfig
 from tramontane.engine.blocks import BlockPool
 from tramontane.engine.engine import Engine
@@ -99,7 +99,7 @@ class TransformersBackend(EngineBackend):
             name="transformers",
             model=self._source,
             context_length=self._context_length,
-            sampling_fields=SAMPLING,
+            sampling_fields=SAMPLING - BEAMS,
             chat=self._preparer.template is not None,
             defaults=self._defaults,
             request_fields=REQUEST,
@@ -127,7 +127,7 @@ DECLARED = Declared(
     name="transformers",
     summary="transformers itself: whatever it loads, plainly, for one user at a time",
     open=_open,
-    sampling_fields=SAMPLING,
+    sampling_fields=SAMPLING - BEAMS,
     request_fields=REQUEST,
     abilities=frozenset({"generate", "chat", "tokenize", "stats"}),
     options=_OPTIONS,

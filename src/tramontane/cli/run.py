@@ -46,6 +46,8 @@ def run(
     frequency_penalty: Annotated[float | None, typer.Option(help="The same, by how often.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeat.")] = None,
     n: Annotated[int | None, typer.Option("-n", help="How many answers (one-shot only).")] = None,
+    best_of: Annotated[int | None, typer.Option(help="Draw so many, and show the likeliest -n.")] = None,
+    beam_width: Annotated[int | None, typer.Option(help="Above 1: beam search, with so many beams.")] = None,
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: log probabilities, and so many alternatives.")
     ] = None,
@@ -98,6 +100,8 @@ def run(
         frequency_penalty=frequency_penalty,
         seed=seed,
         n=n,
+        best_of=best_of,
+        beam_width=beam_width,
         logprobs=logprobs,
         stop=tuple(stop) if stop else None,
         min_tokens=min_tokens,
@@ -118,7 +122,7 @@ def run(
     template = read_text(chat_template, "--chat-template") if chat_template else None
     with open_llm(model, device, threads, option, backend=backend, chat_template=template) as llm:
         _refuse_system(llm, system, raw)
-        if llm.capabilities().defaults.temperature is None:
+        if llm.capabilities().defaults.temperature is None and (beam_width or 1) == 1:
             params = params.over(SamplingParams(temperature=_TEMPERATURE))
         if prompt is None:
             from tramontane.cli.chat import Chat

@@ -103,11 +103,16 @@ class Runner:
     def _draws(self, rows: Sequence[Row], hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:
         """The tokens drawn, a list a sequence."""
         results: list[list[TokenInfo]] = [[] for _ in ends]
-        for piece in _pieces(rows):
+        for piece in _pieces([row for row in rows if not row.draw.candidates]):
             logits = self._logits(hidden, [ends[row.index] - 1 for row in piece])
             infos = self._sampler.sample(logits, [row.draw for row in piece], [row.key for row in piece])
             for row, info in zip(piece, infos, strict=True):
                 results[row.index].append(info)
+        for piece in _pieces([row for row in rows if row.draw.candidates]):
+            logits = self._logits(hidden, [ends[row.index] - 1 for row in piece])
+            found = self._sampler.expand(logits, [row.draw for row in piece], [row.key for row in piece])
+            for row, candidates in zip(piece, found, strict=True):
+                results[row.index] = candidates
         return results
 
     def _prompt_logprobs(self, step: Step, hidden: Array, ends: Sequence[int]) -> list[list[TokenInfo]]:

@@ -97,10 +97,7 @@ class Sampler:
             redrawn = self._draw(redone, [draws[row] for row in custom])
             for row, token in zip(custom, redrawn, strict=True):
                 tokens[row] = token
-        infos = [
-            token_info(token, logprobs[row], draws[row].params.logprobs or 0) if row in logprobs else TokenInfo(token)
-            for row, token in enumerate(tokens)
-        ]
+        infos = [_info(token, logprobs.get(row), draws[row]) for row, token in enumerate(tokens)]
         for row, mask in held.items():
             infos[row] = self._held(infos[row], mask, draws[row], keys[row])
         return infos
@@ -111,6 +108,21 @@ class Sampler:
             return replace(info, error=mask.error)
         ends = info.token_id in draw.ends
         return replace(info, complete=mask.closing if ends else self._masks.advance(key, info.token_id))
+
+    def expand(self, logits: Array, draws: Sequence[Draw], keys: Sequence[Hashable]) -> list[list[TokenInfo]]:
+        """The likeliest tokens of beams, as many a row of logits [R,V] as its draw wants, best first; the logits are
+        overwritten. Processors change log probabilities here, and may leave them unnormalised, as in transformers."""
+        logprobs = self._logprobs(logits, draws)
+        self._ops.log_softmax(logits, logits)
+        masks = _all_masks({}, draws, logits.shape[1])
+        self._edit(logits, draws, keys, {}, masks)
+        self._mask(logits, masks)
+        found = []
+        for row, (draw, scores) in enumerate(zip(draws, self._ops.to_host(logits), strict=True)):
+            best = top_alternatives(scores, draw.candidates)
+            told = [_info(id_, logprobs.get(row), draw) for id_, _ in best]
+            found.append([replace(info, score=score) for info, (_, score) in zip(told, best, strict=True)])
+        return found
 
     def _logprobs(self, logits: Array, draws: Sequence[Draw]) -> dict[int, FloatArray]:
         """Row -> log probabilities [V] of the logits as they are, for the rows that report them."""
@@ -213,6 +225,11 @@ def _check_left(
         del masks[row]
         what = "all tokens that the grammar allows are forbidden by other sampling parameters"
         held[row] = replace(held[row], error=InvalidRequest(field, what))
+
+
+def _info(token: int, logprobs: FloatArray | None, draw: Draw) -> TokenInfo:
+    """What is reported of a token, given its row's log probabilities where they are asked for."""
+    return TokenInfo(token) if logprobs is None else token_info(token, logprobs, draw.params.logprobs or 0)
 
 
 def _xtc(draw: Draw) -> float:

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tramontane.config import SchedulerConfig
-from tramontane.engine.blocks import Pool
+from tramontane.engine.beams import BeamSearch, Continuation, Hypothesis
+from tramontane.engine.blocks import BlockTables, Pool
 from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence, Stretch
-from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
+from tramontane.engine.step import Draw, ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
 from tramontane.engine.waiting import Shares, WaitingLine
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory, Overloaded, RequestTimeout
 from tramontane.types import AllocationListener, FinishReason
@@ -55,6 +56,8 @@ class _Open:
     deadline: float | None = None
     begun: float | None = None
     """When it was first admitted."""
+    beams: BeamSearch | None = None
+    """Then the sequences are beams, and the choices are known at the end."""
     reasons: set[FinishReason] = field(default_factory=set)
 
 
@@ -74,6 +77,12 @@ def _rank(sequence: Sequence) -> tuple[int, int, int]:
 
 _LEAST_WAIT, _GUESS, _MEMORY = 1.0, 1.0, 0.1
 """Of an estimated wait: its least, what a request takes before any has ended, how much one more tells of the next."""
+
+
+def _answered(draws: tuple[Draw, ...], answer: SequenceResult) -> bool:
+    if any(draw.candidates for draw in draws):
+        return 0 < len(answer.tokens) <= draws[0].candidates
+    return len(answer.tokens) == len(draws)
 
 
 class Scheduler:
@@ -143,10 +152,14 @@ class Scheduler:
         InvalidRequest; so is one too many: Overloaded."""
         self._refuse_the_impossible(request)
         self._refuse_the_superfluous()
-        sequence = self._new_sequence(request, self._arrivals, list(range(request.num_choices)))
+        sequence = self._new_sequence(request, self._arrivals, list(range(request.seats)))
         self._arrivals += 1
         deadline = None if request.timeout is None else self._clock() + request.timeout
-        self._open[request.id] = _Open(set(sequence.choices), [sequence], request, deadline)
+        state = _Open(set(range(request.num_choices)), [sequence], request, deadline)
+        self._open[request.id] = state
+        if request.beam_width > 1:
+            left = self._context_length - len(request.prompt_ids)
+            state.beams = BeamSearch(request, min(request.params.max_tokens or left, left))
         self._shares.enter(request.tenant)
         self._waiting.add(sequence)
 
@@ -169,10 +182,11 @@ class Scheduler:
         longest = request.params.max_tokens  # of the answer; None: what the context leaves
         if prompt + (longest != 0) > self._context_length:
             raise ContextLengthExceeded(prompt, self._context_length)
-        if request.num_choices > self._seats:
+        if request.seats > self._seats:
+            field, what = ("n", "choices") if request.beam_width == 1 else ("beam_width", "beams")
             raise InvalidRequest(
-                "n",
-                f"{request.num_choices} choices exceed the {self._seats} sequences that run at once",
+                field,
+                f"{request.seats} {what} exceed the {self._seats} sequences that run at once",
                 "Ask for fewer, or raise max_num_seqs (and max_num_batched_tokens, which bounds it).",
             )
         tokens = min(prompt + (self._context_length if longest is None else longest), self._context_length)
@@ -218,9 +232,13 @@ class Scheduler:
         flights: list[_Flight] = []
         budget = self._budget
         ahead = self._make_way()
-        while len(flights) < len(self._running):
-            sequence = self._running[len(flights)]
-            behind = len(self._running) - len(flights) - 1  # each keeps a token, so none starves
+        served = 0
+        while served < len(self._running):
+            sequence = self._running[served]
+            served += 1
+            if sequence.candidates:  # the other beams are not as far
+                continue
+            behind = len(self._running) - served  # each keeps a token, so none starves
             left = budget - behind
             if ahead is not None and ahead.request.priority < sequence.request.priority:
                 left = max(1, left - ahead.remaining)
@@ -230,6 +248,10 @@ class Scheduler:
                 flights.append(self._flight(sequence, count))
                 budget -= count
         self._admit(flights, budget)
+        if not flights:  # then all that runs are beams, in the way of those that they wait for
+            for sequence in list(self._running):
+                self._preempt(sequence)
+            self._admit(flights, budget)
         if not flights:
             raise RuntimeError(f"the scheduler is stuck: {self.waiting} waiting, {self._pool.used} blocks in use")
         self._flights = flights
@@ -272,7 +294,10 @@ class Scheduler:
         self._running.remove(sequence)
         self._pool.release(sequence.tables)
         self._tell(sequence)
-        self._wait(sequence)
+        if sequence.candidates:
+            sequence.status = "parked"
+        else:
+            self._wait(sequence)
         self.counters.preemptions += 1
 
     def _admit(self, flights: list[_Flight], budget: int) -> None:
@@ -365,7 +390,7 @@ class Scheduler:
             if (
                 result.step_id != step.id
                 or answer is None
-                or len(answer.tokens) != len(asked.draws)
+                or not _answered(asked.draws, answer)
                 or len(answer.prompt_logprobs) != len(asked.targets)
             ):
                 raise RuntimeError(
@@ -381,6 +406,8 @@ class Scheduler:
         # what is computed again after a preemption has been reported: the first report stands
         known = len(sequence.prompt_infos) - asked.start
         sequence.prompt_infos.extend(answer.prompt_logprobs[max(0, known) :])
+        if sequence.request.beam_width > 1:
+            return self._advance_beam(sequence, answer) if asked.draws else []
         if flight.choices and not asked.draws:  # the prompt was all that was asked for
             return self._end(sequence, [i for i in flight.choices if i in sequence.choices], Ending("length"))
         events = []
@@ -396,7 +423,7 @@ class Scheduler:
             if ending is None:
                 survivors.append((index, info.token_id))
         for index, token_id in survivors[1:]:
-            self._fork(sequence, index, token_id)
+            self._fork(sequence, index, token_id, self._pool.fork(sequence.tables))
         if survivors:
             self._append(sequence, survivors[0][1])
             self._assign(sequence, [survivors[0][0]])
@@ -438,22 +465,79 @@ class Scheduler:
         else:
             self.counters.finished += 1
 
-    def _fork(self, parent: Sequence, index: int, token_id: int) -> None:
-        """Choice `index` goes its own way with its first token, out of the parent's blocks; where there is no room
-        for that, it waits and computes the prompt itself."""
+    def _fork(self, parent: Sequence, index: int, token_id: int, tables: BlockTables | None) -> Sequence:
+        """Choice `index` goes its own way with this token, out of `tables`, the parent's; where there is no room for
+        that, it waits and computes all itself."""
         child = self._new_sequence(parent.request, parent.arrival, [index])
-        child.cached_tokens = parent.cached_tokens
-        child.prompt_infos = parent.prompt_infos
-        tables = self._pool.fork(parent.tables)
+        child.token_ids, child.output_ids = list(parent.token_ids), list(parent.output_ids)
+        child.cached_tokens, child.prompt_infos = parent.cached_tokens, parent.prompt_infos
+        child.stretched = parent.stretched
+        child.tables = tables or self._pool.new_tables(self._salt(parent.request, parent.stretched))
         self._open[parent.request.id].sequences.append(child)
-        if tables is not None:
-            child.tables = tables
         self._append(child, token_id)
         if tables is None:
             self._wait(child)
         else:
             self._run(child)
             self._tell(child)
+        return child
+
+    def _advance_beam(self, sequence: Sequence, answer: SequenceResult) -> list[Event]:
+        """A beam's candidates are in; with the last beam's, the search goes on, or ends."""
+        state = self._open[sequence.request.id]
+        sequence.candidates = answer.tokens
+        self.counters.generated_tokens += 1
+        if state.beams is None or not all(beam.candidates for beam in state.sequences):
+            return []
+        found = [one for beam in state.sequences for one in state.beams.continuations(beam, self._context_length)]
+        going = state.beams.advance(found)
+        if going:
+            self._branch(state, going)
+            return []
+        best = dict(enumerate(state.beams.finished))
+        events = [self._beam_event(state, index, best.get(index)) for index in sorted(state.open)]
+        self._drop(state)
+        return events
+
+    def _branch(self, state: _Open, going: list[Continuation]) -> None:
+        """Each beam becomes those that continue it: the first in its place, the others as forks."""
+        heirs: dict[int, list[Continuation]] = {}
+        for one in going:
+            heirs.setdefault(one.parent.id, []).append(one)
+        parents = list(state.sequences)
+        for parent in parents:  # first, to make room
+            self._assign(parent, parent.choices[:1] if parent.id in heirs else [])
+        taken = {parent.index for parent in state.sequences}
+        free = iter([index for index in range(state.request.beam_width) if index not in taken])
+        for parent in [parent for parent in parents if parent.id in heirs]:
+            first, *others = heirs[parent.id]
+            for other in others:
+                may_run = parent.status == "running" and self._free_seats() > 0
+                tables = self._pool.fork(parent.tables) if may_run else None
+                child = self._fork(parent, next(free), other.info.token_id, tables)
+                child.infos, child.total = [*parent.infos, other.info], other.total
+            self._append(parent, first.info.token_id)
+            parent.infos.append(first.info)
+            parent.total, parent.candidates = first.total, ()
+            if parent.status == "parked":
+                self._wait(parent)
+
+    def _beam_event(self, state: _Open, index: int, found: Hypothesis | None) -> Event:
+        """The one event of a choice; where bans left fewer beams than choices, it is empty."""
+        sequence, request = state.sequences[0], state.request
+        logprobs = index == 0 and request.params.prompt_logprobs is not None
+        ending = found.ending if found else Ending("length")
+        self._close(request.id, index, ending.reason)
+        return Event(
+            *(request.id, index, found.tokens if found else ()),
+            (None, *sequence.prompt_infos) if logprobs else None,
+            *(ending.reason, ending.stop_reason, sequence.cached_tokens or 0),
+            score=found.score if found else None,
+        )
+
+    def _drop(self, state: _Open) -> None:
+        for sequence in list(state.sequences):
+            self._assign(sequence, [])
 
     def _assign(self, sequence: Sequence, choices: list[int]) -> None:
         """Change which choices a sequence draws for; with none left it ends."""
@@ -461,7 +545,8 @@ class Scheduler:
         if choices:
             self._tell(sequence)
             return
-        (self._running if sequence.status == "running" else self._waiting).remove(sequence)
+        if sequence.status != "parked":
+            (self._running if sequence.status == "running" else self._waiting).remove(sequence)
         sequence.status = "finished"
         self._pool.release(sequence.tables)
         self._tell(sequence)
@@ -501,6 +586,12 @@ class Scheduler:
     def _end_choices(self, request_id: str, index: int | None, ending: Ending) -> list[Event]:
         state = self._open.get(request_id)
         events: list[Event] = []
+        if state is not None and state.beams is not None:
+            ended = [choice for choice in sorted(state.open) if index is None or choice == index]
+            events = [self._event(state.sequences[0], choice, ending=ending) for choice in ended]
+            if not state.open:
+                self._drop(state)
+            return events
         for sequence in list(state.sequences) if state else ():
             ended = [choice for choice in sequence.choices if index is None or choice == index]
             events.extend(self._end(sequence, ended, ending))
@@ -509,6 +600,8 @@ class Scheduler:
     def _end(self, sequence: Sequence, choices: list[int], ending: Ending) -> list[Event]:
         if not choices:
             return []
+        if sequence.request.beam_width > 1:
+            return self._end_choices(sequence.request.id, None, ending)
         events = [self._event(sequence, index, ending=ending) for index in choices]
         self._assign(sequence, [choice for choice in sequence.choices if choice not in choices])
         return events
@@ -534,7 +627,8 @@ class Scheduler:
 
     def check(self) -> None:
         """Prove the invariants, the pool's included; AssertionError says what is broken. For tests."""
-        everyone = [*self._running, *self._waiting]
+        parked = [s for state in self._open.values() for s in state.sequences if s.status == "parked"]
+        everyone = [*self._running, *self._waiting, *parked]
         self._pool.check(s.tables for s in everyone)
         owned = sorted(s.id for state in self._open.values() for s in state.sequences)
         if owned != sorted(s.id for s in everyone):
@@ -543,10 +637,15 @@ class Scheduler:
             raise AssertionError("a sequence is not where its status says")
         if self._running != sorted(self._running, key=_rank):
             raise AssertionError("the running sequences are out of order")
-        if any(s.tables.held for s in self._waiting) or any(s.remaining < 1 for s in everyone):
+        idle = [s for s in everyone if s.remaining < 1 and not s.candidates]
+        if any(s.tables.held for s in [*self._waiting, *parked]) or idle:
             raise AssertionError("a waiting sequence holds blocks, or one has nothing to compute")
         if sum(len(s.choices) for s in self._running) > self._seats:
             raise AssertionError("more sequences run than may")
         for request_id, state in self._open.items():
-            if sorted(state.open) != sorted(i for s in state.sequences for i in s.choices):
+            choices = sorted(i for s in state.sequences for i in s.choices)
+            fits = (
+                set(choices) <= set(range(state.request.beam_width)) if state.beams else choices == sorted(state.open)
+            )
+            if not fits or len(choices) != len(set(choices)):
                 raise AssertionError(f"request {request_id}: its choices do not add up")

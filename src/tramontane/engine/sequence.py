@@ -15,7 +15,8 @@ from tramontane.engine.blocks import BlockTables
 from tramontane.engine.step import Draw, TokenInfo
 from tramontane.types import FinishReason, SamplingParams
 
-Status = Literal["waiting", "running", "finished"]
+Status = Literal["waiting", "running", "parked", "finished"]
+"""Parked: a beam that has lost its blocks and needs none before the other beams of its request are as far."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,20 @@ class EngineRequest:
     @property
     def num_choices(self) -> int:
         return self.params.n or 1
+
+    @property
+    def beam_width(self) -> int:
+        return self.params.beam_width or 1
+
+    @property
+    def seats(self) -> int:
+        """Sequences that it may become."""
+        return max(self.num_choices, self.beam_width)
+
+    @property
+    def candidates(self) -> int:
+        """Of beams: continuations to look at, so that enough can go on even if ends come first; else 0."""
+        return self.beam_width * max(2, 1 + len(self.ends)) if self.beam_width > 1 else 0
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -109,6 +124,8 @@ class Event:
     """Prompt tokens that came out of the prefix cache."""
     error: BaseException | None = None
     """With finish_reason "error": what the executor raised, or RequestTimeout."""
+    score: float | None = None
+    """Of a beam search's choice."""
 
 
 def choice_seed(seed: int, index: int) -> int:
@@ -141,6 +158,12 @@ class Sequence:
     """The `Stretch.state` that its tables are for."""
     told: tuple[int, int] = (0, 0)
     """The index and the number of blocks that the allocation listeners know of."""
+    infos: list[TokenInfo] = field(default_factory=list)
+    """Of a beam: the output."""
+    total: float = 0.0
+    """Of a beam: the sum of the output's scores."""
+    candidates: tuple[TokenInfo, ...] = ()
+    """Of a beam that is as far as its request: what could come next. It has nothing to compute then."""
 
     @property
     def index(self) -> int:
@@ -179,6 +202,11 @@ class Sequence:
         request = self.request
         early = len(self.output_ids) < (request.params.min_tokens or 0)
         ends = tuple(sorted(request.ends)) if early or request.params.grammar is not None else ()
+        if request.candidates:
+            banned = ends if early else ()
+            return (
+                Draw(request.params, 0, request.prompt_ids, self.output_ids, banned, candidates=request.candidates),
+            )
         return tuple(
             Draw(
                 request.params,

@@ -26,6 +26,8 @@ class Draw:
     """Tokens that may not be drawn: the ends, while min_tokens is not reached."""
     ends: tuple[int, ...] = ()
     """With a grammar: tokens that end the choice, which are allowed just where the grammar lets it end."""
+    candidates: int = 0
+    """Of a beam: nothing is drawn, and so many of the likeliest tokens are wanted, best first, each with its score."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,16 @@ class TokenInfo:
     """The choice matches its grammar with this token, and nothing can follow."""
     error: TramontaneError | None = None
     """Why no token could be drawn; then `token_id` means nothing."""
+    score: float | None = None
+    """Of a beam's candidate: the natural-log probability after processors."""
 
 
 @dataclass(frozen=True)
 class SequenceResult:
     sequence_id: int
     tokens: tuple[TokenInfo, ...]
-    """One a draw, in the order of the draws; logprob is None where logprobs were not asked for."""
+    """One a draw, in the order of the draws, or a draw's candidates; logprob is None where logprobs were not asked
+    for."""
     prompt_logprobs: tuple[TokenInfo, ...] = ()
     """One a target."""
 
