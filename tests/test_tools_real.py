@@ -59,7 +59,7 @@ TASKS: tuple[tuple[str, Tool, Tool], ...] = (
 @pytest.fixture(scope="module")
 def llm() -> Iterator[AsyncLLM]:
     path = model_path("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
-    opened = AsyncLLM(path, context_length=1024, temperature=0.0, max_tokens=160)
+    opened = AsyncLLM(path, context_length=1024, temperature=0.0, max_tokens=300)
     yield opened
     opened.close()
 
