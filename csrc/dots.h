@@ -65,6 +65,20 @@ inline void split_bf16(Codes a, Vec* w) {
     w[1] = {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(-65536)))};
 }
 
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;
+// a + the dot product of each row's two bfloat16 with two of a token's.
+inline Vec dot_pairs(Vec a, Codes w, const uint16_t* x) {
+    int32_t two;
+    memcpy(&two, x, 4);
+    return {_mm512_dpbf16_ps(a.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(two))};
+}
+inline void store_bf16(uint16_t* p, Vec a) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(a.v);
+    memcpy(p, &rounded, sizeof rounded);
+}
+#endif
+
 #elif defined(TRAMONTANE_AVX2)
 
 struct Codes {
@@ -176,4 +190,10 @@ inline void split_bf16(Codes a, Vec* w) {
     w[1] = {(Floats)(words & -65536)};
 }
 
+#endif
+
+#if !defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = false;
+inline Vec dot_pairs(Vec a, Codes, const uint16_t*) { return a; }
+inline void store_bf16(uint16_t*, Vec) {}
 #endif
