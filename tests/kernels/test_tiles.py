@@ -70,7 +70,7 @@ def test_rows_are_exact_and_products_as_good_as_they_say(isa: str, format: str, 
             ops = cpu.CpuOps(2, isa=isa, exact=exact)
             tiles = ops.pack(stored, format)
             error = np.abs(product(ops, format, x, tiles, rows, bias) - want) / scale
-            assert error.max() < (2e-6 if exact or format in DENSE else 6e-3)
+            assert error.max() < (2e-6 if exact or format in ("F32", "F16") else 6e-3)
         ids = rng.integers(0, rows, 9).astype(np.int32)
         out = np.full((9, columns), np.nan, np.float32)
         if format in DENSE:
@@ -103,9 +103,11 @@ def test_columns_of_dense_matrices_need_not_fill_a_unit(
 ) -> None:
     stored, values = matrix(rng, format, 19, columns)
     x = rng.standard_normal((6, columns)).astype(np.float32)
-    ops = cpu.CpuOps(isa=isa)
+    ops = cpu.CpuOps(isa=isa, exact=True)
     tiles = ops.pack(stored, format)
     np.testing.assert_allclose(product(ops, format, x, tiles, 19), x @ values.T, rtol=1e-5, atol=1e-5)
+    fast = product(cpu.CpuOps(isa=isa), format, x, tiles, 19)
+    np.testing.assert_allclose(fast, x @ values.T, rtol=0, atol=1e-2 * np.sqrt(columns))
     np.testing.assert_array_equal(ops.unpack(tiles, format, (19, columns)), stored)
 
 
