@@ -27,7 +27,7 @@ from tramontane.errors import (
     TramontaneError,
 )
 from tramontane.llm import LLM
-from tramontane.types import Chunk, EmbedRequest, Request, SamplingParams
+from tramontane.types import Chunk, EmbedRequest, Message, Request, SamplingParams, Tool
 
 IDS = (71, 72)
 """The tokens of "hi"."""
@@ -134,6 +134,22 @@ def test_tool_calls_and_reasoning(opened: Open) -> None:
         (1, "call-1", "time", "{}"),
     ]
     assert chunks[-1].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "finish", "wanted"),
+    [
+        (["so: <", "tool", "_call>\n", None], "tool_calls", "so: "),
+        (["a <", "b, <tool_call>{", "x"], "stop", "a <b, <tool_call>{x"),
+        (["1 < 2", " <tool"], "length", "1 < 2 <tool"),
+    ],
+)
+def test_what_begins_a_call_is_no_text(opened: Open, pieces: list[str | None], finish: str, wanted: str) -> None:
+    calls = [call("weather", "{}")] if finish == "tool_calls" else None
+    told = [chunk(piece, (piece or "{").encode()) for piece in pieces]
+    backend, _ = opened(listed(*told, chunk(None, finish=finish, calls=calls)))
+    request = Request(messages=(Message("user", "hi"),), tools=(Tool("weather"),))
+    assert text(ask(backend, request)) == wanted
 
 
 def test_choices_echo_and_no_tokens(opened: Open) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import json
 import math
 import os
 import subprocess
@@ -24,8 +25,9 @@ from tests.engine import checkpoints
 from tests.loading import old_ggml
 from tramontane.backends.mistralrs.backend import MistralRSBackend
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, TramontaneError, UnsupportedModel
+from tramontane.gather import answer_all
 from tramontane.llm import LLM
-from tramontane.types import Chunk, Grammar, Request, Result, SamplingParams
+from tramontane.types import Choice, Chunk, Grammar, Message, Request, Result, SamplingParams, Tool
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("mistralrs", reason="mistralrs is not installed")
@@ -125,6 +127,25 @@ def test_what_a_special_token_or_a_grammar_ends(smol: LLM) -> None:
         assert (result.text in texts, result.finish_reason) == (True, "stop")
     with pytest.raises(InvalidRequest, match="grammar"):
         smol.generate("x", grammar=Grammar("regex", "(a"), max_tokens=2)
+
+
+def test_tools_and_reasoning(smol: LLM, smollm2: Path, loaded: Opened) -> None:
+    """What the model would write is fixed by a grammar; what the wheel makes of it is looked at."""
+
+    def written(llm: LLM, text: str, **fields: Any) -> Choice:
+        sampling = SamplingParams(temperature=0.0, max_tokens=60, grammar=Grammar("choice", (text,)))
+        request = Request(messages=(Message("user", "hi"),), sampling=sampling, **fields)
+        return asyncio.run(answer_all(llm.backend, [request], None))[0].choices[0]
+
+    tools = (Tool("weather", "of a city", {"type": "object", "properties": {"city": {"type": "string"}}}),)
+    asked = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    choice = written(smol, asked, tools=tools)
+    assert (choice.text, choice.finish_reason) == ("", "tool_calls")
+    assert [(call.name, json.loads(call.arguments)) for call in choice.tool_calls] == [("weather", {"city": "Oslo"})]
+    assert written(smol, "no call", tools=tools).text == "no call"
+    thinker = loaded(smollm2, chat_template="{{ messages[0].content }}{% if false %}<think></think>{% endif %}")
+    choice = written(thinker, "<think>\nhmm\n</think>\n\nyes", thinking=True)
+    assert (choice.reasoning.strip(), choice.text.strip()) == ("hmm", "yes")
 
 
 def test_sampling_settings_reach_the_wheel(smol: LLM) -> None:

@@ -22,6 +22,9 @@ _REASONS: dict[str, FinishReason] = {
     "error": "error",
 }
 
+_CALLS = ("<tool_call>", "<|python_tag|>", "[TOOL_CALLS]")
+"""What begins a call of a tool: the wheel lets it slip into the text before it sees what it is."""
+
 Identify = Callable[[bytes, int], int]
 """The id of the token with these bytes, or else the number given."""
 
@@ -33,6 +36,8 @@ class Answer:
         self._plan, self._index, self._identify = plan, index, identify
         params = plan.params
         self._stops = StopMatcher(params.stop or (), bool(params.include_stop))
+        self._held = ""
+        """The end of the text where it may begin a call."""
         self._lead = plan.echo
         self._first = b""
         """The bytes before the first text, while there is none."""
@@ -59,6 +64,8 @@ class Answer:
         reason = None if choice.finish_reason is None else _REASONS.get(choice.finish_reason, "stop")
         stop: str | int | None = None
         text = self._text(choice.delta.content, choice.logprobs)
+        if "tool_schemas" in self._plan.arguments:
+            text = self._without_call(text, reason)
         if token is not None and token.token_id in (self._plan.params.stop_token_ids or ()):
             text, reason, stop = text if self._plan.params.include_stop else "", "stop", token.token_id
         text, found = self._stops.push(text)
@@ -132,6 +139,16 @@ class Answer:
         stripped = whole[: len(whole) - len(content)] if whole.endswith(content) else ""
         return stripped + content if stripped.isspace() else content
 
+    def _without_call(self, text: str, reason: FinishReason | None) -> str:
+        """Text less what a call of a tool begins with; if no call comes of it, the end brings it back."""
+        text, self._held = self._held + text, ""
+        begun = min((at for mark in _CALLS if (at := text.find(mark)) >= 0), default=_unsure(text))
+        if reason is None:
+            text, self._held = text[:begun], text[begun:]
+        elif reason == "tool_calls":
+            text = text[:begun]
+        return text
+
     def _token(self, told: Any) -> TokenLogprob | None:
         """The token's report. Its id is one of the alternatives', else what the vocabulary says of its bytes, else -1;
         its rank is 0 where it is not among the alternatives, as the wheel does not say."""
@@ -171,3 +188,10 @@ class Answer:
             return Usage(self.prompt_tokens, self._tokens)
         details = getattr(told, "prompt_tokens_details", None)
         return Usage(told.prompt_tokens, told.completion_tokens, getattr(details, "cached_tokens", None) or 0)
+
+
+def _unsure(text: str) -> int:
+    """Where the text ends, less what may be the start of a mark that later text completes."""
+    longest = max(map(len, _CALLS)) - 1
+    ends = range(max(len(text) - longest, 0), len(text))
+    return next((at for at in ends if any(mark.startswith(text[at:]) for mark in _CALLS)), len(text))
