@@ -156,6 +156,9 @@ def test_sampling_settings_reach_the_wheel(smol: LLM) -> None:
     assert greedy(smol, FRANCE, 4) == smol.generate(FRANCE, temperature=5.0, min_p=1.0, max_tokens=4).text
     echoing = greedy(smol, "a a a a a a a a a a", 4)
     assert greedy(smol, "a a a a a a a a a a", 4, repetition_penalty=2.0) != echoing
+    cat = "The cat sat on the mat and slept. The cat sat on the"
+    assert greedy(smol, cat, 1) == " mat"
+    assert greedy(smol, cat, 1, dry_multiplier=50.0) != " mat"
     assert greedy(smol, "a a a a a a a a a a", 4, presence_penalty=2.0, frequency_penalty=2.0) != echoing
 
 

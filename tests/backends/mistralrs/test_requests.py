@@ -71,6 +71,17 @@ def test_every_open_field_is_sent(opened: Open) -> None:
     assert "seed" not in arguments
 
 
+def test_dry(opened: Open) -> None:
+    backend, _ = opened()
+    arguments = sampled(backend, dry_multiplier=0.5, dry_base=2, dry_allowed_length=3, dry_sequence_breakers=["\n"])
+    told = {name: value for name, value in arguments.items() if name.startswith("dry_")}
+    assert told == {"dry_multiplier": 0.5, "dry_base": 2.0, "dry_allowed_length": 3, "dry_sequence_breakers": ["\n"]}
+    assert sampled(backend, dry_multiplier=1)["dry_sequence_breakers"] == ["\n", ":", '"', "*"]
+    assert "dry_multiplier" not in sampled(backend)
+    with pytest.raises(InvalidRequest, match="dry_sequence_breakers"):
+        sampled(backend, dry_multiplier=1, dry_sequence_breakers=[[1, 2]])
+
+
 @pytest.mark.parametrize("name", ["seed", "prompt_logprobs", "min_tokens", "logits_processors", "skip_special_tokens"])
 def test_fields_that_the_wheel_has_not(opened: Open, name: str) -> None:
     assert name not in opened()[0].capabilities().sampling_fields

@@ -31,7 +31,7 @@ SAMPLING_FIELDS = frozenset(
     {
         *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
         *("logit_bias", "n", "logprobs", "stop", "stop_token_ids", "include_stop", "max_tokens", "ignore_eos"),
-        *("echo", "grammar"),
+        *("echo", "grammar", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_sequence_breakers"),
     }
 )
 NEED_TOKENIZER = frozenset({"logprobs", "logit_bias", "stop_token_ids"})
@@ -200,8 +200,22 @@ class Planner:
             "presence_penalty": float(params.presence_penalty or 0.0),
             "frequency_penalty": float(params.frequency_penalty or 0.0),
             "logit_bias": dict(params.logit_bias) if params.logit_bias else None,
+            **self._dry(params),
             "max_tokens": params.max_tokens,
             "ignore_eos": bool(params.ignore_eos),
+        }
+
+    def _dry(self, params: SamplingParams) -> dict[str, Any]:
+        if not params.dry_multiplier:
+            return {}
+        breakers = params.dry_sequence_breakers or ()
+        if any(not isinstance(breaker, str) for breaker in breakers):
+            raise InvalidRequest("dry_sequence_breakers", "mistral.rs takes texts, not token ids", "Give texts.")
+        return {
+            "dry_multiplier": float(params.dry_multiplier),
+            "dry_base": float(params.dry_base or 1.75),
+            "dry_allowed_length": params.dry_allowed_length,
+            "dry_sequence_breakers": list(breakers),
         }
 
     def _special_stops(self, params: SamplingParams) -> tuple[int, ...]:
