@@ -33,13 +33,21 @@ def run(command: Sequence[str], *, timeout: float, environment: Mapping[str, str
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, env={**os.environ, **(environment or {})})
-        late = threading.Timer(timeout, process.kill)
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        late = threading.Timer(timeout, expire)
         late.start()
         _, status, usage = os.wait4(process.pid, 0)
         late.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0), err.seek(0)
         stdout, stderr = out.read(), err.read()
+    if expired.is_set():
+        raise ProgramFailed(f"it took more than {timeout:.0f} s")
     if process.returncode:
         end = " | ".join((stderr or stdout).strip().splitlines()[-3:])
         raise ProgramFailed(f"exit status {process.returncode}: {end[-500:]}")

@@ -77,7 +77,7 @@ def test_processes_are_read_and_weighed() -> None:
     assert big.peak_bytes >= 200_000_000
     with pytest.raises(ProgramFailed, match=r"exit status 1: .*ValueError: so it is"):
         run([sys.executable, "-c", "raise ValueError('so it is')"], timeout=60)
-    with pytest.raises(ProgramFailed, match="exit status -9"):
+    with pytest.raises(ProgramFailed, match="it took more than 0 s"):
         run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.2)
     share = others.share()
     assert share is None or 0 <= share <= 1
