@@ -148,6 +148,69 @@ def test_an_engine_that_dies_is_told_to_all_and_ends_the_server(folder: Path) ->
         assert server.service.phase == "failed"
 
 
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_keeps_to_its_schema(tiny: Live, stream: bool) -> None:
+    """A model of random weights, which by itself would never."""
+    body = {"guided_json": {**SCHEMA, "additionalProperties": False}, "max_tokens": 100, "stream": stream, "seed": 5}
+    answer = tiny.complete(**body)
+    assert answer.status_code == 200, answer.text
+    chunks = [json.loads(chunk) for chunk in events(answer.text)[:-1]] if stream else [answer.json()]
+    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    if chunks[-1]["choices"][0]["finish_reason"] == "stop":
+        assert isinstance(json.loads(text)["n"], int)
+    else:
+        assert text.lstrip().startswith("{")
+    choice = tiny.complete(guided_choice=["north", "south"], max_tokens=20).json()["choices"][0]
+    assert choice["text"] in ("north", "south")
+
+
+@pytest.mark.parametrize(
+    "grammar", [{"guided_regex": "("}, {"guided_grammar": "start: x"}, {"guided_json": {"type": 7}}]
+)
+def test_a_grammar_that_is_none_is_refused_by_its_name(tiny: Live, grammar: dict[str, Any]) -> None:
+    answer = tiny.complete(**grammar)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == next(iter(grammar))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_real_model_calls_tools_and_keeps_to_schemas(qwen_coder: Path, stream: bool) -> None:
+    config = EngineConfig.from_options({"context_length": 1024})
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "description": "Weather now", "parameters": city}}
+    question = [{"role": "user", "content": "What is the weather in Nice?"}]
+    with live(lambda: NativeBackend(qwen_coder, config), names=("qwen",)) as server:
+        until(lambda: server.get("/ready").status_code == 200, 120)
+        base: dict[str, Any] = {"messages": question, "temperature": 0, "max_tokens": 100, "stream": stream}
+        for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+            message = whole(server.chat(**base, tools=[tool], tool_choice=choice), stream)
+            assert message["tool_calls"][0]["function"]["name"] == "weather"
+            assert "nice" in json.loads(message["tool_calls"][0]["function"]["arguments"])["city"].lower()
+        formatted = {"type": "json_schema", "json_schema": {"name": "city", "schema": city, "strict": True}}
+        assert json.loads(whole(server.chat(**base, response_format=formatted), stream)["content"])["city"]
+
+
+def whole(answer: Any, stream: bool) -> dict[str, Any]:
+    """The message of an answer, or of a stream that OpenAI's client puts together."""
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        message: dict[str, Any] = answer.json()["choices"][0]["message"]
+        return message
+    content, calls = "", {}
+    for chunk in map(json.loads, events(answer.text)[:-1]):
+        delta = chunk["choices"][0]["delta"]
+        content += delta.get("content", "")
+        for piece in delta.get("tool_calls", ()):
+            call = calls.setdefault(piece["index"], {"function": {"name": "", "arguments": ""}})
+            for name in ("name", "arguments"):
+                call["function"][name] += piece["function"].get(name, "")
+    return {"content": content, "tool_calls": [calls[index] for index in sorted(calls)]}
+
+
 @pytest.mark.slow
 def test_a_real_model_serves_many_at_once(smollm2: Path) -> None:
     config = EngineConfig.from_options({"deterministic": True, "context_length": 512})

@@ -55,12 +55,12 @@ class Call:
         """What converting a body needs. Raises Problem (503)."""
         return Asking(self.record, self.settings, self.service.backend.capabilities().request_fields)
 
-    def note(self, body: Any, asked: Any) -> None:
-        """Remember for the log what a client says of its request, and what it asks where that may be written."""
+    def note(self, body: Any, asked: Callable[[], Any]) -> None:
+        """Remember for the log what a client says of its request, and what is `asked` where that may be written."""
         given = {name: getattr(body, name, None) for name in _LABELS}
         self.record.labels = {name: value for name, value in given.items() if value is not None}
         if self.settings.log_prompts:
-            self.record.prompt = asked
+            self.record.prompt = asked()
 
     async def in_time(self, work: Coroutine[Any, Any, Any]) -> Any:
         """What `work` returns, while the client waits for it and there is time."""
@@ -79,7 +79,7 @@ class Call:
     ) -> Response:
         """Answer `asked`, as a stream of events or at once, as the body says."""
         backend = self.service.backend
-        self.note(body, body.model_dump(include={"messages", "prompt"}, exclude_none=True))
+        self.note(body, lambda: body.model_dump(include={"messages", "prompt"}, exclude_none=True))
         chunks = answer(self.service, self.metrics, self.record, backend, asked.requests)
         with renaming(asked.names):
             if not body.stream:

@@ -39,7 +39,7 @@ async def create_embeddings(body: EmbeddingsRequest, call: TheCall) -> Response:
     if isinstance(inputs[0], int):
         inputs = [inputs]
     _check_count(call, "input", len(inputs))
-    call.note(body, inputs)
+    call.note(body, lambda: inputs)
     with renaming(_NAMES):
         request = EmbedRequest(
             tuple(given if isinstance(given, str) else tuple(given) for given in inputs),
@@ -63,7 +63,7 @@ async def rerank(body: RerankRequest, call: TheCall) -> Response:
         raise UnsupportedModel("This model does not rank documents.", "Serve one that does.")
     _check_count(call, "documents", len(body.documents))
     texts = [given if isinstance(given, str) else given.text for given in body.documents]
-    call.note(body, {"query": body.query, "documents": texts})
+    call.note(body, lambda: {"query": body.query, "documents": texts})
     request = Ranking(body.query, tuple(texts), top_n=body.top_n, truncate=bool(body.truncate))
     with call.service.admitted(call.record.key, 1):
         result = await call.in_time(backend.rerank(request))

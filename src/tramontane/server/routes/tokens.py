@@ -28,7 +28,7 @@ async def tokenize(body: TokenizeRequest, call: TheCall) -> Response:
             400, "Invalid chat_template_kwargs: a prompt uses no chat template.", param="chat_template_kwargs"
         )
     turns = [message(turn) for turn in body.messages or ()]
-    call.note(None, body.prompt if body.prompt is not None else turns)
+    call.note(None, lambda: body.model_dump(include={"messages", "prompt"}, exclude_none=True))
 
     def work() -> tuple[list[int], list[str] | None]:
         text, special = body.prompt, body.add_special_tokens
