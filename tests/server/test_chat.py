@@ -87,6 +87,9 @@ SAMPLING = {
     "dry_sequence_breakers": [";"],
     "bad_words": ["darn"],
     "allowed_token_ids": [5, 6],
+    "best_of": 4,
+    "length_penalty": 0.5,
+    "early_stopping": "never",
     "ignore_eos": True,
     "min_tokens": 2,
     "stop_token_ids": [5],
@@ -105,9 +108,26 @@ def test_sampling_reaches_the_backend(asked: Asked) -> None:
 
 
 def test_every_way_of_sampling_can_be_asked_for() -> None:
-    renamed = {"stop", "max_tokens", "logprobs", "include_stop", "grammar"}  # asked for in the tests around
+    renamed = {
+        "beam_width",
+        "stop",
+        "max_tokens",
+        "logprobs",
+        "include_stop",
+        "grammar",
+    }  # asked for in the tests around
     elsewhere = {"prompt_logprobs", "echo", "logits_processors"}  # of completions; not to be sent
     assert {field.name for field in fields(SamplingParams)} == {*SAMPLING, *renamed, *elsewhere}
+
+
+def test_beams_as_vllm_asks_for_them(mock: Live, asked: Asked) -> None:
+    assert asked(use_beam_search=True, n=3).sampling.beam_width == 3
+    assert asked(use_beam_search=True, beam_width=4, n=2).sampling.beam_width == 4
+    assert asked(beam_width=2).sampling.beam_width == 2
+    assert asked(use_beam_search=False, n=3).sampling.beam_width is None
+    assert refusal(mock, use_beam_search=True)["param"] == "use_beam_search"
+    assert refusal(mock, beam_width=17)["param"] == "beam_width"
+    assert refusal(mock, best_of=17)["param"] == "best_of"
 
 
 def test_null_and_absent_are_the_same(asked: Asked) -> None:

@@ -183,7 +183,7 @@ def test_a_real_model_calls_tools_and_keeps_to_schemas(qwen_coder: Path, stream:
     city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     tool = {"type": "function", "function": {"name": "weather", "description": "Weather now", "parameters": city}}
     question = [{"role": "user", "content": "What is the weather in Nice?"}]
-    with live(lambda: NativeBackend(qwen_coder, config), names=("qwen",)) as server:
+    with live(lambda: NativeBackend(qwen_coder, config), names=("qwen",), wait=False) as server:
         until(lambda: server.get("/ready").status_code == 200, 120)
         base: dict[str, Any] = {"messages": question, "temperature": 0, "max_tokens": 100, "stream": stream}
         for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
@@ -220,7 +220,7 @@ def test_a_real_model_serves_many_at_once(smollm2: Path) -> None:
         chats = [[{"role": "user", "content": question}] for question in questions]
         expected = [result.text for result in llm.chat(chats, **options)]
 
-    with live(lambda: NativeBackend(smollm2, config), names=("smol",)) as server:
+    with live(lambda: NativeBackend(smollm2, config), names=("smol",), wait=False) as server:
         until(lambda: server.get("/ready").status_code == 200, 60)
 
         def ask(question: str) -> str:

@@ -48,8 +48,8 @@ COMPLETION_TOKENS = 16
 _SAME = (
     "frequency_penalty", "presence_penalty", "n", "seed", "temperature", "top_p", "min_p",
     "repetition_penalty", "typical_p", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base",
-    "dry_allowed_length", "dry_range", "dry_sequence_breakers", "bad_words", "allowed_token_ids", "ignore_eos",
-    "min_tokens", "stop_token_ids", "skip_special_tokens",
+    "dry_allowed_length", "dry_range", "dry_sequence_breakers", "bad_words", "allowed_token_ids",
+    "length_penalty", "early_stopping", "ignore_eos", "min_tokens", "stop_token_ids", "skip_special_tokens",
 )  # fmt: skip
 
 NAMES: Mapping[str, str] = {
@@ -149,13 +149,21 @@ def _salt(given: str | None, asking: Asking) -> str:
 
 
 def _sampling(body: Sampled, settings: ServerSettings, **more: Any) -> SamplingParams:
-    if body.n is not None and body.n > settings.limits.n:
-        raise _invalid("n", f"{body.n} choices are more than the {settings.limits.n} that are allowed")
+    for name in ("n", "best_of", "beam_width"):
+        if (getattr(body, name) or 1) > settings.limits.n:
+            raise _invalid(name, f"{getattr(body, name)} are more than the {settings.limits.n} that are allowed")
+    beams = body.beam_width
+    if body.use_beam_search and beams is None:
+        if (body.n or 1) == 1:
+            raise _invalid("use_beam_search", "one beam is no search. Give beam_width, or an n above 1")
+        beams = body.n
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     return SamplingParams(
         **{name: getattr(body, name) for name in _SAME},
         logit_bias={int(id_): value for id_, value in (body.logit_bias or {}).items()} or None,
         top_k=None if body.top_k is None else max(body.top_k, 0),  # -1 is off too
+        best_of=None if body.best_of == (body.n or 1) else body.best_of,  # then all are answered with
+        beam_width=beams,
         stop=None if stop is None else tuple(stop),
         include_stop=body.include_stop_str_in_output,
         **more,

@@ -32,7 +32,8 @@ def describe(app: FastAPI, settings: ServerSettings, made: Callable[[], Document
         schemas.setdefault(name, part)
     _drop_discriminators(document)
     for name in (ChatRequest.__name__, CompletionRequest.__name__):
-        schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] = settings.limits.n
+        for field in ("n", "best_of", "beam_width"):
+            schemas[name]["properties"][field]["anyOf"][0]["maximum"] = settings.limits.n
     if settings.keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

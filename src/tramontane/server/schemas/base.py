@@ -162,6 +162,13 @@ class Sampled(Body):
     dry_sequence_breakers: Annotated[Several[Text], Field(max_length=64)] | None = None
     bad_words: Annotated[Several[Text], Field(max_length=1024)] | None = None
     allowed_token_ids: Ids | None = None
+    best_of: Count | None = None
+    """Draw so many choices, and answer with the n likeliest."""
+    use_beam_search: bool | None = None
+    """With beam_width beams, otherwise n."""
+    beam_width: Count | None = None
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
     ignore_eos: bool | None = None
     min_tokens: Natural | None = None
     stop_token_ids: Annotated[Several[TokenId], Field(max_length=1024)] | None = None

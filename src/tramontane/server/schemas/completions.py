@@ -14,7 +14,6 @@ class CompletionRequest(Sampled):
     """Each has n choices, those of the first prompt first."""
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
-    best_of: refused("only the choices that are asked for are drawn", 1) = None  # type: ignore[valid-type]
     suffix: refused("the text behind is not read", "") = None  # type: ignore[valid-type]
 
 
