@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,8 +47,9 @@ class Streams:
             streams = list(self._open)
         for stream in streams:
             stream.cancelled.set()
+        until = None if patience is None else time.monotonic() + patience
         for stream in streams:
-            stream.ended.wait(patience)
+            stream.ended.wait(None if until is None else max(until - time.monotonic(), 0))
         self.runner.close()
 
     def _run(self, stream: Stream) -> None:
