@@ -129,19 +129,17 @@ def test_what_is_not_finite_shows_in_its_own_token_alone(isa: str, format: str, 
 
 @each_isa
 @pytest.mark.parametrize("format", BLOCKED)
-def test_one_large_activation_costs_only_its_neighbours_precision(
-    isa: str, format: str, rng: np.random.Generator
-) -> None:
-    """Scales are of 32 columns: an outlier, as real models have them, leaves the other columns as they were."""
+def test_a_few_large_activations_cost_no_precision(isa: str, format: str, rng: np.random.Generator) -> None:
+    """Real models have columns a hundred times as large as others: what eight bits lose there is kept."""
     stored, values = matrix(rng, format, 16, 1024)
-    x = rng.standard_normal((3, 1024)).astype(np.float32)
-    x[:, 100] = 3000
+    x = rng.standard_normal((14, 1024)).astype(np.float32)
+    x[:, [100, 700]] = 300, -200
+    x[3:5, 100] = 0  # tokens with and without them side by side
     ops = cpu.CpuOps(isa=isa)
     out = product(ops, format, x, ops.pack(stored, format), 16)
-    rest = np.r_[0:96, 128:1024]
-    error = np.abs(out - x.astype(np.float64) @ values.T)
-    bound = 6e-3 * np.abs(x[:, rest]) @ np.abs(values[:, rest]).T + 5e-3 * 3000 * np.abs(values[:, 96:128]).sum(1)
-    assert (error < bound).all()
+    usual = np.where(np.abs(x) < 10, np.abs(x), 0)
+    bound = 2e-2 * usual @ np.abs(values).T + 1e-4 * np.abs(x) @ np.abs(values).T
+    assert (np.abs(out - x.astype(np.float64) @ values.T) < bound).all()
 
 
 def test_tiles_are_checked() -> None:
