@@ -35,16 +35,19 @@ def reference_perplexity(model: Any, windows: list[list[int]]) -> float:
 def test_perplexity_equals_transformers(name: str, request: pytest.FixtureRequest, wikitext: Path) -> None:
     path: Path = request.getfixturevalue(name)
     text = wikitext.read_text(encoding="utf-8")
-    with LLM(path) as llm:
-        ours = perplexity(llm, text, windows=WINDOWS, bos=BOS)
-        ids = llm.tokenize(text, add_special_tokens=False)
-        size = min(1024, llm.capabilities().context_length)
+    ours = {}
+    for arithmetic in ("exact", "fast"):
+        with LLM(path, arithmetic=arithmetic) as llm:
+            ours[arithmetic] = perplexity(llm, text, windows=WINDOWS, bos=BOS)
+            ids = llm.tokenize(text, add_special_tokens=False)
+            size = min(1024, llm.capabilities().context_length)
     model = (
         transformers.LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         if path.is_dir()
         else dequantized(path)
     )
     windows = list(cut_windows(ids, size, [BOS]))[:WINDOWS]
-    assert ours.windows == WINDOWS
-    assert ours.tokens == sum(len(window) - 1 for window in windows)
-    assert ours.perplexity == pytest.approx(reference_perplexity(model, windows), rel=1e-3)
+    assert ours["exact"].windows == WINDOWS
+    assert ours["exact"].tokens == sum(len(window) - 1 for window in windows)
+    assert ours["exact"].perplexity == pytest.approx(reference_perplexity(model, windows), rel=1e-3)
+    assert ours["fast"].perplexity == pytest.approx(ours["exact"].perplexity, rel=2e-3)
