@@ -1,4 +1,4 @@
-"""The only module that knows the operating system: memory, processors, cache folder, page advice, file locks.
+"""The only module that knows the operating system: memory, pages, processors, cache folder, file locks.
 
 Sizes are bytes. Where a system does not tell a figure, the function says what it returns instead; none raises
 for a missing figure. Must not know: anything else of Tramontane's.
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -81,6 +81,15 @@ def prefetch_pages(mapping: mmap.mmap, start: int = 0, length: int | None = None
     return _advise(mapping, mmap.MADV_WILLNEED, start, length)
 
 
+def large_pages(nbytes: int) -> mmap.mmap:
+    """Memory of the process's own, in large pages where the system has them and lets one ask."""
+    memory = mmap.mmap(-1, nbytes)
+    if sys.platform == "linux":
+        with suppress(OSError):  # a kernel built without them: small pages are what there is
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 def _advise(mapping: mmap.mmap, advice: int, start: int, length: int | None) -> bool:
     end = len(mapping) if length is None else min(start + length, len(mapping))
     first = start - start % mmap.PAGESIZE
@@ -94,8 +103,9 @@ def max_open_files() -> int:
     """How many files and sockets this process may have open."""
     if sys.platform == "win32":
         return _MANY_FILES
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MANY_FILES if soft == resource.RLIM_INFINITY else min(soft, _MANY_FILES)
+    else:  # which a checker of types takes for another platform's, unlike what merely follows
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return _MANY_FILES if soft == resource.RLIM_INFINITY else min(soft, _MANY_FILES)
 
 
 @contextmanager

@@ -5,13 +5,13 @@ Owns where packed matrices lie. Must not know: what they are.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tramontane import platform
 
 __all__ = ["Arena"]
 
@@ -34,11 +34,7 @@ class Arena:
         nbytes = math.prod(shape) * dtype.itemsize
         if self._used + nbytes > len(self._chunk):
             whole = max(nbytes, _CHUNK) if nbytes < _CHUNK // 2 else nbytes
-            memory = mmap.mmap(-1, max(whole, 1))
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                with contextlib.suppress(OSError):  # a kernel built without them: small pages are what there is
-                    memory.madvise(mmap.MADV_HUGEPAGE)
-            chunk = np.frombuffer(memory, np.uint8)
+            chunk = np.frombuffer(platform.large_pages(max(whole, 1)), np.uint8)
             if whole == nbytes:
                 return chunk.view(dtype).reshape(shape)
             self._chunk, self._used = chunk, 0
