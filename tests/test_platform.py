@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +116,21 @@ def test_control_groups_without_limits(tmp_path: Path) -> None:
     assert platform.cgroup_memory("0::/\n", tmp_path) == []
     write(tmp_path, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"})
     assert platform.cgroup_cpus("2:cpu:/\n", tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of pages")
+def test_large_pages_are_asked_for_in_memory_that_can_have_them() -> None:
+    memory = platform.large_pages(8 << 20)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    about: dict[str, str] = {}
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        head = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line)
+        if head:
+            inside = int(head[1], 16) <= address < int(head[2], 16)
+            if inside:
+                about["mode"] = head[3]
+        elif inside and line.startswith("VmFlags"):
+            about["flags"] = line
+    assert about["mode"].endswith("p")  # private: what is shared gets small pages
+    if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        assert " hg" in about["flags"]

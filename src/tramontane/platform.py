@@ -83,10 +83,11 @@ def prefetch_pages(mapping: mmap.mmap, start: int = 0, length: int | None = None
 
 def large_pages(nbytes: int) -> mmap.mmap:
     """Memory of the process's own, in large pages where the system has them and lets one ask."""
-    memory = mmap.mmap(-1, nbytes)
-    if sys.platform == "linux":
-        with suppress(OSError):  # a kernel built without them: small pages are what there is
-            memory.madvise(mmap.MADV_HUGEPAGE)
+    if sys.platform != "linux":
+        return mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory would get small ones
+    with suppress(OSError):  # a kernel built without them: small pages are what there is
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
