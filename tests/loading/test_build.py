@@ -245,8 +245,9 @@ print(before, platform.peak_rss(), loaded.weight_bytes)
 @pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16"])
 @pytest.mark.parametrize("model", ["stories15m", "smollm2"])
 def test_peak_memory_is_what_stays(model: str, dtype: str, request: pytest.FixtureRequest) -> None:
-    """Resident pages count maps and arrays alike. What is mapped and stays so is not read at all by loading."""
+    """Resident pages count maps and arrays alike: a matrix that was packed is given back before the next one is read.
+    The megabytes are for what a checkpoint tells of itself, its vocabulary above all."""
     path = request.getfixturevalue(model)
     run = subprocess.run([sys.executable, "-c", PEAK, str(path), dtype], capture_output=True, text=True, check=True)
     before, peak, weights = map(int, run.stdout.split())
-    assert peak - before <= 1.2 * weights
+    assert peak - before <= 1.1 * weights + (16 << 20)
