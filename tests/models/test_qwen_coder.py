@@ -82,6 +82,6 @@ def test_logits(qwen_coder: Path) -> None:
     del model
     gc.collect()
     # Activations as they are, not rounded to eight bits as the fast kernels do.
-    loaded = load_model(qwen_coder, for_device("cpu", threads=2, deterministic=True))
+    loaded = load_model(qwen_coder, for_device("cpu", threads=2, deterministic=True, exact=True))
     rig = Rig(loaded.decoder, block_size=16, num_blocks=4)
     assert np.abs(rig.run(ids, [15, 1]) - expected).max() < 2e-3
