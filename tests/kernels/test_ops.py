@@ -474,8 +474,11 @@ def test_what_is_drawn_is_what_the_cuts_leave(
         logits[1::3] = -np.inf
     count = 400
     counts = np.bincount(draw_many(ops, logits, ((np.arange(count) + 0.5) / count).tolist(), cuts), minlength=size)
-    expected = oracles.probabilities(logits, *cuts)  # type: ignore[arg-type]  # six numbers
-    assert np.all(np.abs(counts - expected * count) <= 1.001)
+    # A token may lie so near a bound that the oracle's doubles and the op's floats tell it to different sides.
+    temperature, top_k, *bounds = cuts
+    nearby = [[bound if bound in (0.0, 1.0) else bound * by for bound in bounds] for by in (1.0, 1 - 1e-5, 1 + 1e-5)]
+    expected = [oracles.probabilities(logits, temperature, int(top_k), *near) for near in nearby]
+    assert any(np.all(np.abs(counts - one * count) <= 1.001) for one in expected)
 
 
 def test_cuts_of_a_large_vocabulary_need_the_whole_row(ops: Ops, rng: np.random.Generator) -> None:
