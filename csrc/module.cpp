@@ -19,9 +19,9 @@ namespace {
 
 // The ops of one pool and one instruction set.
 struct Cpu {
-    Cpu(int threads, const std::string& isa, bool exact, bool deterministic)
+    Cpu(int threads, const std::string& isa, bool exact)
         : device{Pool(threads), instruction_set(isa),
-                 exact ? Arithmetic::EXACT : deterministic ? Arithmetic::DETERMINISTIC : Arithmetic::FAST} {}
+                 exact ? Arithmetic::EXACT : Arithmetic::FAST} {}
 
     Device device;
     Products products{device};
@@ -55,8 +55,7 @@ NB_MODULE(_native, m) {
             throw std::invalid_argument(std::string("table ") + name + " is unknown, or of another size");
     });
     nb::class_<Cpu> cpu(m, "Cpu");
-    cpu.def(nb::init<int, const std::string&, bool, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false,
-            "deterministic"_a = false);
+    cpu.def(nb::init<int, const std::string&, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false);
     cpu.def_prop_ro("isa", [](const Cpu& cpu) { return std::string(cpu.device.set.name); });
     const auto binder = [&](auto part) {
         return [&cpu, part](const char* name, auto op, const auto&... names) { define(cpu, name, part, op, names...); };

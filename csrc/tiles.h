@@ -108,7 +108,7 @@ void unpack(Pool& pool, const Packing& packing);
 
 // What a product may do to its activations. FAST: make them 8-bit integers, a scale for each 32, where weights are
 // integers too, or bfloat16 where they are that. EXACT: keep them in float.
-enum class Arithmetic : int { FAST, DETERMINISTIC, EXACT };
+enum class Arithmetic : int { FAST, EXACT };
 
 // Products and lookups of matrices in tiles, for one instruction set.
 struct TileKernels {

@@ -71,12 +71,11 @@ class CpuOps(RecurrentOps):
         if threads < 1:
             raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
         _set_tables()
-        self._native = _native.Cpu(threads, chosen, exact, deterministic)
+        self._native = _native.Cpu(threads, chosen, exact)
         self._arena = Arena()
         self.name = f"cpu-{self._native.isa}"
         self.threads = threads
         self.deterministic = deterministic
-        self._native_shape = _native.tiles_shape
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         return _aligned(np.empty, shape, dtype)
@@ -92,11 +91,13 @@ class CpuOps(RecurrentOps):
         return host
 
     def pack(self, matrix: Array, format: str) -> Array:
+        from tramontane import _native
+
         if matrix.size == 0:
             return matrix
         elements = BLOCKS[format] if format in BLOCKS else BlockLayout(1, matrix.itemsize)
         columns = matrix.shape[1] * matrix.itemsize // elements.nbytes * elements.elements
-        shape = tuple(self._native_shape(format, matrix.shape[0], columns))
+        shape = tuple(_native.tiles_shape(format, matrix.shape[0], columns))
         if not shape:
             return matrix
         tiles = self._arena.empty(shape, matrix.dtype)
