@@ -133,6 +133,16 @@ def test_cancelling_ends_the_work(loaded: LoadedModel) -> None:
         assert len(other.future.result(0)) == 1
 
 
+def test_what_was_cancelled_before_it_came_is_left_alone(loaded: LoadedModel) -> None:
+    by, task, nothing = encoder(loaded), Task(texts(5), ["mean"]), Task([], ["mean"])
+    assert task.future.cancel()
+    assert nothing.future.cancel()
+    by.add(task)
+    by.add(nothing)
+    assert not by.has_work
+    assert len(read(by, texts(7))) == 1
+
+
 def test_a_failure_is_its_batchs_alone(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     read_by, good = encoder(loaded), Task(texts(4), ["mean"])
     bad = Task(texts(*[40] * 3, CONTEXT), ["mean"])

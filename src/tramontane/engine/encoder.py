@@ -67,6 +67,10 @@ class Task:
     def finish(self, index: int, vector: Floats) -> None:
         """One text has been read."""
         self._vectors[index] = vector
+        self.answer()
+
+    def answer(self) -> None:
+        """Hand over the states, once those of all texts are there, unless the caller has left."""
         if len(self._vectors) == self._count and self.future.set_running_or_notify_cancel():
             self.future.set_result([self._vectors[i] for i in range(self._count)])
 
@@ -134,7 +138,7 @@ class Encoder:
         if self._closed is not None:
             task.fail(self._closed)
         elif task.head is None:
-            task.future.set_result([])
+            task.answer()
         else:
             self._tasks.append(task)
 
