@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#if defined(TRAMONTANE_X86)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
@@ -14,7 +14,7 @@ struct Candidate {
     bool (*supported)();
 };
 
-#if defined(TRAMONTANE_X86)
+#if defined(__x86_64__)
 // The builtins also ask whether the operating system saves the wide registers. Every processor with AVX2 has F16C.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
@@ -30,13 +30,21 @@ bool has_avx2_vnni() {
 }
 #endif
 
-// In order of preference.
+// In order of preference; a build may have fewer (CMakeLists.txt).
 const Candidate CANDIDATES[] = {
-#if defined(TRAMONTANE_X86)
+#if defined(TRAMONTANE_HAS_avx512_bf16)
     {{avx512_bf16::tiles.name, avx512::kernels, avx512_bf16::tiles}, has_avx512_bf16},
+#endif
+#if defined(TRAMONTANE_HAS_avx512_vnni)
     {{avx512_vnni::tiles.name, avx512::kernels, avx512_vnni::tiles}, has_avx512_vnni},
+#endif
+#if defined(TRAMONTANE_HAS_avx512)
     {{avx512::tiles.name, avx512::kernels, avx512::tiles}, has_avx512},
+#endif
+#if defined(TRAMONTANE_HAS_avx2_vnni)
     {{avx2_vnni::tiles.name, avx2::kernels, avx2_vnni::tiles}, has_avx2_vnni},
+#endif
+#if defined(TRAMONTANE_HAS_avx2)
     {{avx2::tiles.name, avx2::kernels, avx2::tiles}, has_avx2},
 #endif
     {{plain::tiles.name, plain::kernels, plain::tiles}, [] { return true; }},
