@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ from tramontane.backends.language import tokenizer_of
 from tramontane.config import EngineConfig
 from tramontane.kernels import for_device
 from tramontane.loading.build import load_model
+from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.text.grammar import Grammars
 
 
@@ -29,8 +31,11 @@ class SharedModel:
             deterministic=config.deterministic,
             exact=config.arithmetic == "exact",
         )
-        self.loaded = load_model(path, ops, dtype=config.dtype, architecture=config.architecture)
-        self.tokenizer = tokenizer_of(self.loaded.checkpoint)
+        checkpoint = open_checkpoint(path)
+        with ThreadPoolExecutor(1) as aside:  # packing weights leaves Python to others
+            tokenizer = aside.submit(tokenizer_of, checkpoint)
+            self.loaded = load_model(checkpoint, ops, dtype=config.dtype, architecture=config.architecture)
+        self.tokenizer = tokenizer.result()
         self.grammars = Grammars(self.tokenizer, self.loaded.spec.vocab_size)
         self.turn = threading.Lock()
         """Held while a step runs: the ops' threads and scratch memory serve one caller at a time."""

@@ -59,8 +59,10 @@ class LoadedModel:
         return memory.resolve_cache_dtype(choice, self.formats.values())
 
 
-def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture: str = "auto") -> LoadedModel:
-    """Load a checkpoint onto the device of `ops`.
+def load_model(
+    source: str | Path | Checkpoint, ops: Ops, *, dtype: str = "auto", architecture: str = "auto"
+) -> LoadedModel:
+    """Load a checkpoint, or the one at a path, onto the device of `ops`.
 
     Matrices are used where they are mapped if the device can; `dtype` (float32, float16, bfloat16) converts dense
     ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and a few megabytes.
@@ -69,7 +71,7 @@ def load_model(path: str | Path, ops: Ops, *, dtype: str = "auto", architecture:
     """
     if dtype != "auto" and dtype not in memory.ITEMSIZE:
         raise InvalidRequest("dtype", f"{dtype!r} is not a dtype", f"Use auto, {', '.join(memory.ITEMSIZE)}.")
-    checkpoint = open_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     refusal = refusal_of(checkpoint, architecture)
     if refusal is not None:
         found = load_fallback(checkpoint, ops, dtype, refusal)

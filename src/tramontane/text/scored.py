@@ -34,6 +34,10 @@ class Kind(IntEnum):
     BYTE = 6
 
 
+_WHOLE = frozenset({Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED})
+"""Found in a text as they are."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Pieces and settings. `texts`, `scores` and `kinds` are of one length, by id.
@@ -109,7 +113,7 @@ def add_symbols(
                 rstrip=text in rstrip,
             )
             for text, kind in zip(texts, kinds, strict=True)
-            if kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
+            if kind in _WHOLE
         ]
     )
 
