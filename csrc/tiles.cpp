@@ -1,4 +1,4 @@
-// The kernels of tiles.inc for one instruction set. Compiled once for each, with TRAMONTANE_TILE_ISA its name, like
+// The kernels of tile_products.inc for one instruction set. Compiled once for each, with TRAMONTANE_TILE_ISA its name, like
 // kernels.cpp and under the same rule: nothing but the final table is visible to the linker.
 
 #include "tiles.h"
@@ -22,6 +22,7 @@ namespace {
 #include "simd.h"
 #include "dots.h"
 #include "tiles.inc"
+#include "tile_products.inc"
 
 }  // namespace
 

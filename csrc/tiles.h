@@ -1,4 +1,4 @@
-// Tiles: how matrices are kept for the kernels of tiles.inc, and what they hold where.
+// Tiles: how matrices are kept for the kernels of tile_products.inc, and what they hold where.
 //
 // A panel is 16 rows; a panel is a row of units, each with all that its 16 rows say of UNIT columns. Codes lie four
 // columns of a row together, row after row: 64 bytes are 16 rows by 4 columns, which is what one instruction multiplies
