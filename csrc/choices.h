@@ -7,13 +7,16 @@
 #include "simple.h"
 
 namespace tramontane {
+namespace {
+#include "pieces.h"
+}
 
 constexpr const char* SCORES[] = {"softmax", "sigmoid", "sparsemixer"};
 constexpr const char* GROUP_SCORES[] = {"max", "top2"};
 
 class Choices {
    public:
-    explicit Choices(Device& device) : pool_(device.pool), kernels_(device.set.kernels) {}
+    explicit Choices(Device& device) : device_(device), pool_(device.pool), kernels_(device.set.kernels) {}
 
     void route(handle weights_, handle experts_, handle logits_, handle correction_, const char* score, bool normalize,
                float scale, int64_t groups, int64_t top_groups, const char* group_score, float jitter) {
@@ -29,18 +32,12 @@ class Choices {
         require(r.chosen <= r.count / groups * top_groups, "experts must be fewer than are to choose from");
         require(r.score != Score::SPARSEMIXER || (r.chosen == 2 && groups == 1),
                 "sparsemixer chooses 2, without groups");
-        struct Call {
-            const Kernels& kernels;
-            const Routing& routing;
-        } const call{kernels_, r};
-        const Unlocked unlocked(logits.size());
-        pool_.run(
-            logits[0], r.count < ROUTED ? ROUTED / (r.count + 1) : 1,
-            [](const void* context, int64_t begin, int64_t end) {
-                const Call& c = *static_cast<const Call*>(context);
-                for (int64_t t = begin; t < end; t++) tramontane::route(c.kernels, c.routing, t);
-            },
-            &call);
+        const int64_t tokens = logits[0];
+        device_.compute(logits.size(), [=, this] {
+            parallel(pool_, tokens, r.count < ROUTED ? ROUTED / (r.count + 1) : 1, [&](int64_t begin, int64_t end) {
+                for (int64_t t = begin; t < end; t++) tramontane::route(kernels_, r, t);
+            });
+        });
     }
 
     void group_rows(handle rows_, handle slots_, handle offsets_, handle experts_) {
@@ -48,54 +45,64 @@ class Choices {
         const Array slots(slots_, "slots", INT32, {experts[0], experts[1]}, true);
         const Array offsets(offsets_, "offsets", INT32, {ANY}, true);
         require(offsets[0] > 0, "offsets must have one place more than there are experts");
-        check_ids(experts, "experts", offsets[0] - 1);
-        tramontane::group_rows(rows.data<int32_t>(), slots.data<int32_t>(), offsets.data<int32_t>(),
-                               experts.data<const int32_t>(), experts.size(), experts[1], offsets[0] - 1);
+        device_.compute(experts.size(), [=] {
+            check_ids(experts, "experts", offsets[0] - 1);
+            tramontane::group_rows(rows.data<int32_t>(), slots.data<int32_t>(), offsets.data<int32_t>(),
+                                   experts.data<const int32_t>(), experts.size(), experts[1], offsets[0] - 1);
+        });
     }
 
     void combine(handle out_, handle x_, handle slots_, handle weights_) {
         const Array out(out_, "out", FLOAT32, {ANY, ANY}, true), x(x_, "x", FLOAT32, {ANY, out[1]});
         const Array slots(slots_, "slots", INT32, {out[0], ANY});
         const Array weights(weights_, "weights", FLOAT32, {out[0], slots[1]});
-        check_ids(slots, "slots", x[0]);
         if (out.size() == 0) return;
-        const Unlocked unlocked(x.size());
-        kernels_.combine(pool_, out.data<float>(), x.data<const float>(), slots.data<const int32_t>(),
-                         weights.data<const float>(), out[0], slots[1], out[1]);
+        device_.compute(x.size(), [=, this] {
+            check_ids(slots, "slots", x[0]);
+            kernels_.combine(pool_, out.data<float>(), x.data<const float>(), slots.data<const int32_t>(),
+                             weights.data<const float>(), out[0], slots[1], out[1]);
+        });
     }
 
     void take_rows(handle out_, handle x_, handle rows_) {
         const Array x(x_, "x", FLOAT32, {ANY, ANY}), rows(rows_, "rows", INT32, {ANY});
         const Array out(out_, "out", FLOAT32, {rows[0], x[1]}, true);
-        check_ids(rows, "rows", x[0]);
-        tramontane::take_rows(out.data<float>(), x.data<const float>(), rows.data<const int32_t>(), rows[0], x[1]);
+        device_.compute(out.size(), [=] {
+            check_ids(rows, "rows", x[0]);
+            tramontane::take_rows(out.data<float>(), x.data<const float>(), rows.data<const int32_t>(), rows[0], x[1]);
+        });
     }
 
     void apply_edits(handle logits_, handle rows_, handle ids_, handle penalties_, handle biases_) {
         const Array logits(logits_, "logits", FLOAT32, {ANY, ANY}, true), rows(rows_, "rows", INT32, {ANY});
         const Array ids(ids_, "ids", INT32, {rows[0]}), penalties(penalties_, "penalties", FLOAT32, {rows[0]});
         const Array biases(biases_, "biases", FLOAT32, {rows[0]});
-        check_ids(rows, "rows", logits[0]);
-        check_ids(ids, "ids", logits[1]);
-        tramontane::apply_edits(logits.data<float>(), logits[1], rows.data<const int32_t>(), ids.data<const int32_t>(),
-                                penalties.data<const float>(), biases.data<const float>(), rows[0]);
+        device_.compute(rows[0], [=] {
+            check_ids(rows, "rows", logits[0]);
+            check_ids(ids, "ids", logits[1]);
+            tramontane::apply_edits(logits.data<float>(), logits[1], rows.data<const int32_t>(),
+                                    ids.data<const int32_t>(), penalties.data<const float>(),
+                                    biases.data<const float>(), rows[0]);
+        });
     }
 
     void mask(handle logits_, handle rows_, handle masks_) {
         const Array logits(logits_, "logits", FLOAT32, {ANY, ANY}, true), rows(rows_, "rows", INT32, {ANY});
         const Array masks(masks_, "masks", INT32, {rows[0], (logits[1] + 31) / 32});
-        check_ids(rows, "rows", logits[0]);
-        const Unlocked unlocked(rows[0] * logits[1]);
-        tramontane::mask(logits.data<float>(), logits[1], rows.data<const int32_t>(), masks.data<const int32_t>(),
-                         rows[0]);
+        device_.compute(rows[0] * logits[1], [=] {
+            check_ids(rows, "rows", logits[0]);
+            tramontane::mask(logits.data<float>(), logits[1], rows.data<const int32_t>(), masks.data<const int32_t>(),
+                             rows[0]);
+        });
     }
 
     void log_softmax(handle out_, handle logits_) {
         const Array logits(logits_, "logits", FLOAT32, {ANY, ANY});
         const Array out(out_, "out", FLOAT32, {logits[0], logits[1]}, true);
         if (logits.size() == 0) return;
-        const Unlocked unlocked(logits.size());
-        kernels_.log_softmax(pool_, out.data<float>(), logits.data<const float>(), logits[0], logits[1]);
+        device_.compute(logits.size(), [=, this] {
+            kernels_.log_softmax(pool_, out.data<float>(), logits.data<const float>(), logits[0], logits[1]);
+        });
     }
 
     void sample(handle tokens_, handle logits_, handle temperature_, handle top_k_, handle top_p_, handle min_p_,
@@ -108,31 +115,24 @@ class Choices {
         const float* xtc_threshold = floats_or_null(xtc_threshold_, "xtc_threshold", {logits[0]});
         if (logits[0] == 0) return;
         require(logits[1] > 0, "logits must have columns");
-        struct Call {
-            const Kernels& kernels;
-            const Array &tokens, &logits, &temperature, &top_k, &top_p, &min_p, &uniform;
-            const float *typical_p, *xtc_threshold;
-        } const call{kernels_, tokens, logits, temperature, top_k, top_p, min_p, uniform, typical_p, xtc_threshold};
-        const Unlocked unlocked(logits.size());
-        pool_.run(
-            logits[0], 1,
-            [](const void* context, int64_t begin, int64_t end) {
-                const Call& c = *static_cast<const Call*>(context);
+        device_.compute(logits.size(), [=, this] {
+            parallel(pool_, logits[0], 1, [&](int64_t begin, int64_t end) {
                 for (int64_t r = begin; r < end; r++) {
-                    const Sampling how = {c.temperature.data<float>()[r], c.top_k.data<int32_t>()[r],
-                                          c.top_p.data<float>()[r], c.min_p.data<float>()[r],
-                                          c.uniform.data<float>()[r],     c.typical_p ? c.typical_p[r] : 1,
-                                          c.xtc_threshold ? c.xtc_threshold[r] : 1};
-                    const float* row = c.logits.data<const float>() + r * c.logits[1];
-                    c.tokens.data<int32_t>()[r] = tramontane::sample(c.kernels, row, c.logits[1], how);
+                    const Sampling how = {temperature.data<float>()[r], top_k.data<int32_t>()[r],
+                                          top_p.data<float>()[r],       min_p.data<float>()[r],
+                                          uniform.data<float>()[r],     typical_p ? typical_p[r] : 1,
+                                          xtc_threshold ? xtc_threshold[r] : 1};
+                    const float* row = logits.data<const float>() + r * logits[1];
+                    tokens.data<int32_t>()[r] = tramontane::sample(kernels_, row, logits[1], how);
                 }
-            },
-            &call);
+            });
+        });
     }
 
    private:
     static constexpr int64_t ROUTED = 4096;  // logits of tokens worth another thread
 
+    Device& device_;
     Pool& pool_;
     const Kernels& kernels_;
 };

@@ -10,7 +10,7 @@ namespace tramontane {
 
 class Layers {
    public:
-    explicit Layers(Device& device) : pool_(device.pool), kernels_(device.set.kernels) {}
+    explicit Layers(Device& device) : device_(device), pool_(device.pool), kernels_(device.set.kernels) {}
 
     void rms_norm(handle out_, handle x_, handle weight_, float eps) {
         normalize(kernels_.rms_norm, out_, x_, weight_, nanobind::none(), eps);
@@ -23,23 +23,27 @@ class Layers {
     void add(handle out_, handle x_, float factor) {
         const Array out(out_, "out", FLOAT32, {}, true), x(x_, "x", FLOAT32, {});
         require(out.same_shape(x), "out and x must have the same shape");
-        const Unlocked unlocked(out.size());
-        kernels_.add(pool_, out.data<float>(), x.data<const float>(), out.size(), factor);
+        device_.compute(out.size(), [=, this] {
+            kernels_.add(pool_, out.data<float>(), x.data<const float>(), out.size(), factor);
+        });
     }
 
     void add_gated(handle out_, handle x_, handle gate_) {
         const Array out(out_, "out", FLOAT32, {ANY, ANY}, true), x(x_, "x", FLOAT32, {out[0], out[1]});
         const Array gate(gate_, "gate", FLOAT32, {out[0], 1});
         if (out.size() == 0) return;
-        const Unlocked unlocked(out.size());
-        kernels_.add_gated(pool_, out.data<float>(), x.data<const float>(), gate.data<const float>(), out[0], out[1]);
+        device_.compute(out.size(), [=, this] {
+            kernels_.add_gated(pool_, out.data<float>(), x.data<const float>(), gate.data<const float>(), out[0],
+                               out[1]);
+        });
     }
 
     void multiply(handle out_, handle x_) {
         const Array out(out_, "out", FLOAT32, {}, true), x(x_, "x", FLOAT32, {});
         require(out.same_shape(x), "out and x must have the same shape");
-        const Unlocked unlocked(out.size());
-        tramontane::multiply(out.data<float>(), x.data<const float>(), out.size());
+        device_.compute(out.size(), [=] {
+            tramontane::multiply(out.data<float>(), x.data<const float>(), out.size());
+        });
     }
 
     void scale(handle x_, float factor) { transform(x_, Transform::SCALE, factor); }
@@ -53,16 +57,18 @@ class Layers {
         require(x[1] == 1 || x[1] == out[1], "x must have one head or as many as out");
         require(width >= 0 && to >= 0 && to <= out[2] - width && start >= 0 && start <= x[2] - width,
                 "the elements must lie within the heads of x and out");
-        const Unlocked unlocked(out[0] * out[1] * width);
-        tramontane::place(out.data<float>() + to, out[2], x.data<const float>() + start, x[2], out[0], out[1], x[1],
-                          width);
+        device_.compute(out[0] * out[1] * width, [=] {
+            tramontane::place(out.data<float>() + to, out[2], x.data<const float>() + start, x[2], out[0], out[1], x[1],
+                              width);
+        });
     }
 
     void copy(handle out_, handle x_) {
         const Array out(out_, "out", FLOAT32, {}, true), x(x_, "x", FLOAT32, {});
         require(out.same_shape(x), "out and x must have the same shape");
-        const Unlocked unlocked(out.size());
-        memcpy(out.data<float>(), x.data<const float>(), out.size() * sizeof(float));
+        device_.compute(out.size(), [=] {
+            memcpy(out.data<float>(), x.data<const float>(), out.size() * sizeof(float));
+        });
     }
 
     void rope_angles(handle cos_, handle sin_, handle positions_, handle inv_freq_, float scale) {
@@ -74,9 +80,10 @@ class Layers {
             inv_freq.expect("inv_freq", {positions[0], cos[1]});
         else
             inv_freq.expect("inv_freq", {cos[1]});
-        const Unlocked unlocked(cos.size() * 32);
-        tramontane::rope_angles(cos.data<float>(), sin.data<float>(), positions.data<const int32_t>(),
-                                inv_freq.data<const float>(), by_row ? cos[1] : 0, positions[0], cos[1], scale);
+        device_.compute(cos.size() * 32, [=] {
+            tramontane::rope_angles(cos.data<float>(), sin.data<float>(), positions.data<const int32_t>(),
+                                    inv_freq.data<const float>(), by_row ? cos[1] : 0, positions[0], cos[1], scale);
+        });
     }
 
     void rope(handle x_, handle cos_, handle sin_, bool interleaved, int64_t offset) {
@@ -84,9 +91,10 @@ class Layers {
         const Array sin(sin_, "sin", FLOAT32, {x[0], cos[1]});
         require(offset >= 0 && offset <= x[2] - 2 * cos[1], "elements from offset on must lie within the heads of x");
         if (x.size() == 0) return;
-        const Unlocked unlocked(x.size());
-        kernels_.rope(pool_, x.data<float>() + offset, cos.data<const float>(), sin.data<const float>(), x[0], x[1],
-                      x[2], cos[1], interleaved);
+        device_.compute(x.size(), [=, this] {
+            kernels_.rope(pool_, x.data<float>() + offset, cos.data<const float>(), sin.data<const float>(), x[0], x[1],
+                          x[2], cos[1], interleaved);
+        });
     }
 
     void write_cache(handle k_cache_, handle v_cache_, handle k_, handle v_, handle slots_) {
@@ -94,24 +102,27 @@ class Layers {
         const Array k_cache(k_cache_, "k_cache", FLOATS, {ANY, k[1], ANY, k[2]}, true);
         const Array v_cache(v_cache_, "v_cache", bit(k_cache.dtype()), {k_cache[0], k[1], k_cache[2], v[2]}, true);
         const Array slots(slots_, "slots", INT32, {k[0]});
-        check_ids(slots, "slots", k_cache[0] * k_cache[2]);
-        const Unlocked unlocked(k.size() + v.size());
-        for (const auto& [cache, x] : {std::pair{&k_cache, &k}, {&v_cache, &v}}) {
-            if (x->size() == 0) continue;
-            kernels_.write_cache(pool_, {cache->data<uint8_t>(), x->data<const float>(), slots.data<const int32_t>(),
-                                         (*x)[0], (*x)[1], (*x)[2], (*cache)[2], cache->format()});
-        }
+        device_.compute(k.size() + v.size(), [=, this] {
+            check_ids(slots, "slots", k_cache[0] * k_cache[2]);
+            for (const auto& [cache, x] : {std::pair{&k_cache, &k}, {&v_cache, &v}}) {
+                if (x->size() == 0) continue;
+                kernels_.write_cache(pool_, {cache->data<uint8_t>(), x->data<const float>(),
+                                             slots.data<const int32_t>(), (*x)[0], (*x)[1], (*x)[2], (*cache)[2],
+                                             cache->format()});
+            }
+        });
     }
 
     void copy_blocks(handle cache_, handle source_, handle target_) {
         const Array cache(cache_, "cache", FLOATS, {ANY, ANY, ANY, ANY}, true);
         const Array source(source_, "source", INT32, {ANY}), target(target_, "target", INT32, {source[0]});
-        check_ids(source, "source", cache[0]);
-        check_ids(target, "target", cache[0]);
         const int64_t bytes = row_bytes(cache.format(), cache[1] * cache[2] * cache[3]);
-        const Unlocked unlocked(source[0] * bytes);
-        tramontane::copy_blocks(cache.data<uint8_t>(), source.data<const int32_t>(), target.data<const int32_t>(),
-                                source[0], bytes);
+        device_.compute(source[0] * bytes, [=] {
+            check_ids(source, "source", cache[0]);
+            check_ids(target, "target", cache[0]);
+            tramontane::copy_blocks(cache.data<uint8_t>(), source.data<const int32_t>(), target.data<const int32_t>(),
+                                    source[0], bytes);
+        });
     }
 
     void attention(handle out_, handle q_, handle k_cache_, handle v_cache_, handle tables_, handle query_start_,
@@ -150,19 +161,21 @@ class Layers {
         require(a.block_size > 0, "k_cache must have places in its blocks");
         require(window >= 0, "window must not be negative");
         require(causal || !a.slopes, "slopes go with causal attention");
-        const int64_t work = check_sequences(a, q[0], k_cache[0]);
-        if (out.size() == 0) return;
-        require(q[2] > 0, "q must have elements");
-        const Unlocked unlocked(work);
-        kernels_.attention(pool_, a);
+        require(out.size() == 0 || q[2] > 0, "q must have elements");
+        const int64_t longest = a.table_size * a.block_size, tokens = q[0], blocks = k_cache[0];
+        device_.compute(q.size() * longest, [=, this] {
+            check_sequences(a, tokens, blocks);
+            if (tokens * a.q_heads * a.value_size > 0) kernels_.attention(pool_, a);
+        });
     }
 
     void activation(handle out_, handle x_, const char* kind) {
         const Array out(out_, "out", FLOAT32, {}, true), x(x_, "x", FLOAT32, {});
         require(out.same_shape(x), "out and x must have the same shape");
         const Activation activation = kind_of<Activation>(kind, ACTIVATIONS, "kind");
-        const Unlocked unlocked(out.size());
-        kernels_.activation(pool_, out.data<float>(), x.data<const float>(), out.size(), activation);
+        device_.compute(out.size(), [=, this] {
+            kernels_.activation(pool_, out.data<float>(), x.data<const float>(), out.size(), activation);
+        });
     }
 
     void gated_activation(handle out_, handle gate_, handle up_, const char* kind, float limit) {
@@ -170,9 +183,10 @@ class Layers {
         require(out.same_shape(gate) && out.same_shape(up), "out, gate and up must have the same shape");
         const bool clamped = strcmp(kind, "swiglu_clamped") == 0;
         const Activation activation = clamped ? Activation::SILU : kind_of<Activation>(kind, ACTIVATIONS, "kind");
-        const Unlocked unlocked(out.size());
-        kernels_.gated_activation(pool_, {out.data<float>(), gate.data<const float>(), up.data<const float>(),
-                                          out.size(), activation, clamped, limit});
+        device_.compute(out.size(), [=, this] {
+            kernels_.gated_activation(pool_, {out.data<float>(), gate.data<const float>(), up.data<const float>(),
+                                              out.size(), activation, clamped, limit});
+        });
     }
 
    private:
@@ -196,19 +210,18 @@ class Layers {
         if (!bias_.is_none()) n.bias = rows_of(bias_, "bias");
         require(!n.weight || repeat == n.repeat, "weight and bias must have the same shape");
         if (x.size() == 0) return;
-        const Unlocked unlocked(x.size());
-        kernel(pool_, n);
+        device_.compute(x.size(), [=, this] { kernel(pool_, n); });
     }
 
     void transform(handle x_, Transform kind, float number) {
         const Array x(x_, "x", FLOAT32, {}, true);
-        const Unlocked unlocked(x.size());
-        kernels_.transform(pool_, x.data<float>(), x.size(), kind, number);
+        device_.compute(x.size(), [=, this] {
+            kernels_.transform(pool_, x.data<float>(), x.size(), kind, number);
+        });
     }
 
-    // Proves that a step reads only blocks that exist; returns the products to compute.
-    static int64_t check_sequences(const Attention& a, int64_t tokens, int64_t blocks) {
-        int64_t work = 0;
+    // Proves that a step reads only blocks that exist.
+    static void check_sequences(const Attention& a, int64_t tokens, int64_t blocks) {
         require(a.query_start[0] == 0 && a.query_start[a.sequences] == tokens, "query_start must span the tokens of q");
         for (int64_t s = 0; s < a.sequences; s++) {
             const int64_t queries = a.query_start[s + 1] - a.query_start[s], context = a.context_lens[s];
@@ -223,11 +236,10 @@ class Layers {
                     throw std::invalid_argument("block_tables hold " + std::to_string(id) + ", outside [0, " +
                                                 std::to_string(blocks) + ")");
             }
-            work += queries * context * a.q_heads * a.head_size;
         }
-        return work;
     }
 
+    Device& device_;
     Pool& pool_;
     const Kernels& kernels_;
 };

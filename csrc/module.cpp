@@ -29,10 +29,12 @@ struct Cpu {
     Choices choices{device};
 };
 
-// Binds an op of a part; what is wrong with its arguments becomes a ValueError that names it.
+// Binds an op of a part; what is wrong with its arguments becomes a ValueError that names it. Where a plan is recorded,
+// it gets the name and keeps the arguments.
 template <class Part, class... A, class... Names>
 void define(nb::class_<Cpu>& cls, const char* name, Part Cpu::* part, void (Part::*op)(A...), const Names&... names) {
     const auto call = [name, part, op](Cpu& cpu, A... arguments) {
+        if (Plan* plan = Plan::recording()) plan->enter(name, nb::find(cpu), arguments...);
         try {
             (cpu.*part.*op)(arguments...);
         } catch (const std::invalid_argument& error) {
@@ -54,6 +56,13 @@ NB_MODULE(_native, m) {
         if (!set_table(name, values.data<const float>(), values.size()))
             throw std::invalid_argument(std::string("table ") + name + " is unknown, or of another size");
     });
+    nb::class_<Plan>(m, "Plan")
+        .def(nb::init<>())
+        .def("begin", &Plan::begin)
+        .def("end", &Plan::end)
+        .def("run", &Plan::run)
+        .def("__len__", &Plan::size);
+    m.def("spoil", &Plan::spoil);
     nb::class_<Cpu> cpu(m, "Cpu");
     cpu.def(nb::init<int, const std::string&, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false);
     cpu.def_prop_ro("isa", [](const Cpu& cpu) { return std::string(cpu.device.set.name); });

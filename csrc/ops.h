@@ -12,18 +12,12 @@
 #include "arrays.h"
 #include "dispatch.h"
 #include "kernels.h"
+#include "plan.h"
 #include "pool.h"
 
 namespace tramontane {
 
 using nanobind::handle;
-
-// What a `Cpu` computes with.
-struct Device {
-    Pool pool;
-    const InstructionSet& set;
-    Arithmetic arithmetic;
-};
 
 // Lets other Python threads run while an op computes, unless it is over sooner than they could be woken: a thread that
 // gives the lock away may wait milliseconds to get it back.
@@ -37,6 +31,22 @@ class Unlocked {
 
    private:
     std::optional<nanobind::gil_scoped_release> release_;
+};
+
+// What a `Cpu` computes with.
+struct Device {
+    Pool pool;
+    const InstructionSet& set;
+    Arithmetic arithmetic;
+
+    // Runs what an op computes once its arguments are checked, and keeps it where a plan is recorded: so `f` holds all
+    // that it needs, and checks values itself.
+    template <class F>
+    void compute(int64_t work, F f) {
+        if (Plan* plan = Plan::recording()) plan->add(f);
+        const Unlocked unlocked(work);
+        f();
+    }
 };
 
 constexpr int64_t ANY = Array::ANY;

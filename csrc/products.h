@@ -50,7 +50,12 @@ inline void add_product(std::vector<Matmul>& list, Matmul m, int64_t outputs, in
 
 class Products {
    public:
-    Products(Device& device) : pool_(device.pool), kernels_(device.set.kernels), tiles_(device.set.tiles), arithmetic_(device.arithmetic) {}
+    explicit Products(Device& device)
+        : device_(device),
+          pool_(device.pool),
+          kernels_(device.set.kernels),
+          tiles_(device.set.tiles),
+          arithmetic_(device.arithmetic) {}
 
     void matmul(handle out_, handle x_, handle weight_, handle bias_) {
         const Array x(x_, "x", FLOAT32, {ANY, ANY}), out(out_, "out", FLOAT32, {x[0], ANY}, true);
@@ -90,8 +95,10 @@ class Products {
         if (out.size() == 0) return;
         std::vector<Matmul> list;
         add_product(list, {out.data<float>(), x.data<const float>(), nullptr, bias, x[0]}, weight.rows, x[1]);
-        const Unlocked unlocked(out.size() * x[1]);
-        kernels_.matmul_coded(pool_, {list.data(), ssize(list), weight.rows, x[1], Format::F32}, weight);
+        const int64_t columns = x[1];
+        device_.compute(out.size() * columns, [=, this, list = std::move(list)]() mutable {
+            kernels_.matmul_coded(pool_, {list.data(), ssize(list), weight.rows, columns, Format::F32}, weight);
+        });
     }
 
     void rows_coded(handle out_, handle ids_, handle codes_, handle table_, handle scales_, handle scale_table_,
@@ -100,10 +107,11 @@ class Products {
         const Array ids(ids_, "ids", INT32, {ANY}), out(out_, "out", FLOAT32, {ids[0], ANY}, true);
         const Coded weight = coded(codes_, table_, scales_, scale_table_, zeros_, offsets_, order_, bits, out[1],
                                    group, row_block, factor);
-        check_ids(ids, "ids", weight.rows);
-        if (out.size() == 0) return;
-        const Unlocked unlocked(out.size());
-        kernels_.rows_coded(pool_, {out.data<float>(), ids.data<const int32_t>(), ids[0], weight});
+        device_.compute(out.size(), [=, this] {
+            check_ids(ids, "ids", weight.rows);
+            if (out.size() == 0) return;
+            kernels_.rows_coded(pool_, {out.data<float>(), ids.data<const int32_t>(), ids[0], weight});
+        });
     }
 
     // Rows of x that are grouped by matrix: those from offsets[e] to offsets[e + 1] meet the e-th.
@@ -116,22 +124,29 @@ class Products {
         const bool dense = !*name;
         require(x[1] > 0, "x must have columns");
         std::optional<Stored> first;
-        std::vector<Matmul> list;
+        std::vector<Stored> experts(count);
         for (int64_t e = 0; e < count; e++) {
-            const int64_t start = offsets.data<const int32_t>()[e], stop = offsets.data<const int32_t>()[e + 1];
-            require(0 <= start && start <= stop && stop <= x[0], "offsets must ascend within the rows of x");
-            if (start == stop) continue;
-            const nanobind::object weight_ = weights[e];
-            const Stored weight = stored(weight_, "weights", dense ? nullptr : name, out[1], x[1]);
-            if (!first) first = weight;
-            require(weight.format == first->format && weight.tiled == first->tiled, "weights must be stored alike");
-            add_product(list,
-                        {out.data<float>() + start * out[1], x.data<const float>() + start * x[1], weight.data,
-                         bias ? bias + e * out[1] : nullptr, stop - start},
-                        out[1], x[1]);
+            const int32_t* bounds = offsets.data<const int32_t>() + e;
+            if (bounds[0] == bounds[1] && !Plan::recording()) continue;  // a plan's next rows may be those of any
+            const nanobind::object weight = weights[e];
+            experts[e] = stored(weight, "weights", dense ? nullptr : name, out[1], x[1]);
+            if (!first) first = experts[e];
+            const bool alike = experts[e].format == first->format && experts[e].tiled == first->tiled;
+            require(alike, "weights must be stored alike");
         }
         if (out.size() == 0 || !first) return;
-        run(*first, list, out, x);
+        device_.compute(out.size() * x[1], [=, this, experts = std::move(experts)] {
+            std::vector<Matmul> list;
+            for (int64_t e = 0; e < count; e++) {
+                const int64_t start = offsets.data<const int32_t>()[e], stop = offsets.data<const int32_t>()[e + 1];
+                require(0 <= start && start <= stop && stop <= x[0], "offsets must ascend within the rows of x");
+                add_product(list,
+                            {out.data<float>() + start * out[1], x.data<const float>() + start * x[1],
+                             experts[e].data, bias ? bias + e * out[1] : nullptr, stop - start},
+                            out[1], x[1]);
+            }
+            if (!list.empty()) run(*first, list, out[1], x[1]);
+        });
     }
 
    private:
@@ -236,6 +251,7 @@ class Products {
         }
         const Stored own = stored(tiles_, "tiles", dense ? nullptr : name, rows[0], columns);
         const Packing packing_ = {const_cast<uint8_t*>(own.data), rows.data<uint8_t>(), rows[0], columns, tiles[0], tiles[1], own.format};
+        Plan::spoil();  // what is made once a model needs no plan
         const Unlocked unlocked(rows.size());
         packing ? tramontane::pack(pool_, packing_) : tramontane::unpack(pool_, packing_);
     }
@@ -246,12 +262,14 @@ class Products {
         require(x[1] > 0, "x must have columns");
         std::vector<Matmul> list;
         add_product(list, {out.data<float>(), x.data<const float>(), weight.data, bias, x[0]}, out[1], x[1]);
-        run(weight, list, out, x);
+        const int64_t outputs = out[1], inputs = x[1];
+        device_.compute(out.size() * inputs, [=, this, list = std::move(list)]() mutable {
+            run(weight, list, outputs, inputs);
+        });
     }
 
-    void run(const Stored& weight, std::vector<Matmul>& list, const Array& out, const Array& x) {
-        const Unlocked unlocked(out.size() * x[1]);
-        const Matmuls products = {list.data(), ssize(list), out[1], x[1], weight.format};
+    void run(const Stored& weight, std::vector<Matmul>& list, int64_t outputs, int64_t inputs) {
+        const Matmuls products = {list.data(), ssize(list), outputs, inputs, weight.format};
         weight.tiled ? tiles_.matmul(pool_, products, arithmetic_) : kernels_.matmul(pool_, products);
     }
 
@@ -262,11 +280,12 @@ class Products {
         // Of tiles the rows are not known exactly: those that fill the last panel are zeros.
         const int64_t rows = array[0] * (array.rank() == 3 ? PANEL_ROWS : 1);
         const Stored matrix = stored(array_, what, name, rows, out[1]);
-        check_ids(ids, "ids", rows);
-        if (out.size() == 0) return;
-        const Unlocked unlocked(out.size());
         const Rows call = {out.data<float>(), ids.data<const int32_t>(), matrix.data, ids[0], out[1], matrix.format};
-        matrix.tiled ? tiles_.rows(pool_, call) : kernels_.rows(pool_, call);
+        device_.compute(out.size(), [=, this] {
+            check_ids(ids, "ids", rows);
+            if (ids[0] * call.columns == 0) return;
+            matrix.tiled ? tiles_.rows(pool_, call) : kernels_.rows(pool_, call);
+        });
     }
 
     template <class T>
@@ -274,6 +293,7 @@ class Products {
         return static_cast<int64_t>(list.size());
     }
 
+    Device& device_;
     Pool& pool_;
     const Kernels& kernels_;
     const TileKernels& tiles_;

@@ -17,6 +17,24 @@ def tiles_shape(format: str, rows: int, columns: int) -> list[int]:
 def set_table(name: str, values: NDArray[np.float32], /) -> None:
     """Give a table of `kernels.tables`; ValueError where its name or its size is another."""
 
+def spoil() -> None:
+    """Where this thread records a plan, say that something is computed which is not in it."""
+
+class Plan:
+    """The ops that a thread called between `begin` and `end`, with the arrays that they were given."""
+
+    def __init__(self) -> None: ...
+    def begin(self) -> None:
+        """ValueError where the thread records one already."""
+
+    def end(self) -> bool:
+        """Whether all is in the plan that was computed."""
+
+    def run(self) -> None:
+        """Compute it again; other Python threads run meanwhile. ValueError, naming the op, for values out of bounds."""
+
+    def __len__(self) -> int: ...
+
 class Cpu:
     """The kernels of one instruction set ("": the best; ValueError where it is missing) and their threads.
 

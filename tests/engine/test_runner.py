@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from tests.engine.checkpoints import EOS, VOCAB, Rig, load, prompt, request, rig
+from tests.kernels.modules import make
 from tramontane.config import CacheConfig, EngineConfig, SchedulerConfig
+from tramontane.engine import runner
 from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.sampler import uniform
 from tramontane.engine.sequence import choice_seed
@@ -211,3 +213,13 @@ def test_a_failing_step_ends_its_sequences_and_no_others(loaded: LoadedModel) ->
         ours.engine.scheduler.check()
     assert [e.request_id for e in events if e.finish_reason == "length"] == ["c"]
     assert ours.engine.scheduler.pool.used == 0
+
+
+def test_replayed_steps_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences that come and go, so that shapes come again with other sequences in them."""
+    everyone = [request(f"{n}", prompt(3 + n % 5, n), seed=n, max_tokens=4 + n % 9, logprobs=1) for n in range(12)]
+    found = []
+    for rows in (0, runner.REPLAYED_ROWS):
+        monkeypatch.setattr(runner, "REPLAYED_ROWS", rows)
+        found.append(rig(load(checkpoint, make("cpu", 2)), config(seqs=5), 300).run(everyone).tokens)
+    assert found[0] == found[1]

@@ -20,7 +20,8 @@ IntArray = NDArray[np.int32]
 
 
 class BatchBuilder:
-    """Builds a `BatchContext` a step. The arrays of one step are overwritten by the next. Not thread-safe."""
+    """Builds a `BatchContext` a step. The arrays of one step are overwritten by the next; on the CPU those of steps of
+    one shape lie in the same places. Not thread-safe."""
 
     def __init__(
         self, ops: Ops, *, block_size: int, num_groups: int, max_tokens: int, max_seqs: int, max_blocks: int

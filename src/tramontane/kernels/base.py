@@ -18,7 +18,7 @@ neighbours do not change it either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -108,6 +108,12 @@ class Ops(Protocol):
 
     def synchronize(self) -> None:
         """Wait until everything asked for has been computed."""
+        ...
+
+    def record(self, compute: Callable[[], None]) -> Callable[[], None] | None:
+        """Call `compute` once, and return what runs the ops that it called again, on the same arrays with the values
+        that they then have. It keeps these arrays, and raises what the ops do for values out of bounds. None where
+        this module cannot, or where something was computed that is no op."""
         ...
 
     def free_memory(self) -> int | None:

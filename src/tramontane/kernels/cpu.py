@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -72,6 +72,7 @@ class CpuOps(RecurrentOps):
             raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
         _set_tables()
         self._native = _native.Cpu(threads, chosen, exact)
+        self._spoil = _native.spoil
         self._arena = Arena()
         self.name = f"cpu-{self._native.isa}"
         self.threads = threads
@@ -84,9 +85,11 @@ class CpuOps(RecurrentOps):
         return _aligned(np.zeros, shape, dtype)
 
     def from_host(self, array: NDArray[Any]) -> Array:
+        self._spoil()
         return np.ascontiguousarray(array)
 
     def to_host(self, array: Array) -> NDArray[Any]:
+        self._spoil()
         host: NDArray[Any] = array
         return host
 
@@ -119,6 +122,23 @@ class CpuOps(RecurrentOps):
 
     def synchronize(self) -> None:
         """Nothing to wait for: an op returns when it has computed."""
+
+    def record(self, compute: Callable[[], None]) -> Callable[[], None] | None:
+        from tramontane import _native
+
+        plan = _native.Plan()
+        plan.begin()
+        try:
+            compute()
+        finally:
+            whole = plan.end()
+        return plan.run if whole else None
+
+    def _sequences(
+        self, state: Array, places: Array, query_start: Array, context_lens: Array
+    ) -> Iterator[tuple[int, int, Array]]:
+        self._spoil()  # what numpy computes is in no plan
+        return super()._sequences(state, places, query_start, context_lens)
 
     def free_memory(self) -> int | None:
         return None

@@ -303,6 +303,10 @@ class ReferenceOps(RecurrentOps):
     def synchronize(self) -> None:
         """Nothing to wait for: numpy computes at once."""
 
+    def record(self, compute: Callable[[], None]) -> Callable[[], None] | None:
+        compute()
+        return None
+
     def free_memory(self) -> int | None:
         return None
 

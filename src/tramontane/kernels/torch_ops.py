@@ -220,6 +220,10 @@ class TorchOps(RecurrentOps):
         elif self._device.type == "mps":
             torch.mps.synchronize()
 
+    def record(self, compute: Callable[[], None]) -> Callable[[], None] | None:
+        compute()
+        return None
+
     def free_memory(self) -> int | None:
         return int(torch.cuda.mem_get_info(self._device)[0]) if self._device.type == "cuda" else None
 

@@ -45,3 +45,8 @@ class BatchContext:
     """int32 [T] on the host: the length of sequence that a token's rotation is stretched for, where that matters."""
     token_types: Array | None = None
     """int32 [T], for models that tell a first text from a second."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of its arrays."""
+        return self.num_tokens, self.num_seqs, *(group.block_tables.shape[1] for group in self.groups)

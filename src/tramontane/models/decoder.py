@@ -230,6 +230,8 @@ class _Parameters:
 class Decoder:
     """A loaded model on one device. Its parameters never change, so several runners may share it."""
 
+    replayable = True
+
     def __init__(self, spec: ModelSpec, parameters: Mapping[str, Parameter], ops: Ops) -> None:
         """`parameters`: as `models.parameters` names them. Raises UnsupportedModel where they do not fit."""
         check_parameters(spec, {name: tuple(value.shape) for name, value in parameters.items()})

@@ -48,6 +48,8 @@ _Part = tuple[list[int], int, int, tuple[int, ...]]
 class FallbackModel:
     """A model of transformers that a runner can run. Not for several threads at once."""
 
+    replayable = False
+
     def __init__(
         self,
         config: Mapping[str, Any],
