@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.engine import checkpoints
 from tests.loading.checkpoints import write_gguf
 from tramontane import LLM
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, MissingExtra, UnsupportedModel
+from tramontane.types import SamplingParams
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -46,22 +48,28 @@ def generated(model: Any, ids: list[int], count: int) -> list[int]:
 
 
 WAYS = {
-    "llama": "in pieces",
-    "gemma2": "in pieces",
-    "opt": "in pieces",
-    "mamba": "singly",
-    "openai-gpt": "anew",
-    "trocr": "in pieces",
+    "llama": ("in pieces", True),
+    "gemma2": ("in pieces", True),
+    "opt": ("in pieces", True),
+    "bloom": ("in pieces", True),
+    "qwen3_next": ("in pieces", False),
+    "mamba": ("singly", False),
+    "openai-gpt": ("anew", False),
+    "trocr": ("in pieces", False),
 }
+"""How each goes on, and whether several go on together."""
 
 
 @pytest.mark.parametrize(("model_type", "way"), WAYS.items())
-def test_answers_are_those_of_the_model_however_it_goes_on(model_type: str, way: str, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_model_however_it_goes_on(
+    model_type: str, way: tuple[str, bool], tmp_path: Path
+) -> None:
     model = saved(model_type, tmp_path)
     prompts = [list(checkpoints.prompt(length, seed=1)) for length in (3, 21, 33)]
     expected = [generated(model, ids, 12) for ids in prompts]
     with opened(tmp_path, max_num_batched_tokens=16) as llm:
-        assert llm.backend._executor._model._way == way  # type: ignore[attr-defined]
+        ours = llm.backend._executor._model  # type: ignore[attr-defined]
+        assert (ours._way, ours.batches) == way
         assert [list(result.token_ids) for result in llm.generate(prompts, **GREEDY)] == expected
         forked = llm.generate(prompts[1], n=2, **GREEDY)
         assert [list(choice.token_ids) for choice in forked.choices] == [expected[1]] * 2
@@ -76,6 +84,88 @@ def test_a_seed_draws_what_it_draws_natively(checkpoint: Path) -> None:
     assert [choice.token_ids for choice in theirs.choices] == [choice.token_ids for choice in ours.choices]
     for mine, other in zip(ours.choices, theirs.choices, strict=True):
         assert [i.logprob for i in other.logprobs] == pytest.approx([i.logprob for i in mine.logprobs], abs=1e-3)
+
+
+# ---- several at once
+
+
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences went through the model in each pass that several went through."""
+    found: list[int] = []
+    forward = transformers_model.CausalModel.forward_together
+
+    def counted(self: Any, batch: Any, tokens: Any) -> Any:
+        found.append(len(tokens))
+        return forward(self, batch, tokens)
+
+    monkeypatch.setattr(transformers_model.CausalModel, "forward_together", counted)
+    return found
+
+
+def test_several_go_through_the_model_together_as_each_alone(checkpoint: Path, widths: list[int]) -> None:
+    """Of all lengths, with settings and seeds of their own, beginning and ending when they do."""
+    prompts = [checkpoints.prompt(length, seed=length) for length in (40, 3, 17, 1, 26)]
+    each = [
+        SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True, logprobs=0),
+        SamplingParams(seed=1, max_tokens=5, ignore_eos=True, logprobs=0),
+        SamplingParams(seed=2, top_k=20, max_tokens=40, ignore_eos=True, logprobs=0),
+        SamplingParams(seed=3, n=2, max_tokens=12, ignore_eos=True, logprobs=0),
+        SamplingParams(temperature=0.0, repetition_penalty=1.5, max_tokens=20, ignore_eos=True, logprobs=0),
+    ]
+    with opened(checkpoint, max_num_seqs=4) as llm:
+        assert max(widths) == 3  # tried out when it was loaded
+        alone = [llm.generate(prompt, one) for prompt, one in zip(prompts, each, strict=True)]
+        widths.clear()
+        together = llm.generate(prompts, each)
+    assert max(widths) == 4
+    assert sum(widths) > 0.9 * sum(len(choice.token_ids) for one in together for choice in one.choices)
+    for one, other in zip(alone, together, strict=True):
+        assert [choice.token_ids for choice in one.choices] == [choice.token_ids for choice in other.choices]
+        for mine, theirs in zip(one.choices, other.choices, strict=True):
+            wanted = [info.logprob for info in mine.logprobs]
+            assert [info.logprob for info in theirs.logprobs] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_those_who_leave_a_batch_leave_the_others_as_they_are(checkpoint: Path, widths: list[int]) -> None:
+    with opened(checkpoint) as llm:
+        wanted = llm.generate("Hello", **GREEDY | {"max_tokens": 40}).token_ids
+
+        def ask(prompt: str, stop_after: int | None) -> tuple[int, ...]:
+            seen: list[int] = []
+            for chunk in llm.stream(prompt, **GREEDY | {"max_tokens": 40}):
+                seen += chunk.token_ids
+                if stop_after is not None and len(seen) >= stop_after:
+                    break
+            return tuple(seen)
+
+        widths.clear()
+        asked = [("Hello", None), ("What is that?", 3), ("Hello", None), ("x", 7)] * 2
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda one: ask(*one), asked))
+        assert [ids for ids, (_, leaves) in zip(found, asked, strict=True) if leaves is None] == [wanted] * 4
+        assert max(widths) > 2
+        assert llm.stats().running == 0
+
+
+def test_windows_go_together_too(tmp_path: Path) -> None:
+    """Where sequences are longer than a layer's window, and shorter."""
+    saved("gemma2", tmp_path)
+    prompts = [checkpoints.prompt(length, seed=1) for length in (2, 7, 30, 12)]
+    with opened(tmp_path) as llm:
+        alone = [llm.generate(prompt, **GREEDY, logprobs=0) for prompt in prompts]
+        together = llm.generate(prompts, **GREEDY, logprobs=0)
+    for one, other in zip(alone, together, strict=True):
+        wanted = [info.logprob for info in one.choices[0].logprobs]
+        assert [info.logprob for info in other.choices[0].logprobs] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_what_follows_the_longest_of_a_batch_does_not_go_together(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    zoo.save_tiny("llama", tmp_path, vocab_size=checkpoints.VOCAB, max_position_embeddings=16, rope_parameters=rope)
+    checkpoints.write_tokenizer(tmp_path, checkpoints.TEMPLATE)
+    with opened(tmp_path) as llm:
+        assert not llm.backend._executor._model.batches  # type: ignore[attr-defined]
 
 
 def test_choices_go_apart_from_one_prompt(checkpoint: Path) -> None:

@@ -1,8 +1,8 @@
 """TransformersBackend: any causal language model that transformers loads, run by transformers itself.
 
 Owns how its settings become an engine: scheduling, drawing, text and stops are those of the native backend, what lies
-between tokens and logits is transformers'. The plain choice for one user at a time, and the one to compare others
-with: sequences take turns, a token each, and nothing is shared between them.
+between tokens and logits is transformers'. The plain choice, and the one to compare others with: sequences that run
+share passes where the model allows it, and nothing else.
 
 Must not know: torch; `transformers_model` does, and is imported when a model is opened.
 """
@@ -21,7 +21,7 @@ from tramontane.backends.loop import EngineLoop
 from tramontane.backends.prepare import Preparer, generation_defaults
 from tramontane.backends.served import BEAMS, REQUEST, SAMPLING, EngineBackend
 from tramontane.config import EngineConfig, SchedulerConfig
-from tramontane.engine.blocks import BlockPool
+from tramontane.engine.blocks import ContiguousPool
 from tramontane.engine.engine import Engine
 from tramontane.engine.scheduler import Scheduler
 from tramontane.errors import InvalidRequest
@@ -33,7 +33,7 @@ from tramontane.text.grammar import Grammars
 from tramontane.types import SamplingParams, Stats
 
 _MAX_NUM_SEQS = 16
-"""More at once than that make each slower and none faster."""
+"""What is kept of all that run is as long as that of the longest."""
 _OPTIONS = frozenset(
     {"context_length", "device", "device_fallback", "dtype", "max_num_batched_tokens", "max_num_seqs", "threads"}
     | {"tool_format", "reasoning_format"}
@@ -90,7 +90,7 @@ class TransformersBackend(EngineBackend):
         seats = config.scheduler.max_num_seqs
         self._executor = TransformersExecutor(model, ops, seats, grammars)
         # One block a sequence: it stands for all that transformers keeps of it.
-        pool = BlockPool(seats, self._context_length, prefix_caching=False)
+        pool = ContiguousPool(seats, self._context_length, 1, self._context_length)
         engine = Engine(Scheduler(config.scheduler, pool, self._context_length), self._executor)
         super().__init__(preparer, EngineLoop(engine, self._executor, None, tokenizer, name=Path(self._source).name))
 
@@ -125,7 +125,7 @@ def _open(opening: Opening) -> TransformersBackend:
 
 DECLARED = Declared(
     name="transformers",
-    summary="transformers itself: whatever it loads, plainly, for one user at a time",
+    summary="transformers itself: whatever it loads, plainly",
     open=_open,
     sampling_fields=SAMPLING - BEAMS,
     request_fields=REQUEST,

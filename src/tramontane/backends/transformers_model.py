@@ -1,14 +1,14 @@
 """A causal language model as transformers loads and runs it, and the executor that computes steps with it.
 
-Owns how transformers is asked for a model, which of its ways to continue a text is right for that model, and what is
-kept of each sequence. Needs the extra transformers. Must not know: requests, text, the engine's thread.
+Owns how transformers is asked for a model, and which of its ways to continue texts are right for that model. Needs the
+extra transformers. Must not know: requests, text, the engine's thread.
 
-A sequence goes through the model by itself; of those that run, each has its turn in every step.
+A prompt goes through the model by itself. Sequences that are to go on by a token go through it together where that
+gives what each gives alone; else each has its turn in every step.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import inspect
 import logging
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
 from tramontane import platform
+from tramontane.backends.transformers_batch import Past, Pasts, SideBySide, fits
 from tramontane.engine.sampler import Sampler, token_info
 from tramontane.engine.step import ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
 from tramontane.errors import CorruptCheckpoint, MissingExtra, OutOfMemory, TramontaneError, UnsupportedModel
@@ -32,15 +33,12 @@ from tramontane.kernels.workspace import Workspace
 from tramontane.loading.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
 from tramontane.loading.memory import LOGITS_ROWS, check_weights_fit
 from tramontane.models.fallback.build import check_sizes, quiet
-from tramontane.models.fallback.module import ordinary_tokens, stated_context
+from tramontane.models.fallback.module import ordinary_tokens, rotary_by_length, stated_context
 from tramontane.text.grammar import Grammars
 
 log = logging.getLogger("tramontane")
 
 Logits = NDArray[np.float32]
-Past = dict[str, Any]
-"""What transformers keeps of a sequence, by the names under which a model takes it; or its tokens."""
-
 _KEPT = ("past_key_values", "cache_params", "state")
 _TOKENS = "tokens"
 _FOR_GGUF = ("accelerate", "gguf")
@@ -151,8 +149,11 @@ class CausalModel:
         self._model = model
         accepted = inspect.signature(model.forward).parameters
         self._kept = [name for name in _KEPT if name in accepted]
+        self._taken = accepted.keys()
         self._takes_count = "logits_to_keep" in accepted
         self._way = "in pieces"
+        self.batches = False
+        """Whether `forward_together` gives what `forward` does."""
         self.context_length = stated_context(model.config)
         with torch.inference_mode():
             self.vocab_size = self._choose_way(source)
@@ -174,14 +175,22 @@ class CausalModel:
             found = [self._run(past, [token], 1) for token in tokens]
             return self._host(torch.cat(found)[len(found) - rows :])
 
+    def forward_together(self, batch: SideBySide, tokens: Sequence[int]) -> Logits:
+        """Continue each sequence of the batch by one token. Returns the logits float32 [len(tokens), V] behind them."""
+        with torch.inference_mode():
+            inputs = batch.inputs(tokens, self._model.device)
+            taken = {name: value for name, value in inputs.items() if name in self._taken}
+            return self._host(self._model(**taken, **self._asked(1)).logits[:, -1])
+
     def _run(self, past: Past, tokens: Sequence[int], rows: int) -> torch.Tensor:
-        inputs: dict[str, Any] = {"input_ids": torch.tensor([tokens], device=self._model.device), "use_cache": True}
-        if self._takes_count:
-            inputs["logits_to_keep"] = max(rows, 1)  # 0 would be all
-        output = self._model(**inputs, **past)
+        output = self._model(input_ids=torch.tensor([tokens], device=self._model.device), **self._asked(rows), **past)
         past.update({name: kept for name in self._kept if (kept := getattr(output, name, None)) is not None})
         logits: torch.Tensor = output.logits[0]
         return logits[len(logits) - rows :]
+
+    def _asked(self, rows: int) -> dict[str, Any]:
+        """What a pass is told of which `rows` of logits are wanted."""
+        return {"use_cache": True, **({"logits_to_keep": max(rows, 1)} if self._takes_count else {})}  # 0 would be all
 
     @staticmethod
     def _host(logits: torch.Tensor) -> Logits:
@@ -202,7 +211,27 @@ class CausalModel:
                 break
         if self._way == "anew":
             log.warning("%s keeps nothing that it could go on from: each token computes the whole text anew", source)
+        self.batches = self._way == "in pieces" and self._goes_together(tokens, whole)
         return int(whole.shape[1])
+
+    def _goes_together(self, tokens: Sequence[int], whole: torch.Tensor) -> bool:
+        """Whether beginnings of the short text that differ in length go on side by side as each does alone."""
+        if "attention_mask" not in self._taken or rotary_by_length(self._model.modules()) is not None:
+            return False
+        counts, pasts = (6, 3, 4), [Past(), Past(), Past()]
+        for past, count in zip(pasts, counts, strict=True):
+            self.forward(past, tokens[:count], 1)
+        if not all(map(fits, pasts)):
+            return False
+        batch, found = SideBySide(pasts), []
+        try:
+            for step in range(3):
+                found.append(self.forward_together(batch, [tokens[count + step] for count in counts]))
+        except Exception as error:  # whatever a model makes of a mask that it does not expect
+            log.info("sequences take turns, as they do not go through the model together: %r", error)
+            return False
+        wanted = whole[[count + step for step in range(3) for count in counts]]
+        return not self._differs(torch.from_numpy(np.concatenate(found)), wanted)
 
     def _differs(self, logits: torch.Tensor, wanted: torch.Tensor) -> bool:
         difference = (logits.float().cpu() - wanted.float().cpu()).abs().max()
@@ -217,7 +246,7 @@ class TransformersExecutor:
         """`ops`: of the CPU, where tokens are drawn."""
         self._model: CausalModel | None = model
         self._ops = ops
-        self._pasts: dict[int, Past] = {}
+        self._pasts = Pasts()
         self._sampler = Sampler(ops, Workspace(ops, LOGITS_ROWS), max_histories=2 * max_num_seqs, grammars=grammars)
 
     @property
@@ -228,22 +257,37 @@ class TransformersExecutor:
         if self._model is None:
             raise RuntimeError("the executor is closed")
         for source, target in step.copies:
-            self._pasts[target] = copy.deepcopy(self._pasts[source])
-        held = {_block(sequence) for sequence in step.sequences}  # every sequence that runs is in every step
-        self._pasts = {block: past for block, past in self._pasts.items() if block in held}
+            self._pasts.copy(source, target)
         rows = step.rows()
         self._sampler.begin([row.draw for row in rows], [row.key for row in rows])
-        return StepResult(step.id, tuple(self._result(self._model, sequence) for sequence in step.sequences))
+        logits = self._logits(self._model, step)
+        return StepResult(step.id, tuple(self._result(one, logits[one.sequence_id]) for one in step.sequences))
 
     def close(self) -> None:
         self._model = None
-        self._pasts = {}
+        self._pasts = Pasts()
 
-    def _result(self, model: CausalModel, sequence: ScheduledSequence) -> SequenceResult:
-        if not sequence.start:
-            self._pasts[_block(sequence)] = {}
-        rows = len(sequence.tokens) if sequence.targets else min(len(sequence.draws), 1)
-        logits = model.forward(self._pasts[_block(sequence)], sequence.tokens, rows)
+    def _logits(self, model: CausalModel, step: Step) -> dict[int, Logits]:
+        """Of each sequence the logits [rows, V] that are wanted of it."""
+        going_on = [one for one in step.sequences if one.start and len(one.tokens) == 1 and not one.targets]
+        if not model.batches or len(going_on) < 2:
+            going_on = []
+        held = {_block(one) for one in step.sequences}  # every sequence that runs is in every step
+        batch = self._pasts.arrange(held, [_block(one) for one in going_on])
+        logits: dict[int, Logits] = {}
+        if batch is not None:
+            found = model.forward_together(batch, [one.tokens[0] for one in going_on])
+            logits = {one.sequence_id: found[i : i + 1] for i, one in enumerate(going_on)}
+        for one in step.sequences:
+            if one.sequence_id in logits:
+                continue
+            if not one.start:
+                self._pasts.begin(_block(one))
+            rows = len(one.tokens) if one.targets else min(len(one.draws), 1)
+            logits[one.sequence_id] = model.forward(self._pasts.of(_block(one)), one.tokens, rows)
+        return logits
+
+    def _result(self, sequence: ScheduledSequence, logits: Logits) -> SequenceResult:
         return SequenceResult(
             sequence.sequence_id, self._draws(sequence, logits[-1:]), self._prompt_logprobs(sequence, logits)
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +22,8 @@ _POSITIONS: ContextVar[Any] = ContextVar("positions of the pass", default=None)
 _HIDDEN: ContextVar[Any] = ContextVar("hidden states that are given", default=None)
 _UNBOUNDED = 32768
 """The context of models that know no longest one."""
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotary embeddings whose frequencies follow from the longest position of a pass."""
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_ctx")
 
 
@@ -153,6 +155,16 @@ def stated_context(config: Any) -> int:
     config = config.get_text_config(decoder=True)
     stated = [getattr(config, name, None) for name in _LENGTHS]
     return next((int(length) for length in stated if length), _UNBOUNDED)
+
+
+def rotary_by_length(parts: Iterable[Any]) -> str | None:
+    """The kind of a rotary embedding among the parts that follows from the longest position of a pass, if any does."""
+    for part in parts:
+        kinds = getattr(part, "rope_type", None)
+        for kind in kinds.values() if isinstance(kinds, dict) else (kinds,):
+            if kind in _BY_LENGTH:
+                return str(kind)
+    return None
 
 
 def ordinary_tokens(config: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from tramontane.kernels import Array, Ops
 from tramontane.layers.context import BatchContext
 from tramontane.layers.kvcache import KVCache
-from tramontane.models.fallback.module import Module
+from tramontane.models.fallback.module import Module, rotary_by_length
 from tramontane.models.fallback.passes import Refused, running
 from tramontane.models.fallback.tensors import to_array, to_tensor
 
@@ -36,8 +36,6 @@ class Layer:
 _HONOURED = {"scaling", "sliding_window", "softcap", "s_aux", "is_causal", "dropout"}
 """Options of attention functions: the window is read off the mask, models in use drop nothing out."""
 _WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "output_hidden_states", "cache_position"}
-_BY_LENGTH = ("dynamic", "longrope")
-"""Kinds of rotary embeddings whose frequencies follow from the longest position of a pass."""
 
 
 class Row:
@@ -49,11 +47,9 @@ class Row:
     def __init__(self, module: Module, ops: Ops, tokens: Any, context_length: int) -> None:
         """Finds the layers by a pass on these tokens. Raises Refused for attention that ours cannot stand for."""
         self._module = module
-        for part in module.parts:
-            kinds = getattr(part, "rope_type", None)
-            for kind in kinds.values() if isinstance(kinds, dict) else (kinds,):
-                if kind in _BY_LENGTH:
-                    raise Refused(f"its {kind} rotary embedding depends on all that is in a batch")
+        kind = rotary_by_length(module.parts)
+        if kind is not None:
+            raise Refused(f"its {kind} rotary embedding depends on all that is in a batch")
         recording = _Recording(ops, context_length)
         with running(recording):
             module.hidden(tokens, torch.arange(len(tokens), device=tokens.device))
