@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,26 @@ def test_another_package_adds_a_backend(monkeypatch: pytest.MonkeyPatch) -> None
             llm.generate("Hello", top_k=3)
     with pytest.raises(InvalidRequest, match=r"num_blocks.*parrot.*native"):
         LLM("Polly", num_blocks=3)
+
+
+@pytest.mark.usefixtures("added")
+def test_what_is_installed_is_read_again_only_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+
+    def counted(**chosen: str) -> Any:
+        reads.append(chosen)
+        return entry_points(**chosen)
+
+    monkeypatch.setattr(registry, "entry_points", counted)
+    registry._added_by.cache_clear()
+    for _ in range(3):
+        assert "parrot" in those_that(lambda one: "max_tokens" in one.sampling_fields)
+    assert len(reads) == 1
+    (tmp_path / "another-1.0.dist-info").mkdir()
+    (tmp_path / "another-1.0.dist-info" / "entry_points.txt").write_text(f"[{GROUP}]\nowl = tests.owl:DECLARED\n")
+    os.utime(tmp_path, (0, 0))  # a file system may tell no time as short as that
+    assert {"owl", "parrot"} <= set(names())
+    assert len(reads) == 2
 
 
 @pytest.mark.usefixtures("added")

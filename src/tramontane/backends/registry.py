@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -122,7 +124,21 @@ def those_that(can: Callable[[Declared], bool]) -> list[str]:
 
 
 def _added() -> dict[str, EntryPoint]:
+    return _added_by(tuple((place, _changed(place)) for place in sys.path))
+
+
+@lru_cache(maxsize=1)
+def _added_by(places: tuple[tuple[str, int], ...]) -> dict[str, EntryPoint]:
+    """The entry points of what is installed in those places, as it was when they were last changed: to read them takes
+    as long as a refusal may."""
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN}
+
+
+def _changed(place: str) -> int:
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:  # a place that is not there, or inside an archive
+        return 0
 
 
 def _is_name(front: str) -> bool:
