@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.backends.mistralrs.fake import Wheel
 from tramontane.backends.mistralrs import options as options_module
 from tramontane.backends.mistralrs.options import ISQ_NAMES, built_for, isq_name, resolve_device, settle
+from tramontane.backends.mistralrs.source import find, runner_arguments
 from tramontane.errors import DeviceNotAvailable, InvalidRequest, ModelNotFound
 
 
@@ -36,11 +38,36 @@ def test_every_quantization_is_itself() -> None:
         ("MISTRALRS_PREFIX_CACHE_N", "false", "prefix_cache_n", 0),
         ("MISTRALRS_NO_STREAM", "1", "stream", False),
         ("MISTRALRS_NO_STREAM", "0", "stream", True),
+        ("MISTRALRS_PAGED_ATTN_BLOCK_SIZE", "", "block_size", None),
         ("MISTRALRS_DEVICE", "CPU", "device", "cpu"),
+        ("MISTRALRS_DEVICE", "auto", "device", "auto"),
     ],
 )
 def test_the_environment_sets_what_is_not_given(variable: str, value: str, option: str, wanted: Any) -> None:
     assert getattr(settle({}, {variable: value}).options, option) == wanted
+
+
+@pytest.mark.parametrize(("has", "paged", "size"), [("cpu", False, None), ("cuda", True, 32), ("metal", True, 32)])
+def test_paged_attention_is_where_the_wheel_has_it(
+    has: str, paged: bool, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options_module, "built_for", lambda: has)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
+
+    def told(**environ: str) -> dict[str, Any]:
+        settings = settle({}, environ)
+        return runner_arguments(Wheel, find(tmp_path / "m.gguf", settings.options), settings, tmp_path, tmp_path)
+
+    usual = told()
+    assert (settle({}, {}).paged, usual.get("pa_blk_size")) == (paged, size)
+    if has == "cpu":
+        assert "no_paged_attn" not in usual
+        return
+    assert not usual["no_paged_attn"]
+    assert told(MISTRALRS_PAGED_ATTN_BLOCK_SIZE="16")["pa_blk_size"] == 16
+    off = told(MISTRALRS_PAGED_ATTN="false")
+    assert (off["no_paged_attn"], "pa_blk_size" in off) == (True, False)
+    assert told(MISTRALRS_PAGED_ATTN="true")["paged_attn"]
 
 
 def test_options_go_before_the_environment() -> None:
@@ -51,7 +78,7 @@ def test_options_go_before_the_environment() -> None:
 def test_documented_defaults() -> None:
     settings = settle({}, {"MISTRALRS_ISQ": ""})
     assert (settings.isq, settings.paged, settings.prefix_cache_n) == (None, False, 16)
-    assert settings.options.stream
+    assert (settings.options.stream, settings.options.device, settings.options.paged_attention) == (True, "auto", None)
     assert settle({"prefix_caching": False}, {}).prefix_cache_n == 0
 
 
@@ -60,6 +87,9 @@ def test_documented_defaults() -> None:
     [
         ({"MISTRALRS_PAGED_ATTN": "perhaps"}, "MISTRALRS_PAGED_ATTN"),
         ({"MISTRALRS_PREFIX_CACHE_N": "-1"}, "MISTRALRS_PREFIX_CACHE_N"),
+        ({"MISTRALRS_PAGED_ATTN_BLOCK_SIZE": "large"}, "MISTRALRS_PAGED_ATTN_BLOCK_SIZE"),
+        ({"MISTRALRS_PAGED_ATTN_BLOCK_SIZE": "32"}, "block_size"),
+        ({"MISTRALRS_NO_STREAM": "2"}, "MISTRALRS_NO_STREAM"),
         ({"MISTRALRS_DEVICE": "abacus"}, "device"),
         ({"MISTRALRS_ISQ": "Q9"}, "quantization"),
     ],
