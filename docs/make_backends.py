@@ -15,7 +15,7 @@ from tramontane.inputs import SAMPLING_FIELDS
 
 PAGE = Path(__file__).parent / "backends.md"
 BEGIN, END = "<!-- what each declares: made by make_backends.py -->", "<!-- end of what make_backends.py made -->"
-ABILITIES = ("generate", "chat", "tokenize", "embed", "rerank", "stats", "listen")
+ABILITIES = ("generate", "chat", "tokenize", "embed", "rerank", "stats", "listen", "adapt")
 
 
 def table(backends: list[Declared], title: str, names: Iterable[str], of: Callable[[Declared], frozenset[str]]) -> str:

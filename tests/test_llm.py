@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +171,62 @@ def test_unknown_names_are_named(llm: LLM) -> None:
         LLM("mock", temperature=-1)
     with pytest.raises(InvalidRequest, match="num_blocks"):
         LLM("no/such.gguf", max_pages=0)
+
+
+class Adapted(MockBackend):
+    """Answers with the adapter that it is asked for, of those that are loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda request: str(request.adapter))
+        self.loaded: dict[str, str] = {}
+
+    def capabilities(self) -> Capabilities:
+        own = super().capabilities()
+        return replace(own, request_fields=own.request_fields | {"adapter"})
+
+    def load_adapter(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+        if name in self.loaded and not replace:
+            raise InvalidRequest("adapter", f"{name!r} is already loaded")
+        self.loaded[name] = str(path)
+
+    def unload_adapter(self, name: str) -> None:
+        del self.loaded[name]
+
+    def adapters(self) -> list[str]:
+        return sorted(self.loaded)
+
+
+def test_an_adapter_by_request() -> None:
+    hello = [{"role": "user", "content": "Hello"}]
+    with LLM.from_backend(Adapted()) as llm:
+        assert llm.generate("a", adapter="mine").text == "mine"
+        assert [result.text for result in llm.generate(["a", "b"], adapter="mine")] == ["mine"] * 2
+        assert llm.chat(hello, adapter="mine").text == "mine"
+        for prompt in ("a", [1, 2], hello):
+            assert "".join(chunk.text for chunk in llm.stream(prompt, adapter="mine")) == "mine"
+        assert llm.generate("a", adapter=None).text == "None"
+        with pytest.raises(InvalidRequest, match="adapter"):
+            llm.generate("a", adapter=3)
+        llm.load_adapter("mine", "folder")
+        assert llm.adapters() == ["mine"]
+        llm.unload_adapter("mine")
+        assert llm.adapters() == []
+
+    async def play() -> None:
+        async with AsyncLLM.from_backend(Adapted()) as llm:
+            assert (await llm.generate("a", adapter="mine")).text == "mine"
+            assert (await llm.chat(hello, adapter="mine")).text == "mine"
+            assert "".join([chunk.text async for chunk in llm.stream("ab", adapter="mine")]) == "mine"
+
+    asyncio.run(play())
+
+
+def test_a_backend_without_adapters_says_who_has_them(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match=r"adapter.*mock.*does: mistralrs"):
+        llm.generate("a", adapter="mine")
+    for call in (lambda: llm.load_adapter("mine", "folder"), lambda: llm.unload_adapter("mine"), llm.adapters):
+        with pytest.raises(UnsupportedModel, match=r"mock.*Backends that do: mistralrs"):
+            call()
 
 
 # ---- chat

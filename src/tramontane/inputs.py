@@ -36,6 +36,8 @@ SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
 GRAMMAR_KINDS = frozenset(get_args(GrammarKind))
 """Keywords that stand for a grammar of that kind."""
 _CHAT_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "thinking", "reasoning_effort"})
+_REQUEST_FIELDS = _CHAT_FIELDS | {"adapter"}
+"""Of `Request`, by keyword of a call; those of chat only with messages."""
 _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", "reasoning", "reasoning_content"})
 
 
@@ -57,11 +59,15 @@ def split_conversations(given: Conversation | Sequence[Conversation]) -> tuple[l
     return items, False
 
 
-def prompt_request(prompt: Prompt, sampling: SamplingParams) -> Request:
-    """A request to complete a text or token ids."""
+def prompt_request(prompt: Prompt, sampling: SamplingParams, options: Mapping[str, Any] | None = None) -> Request:
+    """A request to complete a text or token ids; `options`: its other fields, as `split_options` gives them."""
+    options = options or {}
+    for name in options:
+        if name in _CHAT_FIELDS:
+            raise InvalidRequest(name, "only a request with messages uses a chat template", "Use chat().")
     if isinstance(prompt, str):
-        return Request(prompt=prompt, sampling=sampling)
-    return Request(prompt_ids=_ids(prompt), sampling=sampling)
+        return Request(prompt=prompt, sampling=sampling, **options)
+    return Request(prompt_ids=_ids(prompt), sampling=sampling, **options)
 
 
 def embed_request(texts: Prompt | Sequence[Prompt], **options: Any) -> tuple[EmbedRequest, bool]:
@@ -77,16 +83,19 @@ def rerank_request(query: str, documents: Sequence[str], **options: Any) -> Rera
 
 
 def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords of a call: the fields of a chat request among them, and the rest, of sampling."""
-    options = {name: value for name, value in given.items() if name in _CHAT_FIELDS and value is not None}
+    """Keywords of a call: the fields of a request among them, and the rest, of sampling."""
+    options = {name: value for name, value in given.items() if name in _REQUEST_FIELDS and value is not None}
     if "tools" in options:
         options["tools"] = tools_of(options["tools"])
     if "tool_choice" in options:
         options["tool_choice"] = choice_of(options["tool_choice"])
-    for name, kind in (("parallel_tool_calls", bool), ("thinking", bool), ("reasoning_effort", str)):
+    for name, kind in _KINDS.items():
         if name in options and not isinstance(options[name], kind):
             raise InvalidRequest(name, f"{options[name]!r} is not a {kind.__name__}")
-    return options, {name: value for name, value in given.items() if name not in _CHAT_FIELDS}
+    return options, {name: value for name, value in given.items() if name not in _REQUEST_FIELDS}
+
+
+_KINDS: Mapping[str, type] = {"parallel_tool_calls": bool, "thinking": bool, "reasoning_effort": str, "adapter": str}
 
 
 def chat_request(
@@ -114,9 +123,9 @@ def any_request(
         items = _items(given, "prompt", "a text, token ids or messages")
         if items and isinstance(items[0], (Message, Mapping)):
             return chat_request(items, sampling, template_kwargs, options)
-    for name in [*(["template_kwargs"] if template_kwargs else []), *(options or {})]:
-        raise InvalidRequest(name, "only a request with messages uses a chat template")
-    return prompt_request(given, sampling)  # type: ignore[arg-type]  # messages are gone above
+    if template_kwargs:
+        raise InvalidRequest("template_kwargs", "only a request with messages uses a chat template")
+    return prompt_request(given, sampling, options)  # type: ignore[arg-type]  # messages are gone above
 
 
 def to_message(given: Message | Mapping[str, Any]) -> Message:
@@ -216,8 +225,6 @@ def merge_sampling(sampling: SamplingParams | None, given: Mapping[str, Any]) ->
     given = _with_grammar(given)
     for name in given:
         if name not in SAMPLING_FIELDS:
-            if name in _CHAT_FIELDS:
-                raise InvalidRequest(name, "only a request with messages uses a chat template", "Use chat().")
             known = ", ".join(sorted(SAMPLING_FIELDS | GRAMMAR_KINDS))
             raise InvalidRequest(name, "no such sampling field", f"Fields are: {known}.")
     if sampling is not None and not isinstance(sampling, SamplingParams):

@@ -13,7 +13,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from tramontane import bridge
-from tramontane.backends.base import Backend, Capabilities, Embedder, HasStats, Listening, Reranker, Tokenizing
+from tramontane.backends.base import (
+    AdapterHost,
+    Backend,
+    Capabilities,
+    Embedder,
+    HasStats,
+    Listening,
+    Reranker,
+    Tokenizing,
+)
 from tramontane.backends.declared import Ability, Progress
 from tramontane.backends.registry import open_backend, those_that
 from tramontane.errors import UnsupportedModel
@@ -129,6 +138,22 @@ class _Facade:
             raise self._unable("listen", "tell of its cache")
         self._backend.add_allocation_listener(listener)
 
+    def load_adapter(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+        """Load a LoRA adapter from a folder in PEFT's layout, for requests with `adapter=name`; it blocks meanwhile.
+
+        `replace` one of that name: requests that run keep the old one. Raises InvalidRequest or ModelNotFound, and
+        UnsupportedModel where the backend takes no adapters.
+        """
+        self._adapter_host().load_adapter(name, path, replace=replace)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that run keep it. Raises as `load_adapter`."""
+        self._adapter_host().unload_adapter(name)
+
+    def adapters(self) -> list[str]:
+        """The names of the loaded adapters. Raises UnsupportedModel."""
+        return self._adapter_host().adapters()
+
     def close(self) -> None:
         """End what is open as cancelled, and free the model. May be called twice.
 
@@ -149,6 +174,11 @@ class _Facade:
     def _reranker(self) -> Reranker:
         if not isinstance(self._backend, Reranker):
             raise self._unable("rerank", "rank documents")
+        return self._backend
+
+    def _adapter_host(self) -> AdapterHost:
+        if not isinstance(self._backend, AdapterHost):
+            raise self._unable("adapt", "take adapters")
         return self._backend
 
     def _unable(self, ability: Ability, what: str) -> UnsupportedModel:
@@ -354,8 +384,9 @@ class LLM(_Facade):
         """Complete a text or token ids; a list of them is answered in one batch, with the results in its order.
 
         `sampling` holds for all, or is a list with one each; `fields` are fields of `SamplingParams` that go before
-        it. `on_token(chunk)` is called on this thread as chunks arrive; when it returns False, that chunk's request is
-        cancelled and its result has what there was, with finish_reason "cancelled".
+        it, and `adapter`: the name of a loaded adapter to answer with. `on_token(chunk)` is called on this thread as
+        chunks arrive; when it returns False, that chunk's request is cancelled and its result has what there was, with
+        finish_reason "cancelled".
 
         The first request that is refused or fails raises its error here, after the rest of the list is cancelled.
         """
@@ -538,8 +569,9 @@ def _prompt_requests(
     prompts: Prompt | Sequence[Prompt], sampling: Sampling | None, fields: Mapping[str, Any]
 ) -> tuple[list[Request], bool]:
     split, single = split_prompts(prompts)
-    params = spread_sampling(sampling, len(split), single, fields)
-    return [prompt_request(p, s) for p, s in zip(split, params, strict=True)], single
+    options, own = split_options(fields)
+    params = spread_sampling(sampling, len(split), single, own)
+    return [prompt_request(p, s, options) for p, s in zip(split, params, strict=True)], single
 
 
 def _chat_requests(

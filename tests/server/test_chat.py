@@ -120,6 +120,13 @@ def test_every_way_of_sampling_can_be_asked_for() -> None:
     assert {field.name for field in fields(SamplingParams)} == {*SAMPLING, *renamed, *elsewhere}
 
 
+def test_an_adapter_by_its_name(mock: Live, asked: Asked) -> None:
+    assert asked(adapter="mine").adapter == "mine"
+    assert asked().adapter is None
+    assert refusal(mock, adapter="mine")["param"] == "adapter"
+    assert refusal(mock, adapter="")["param"] == "adapter"
+
+
 def test_beams_as_vllm_asks_for_them(mock: Live, asked: Asked) -> None:
     assert asked(use_beam_search=True, n=3).sampling.beam_width == 3
     assert asked(use_beam_search=True, beam_width=4, n=2).sampling.beam_width == 4

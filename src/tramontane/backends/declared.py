@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, "int | None", str], None]
 """Called while a model is fetched: bytes done, bytes in all where known, and what they are of."""
 
-Ability = Literal["generate", "chat", "tokenize", "embed", "rerank", "stats", "listen"]
+Ability = Literal["generate", "chat", "tokenize", "embed", "rerank", "stats", "listen", "adapt"]
 """What a backend may be asked for: answers to texts and to conversations, then the optional protocols of `base`."""
 
 

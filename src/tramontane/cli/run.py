@@ -76,6 +76,9 @@ def run(
     ] = None,
     reasoning_effort: Annotated[str | None, typer.Option(help="low, medium, high, or what the model knows.")] = None,
     hide_reasoning: Annotated[bool, typer.Option("--hide-reasoning", help="Do not show it on the terminal.")] = False,
+    adapter: Annotated[
+        str | None, typer.Option(help='Answer with this LoRA adapter, of those of -o adapters={"NAME": "FOLDER"}.')
+    ] = None,
     backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
@@ -117,6 +120,8 @@ def run(
     fields = _chat_fields(tools, tool_choice, think, reasoning_effort)
     if raw and fields:
         raise InvalidRequest("--raw", "a plain completion has no tools and no reasoning", "Leave out one of the two.")
+    if adapter is not None:
+        fields["adapter"] = adapter
     one_shot = {"--json": as_json, "--raw": raw, "--echo": echo, "-n": (n or 1) > 1}
     prompt = _prompt(prompt, [name for name, given in one_shot.items() if given])
     template = read_text(chat_template, "--chat-template") if chat_template else None

@@ -178,6 +178,7 @@ def _whose(body: Sampled, asking: Asking) -> dict[str, Any]:
         "priority": own + (body.priority or 0),
         "tenant": key.name if key is not None and "tenant" in honoured else "",
         "cache_salt": _salt(body.cache_salt, asking) if salted else "",
+        "adapter": body.adapter,
     }
 
 

@@ -302,6 +302,13 @@ def test_adapters(opened: Open, tmp_path: Any) -> None:
         backend.load_adapter("x", tmp_path / "nothing")
     ask(backend, Request(prompt="hi", adapter="mine"))
     assert wheel.asked[-1]["adapter"] == "mine"
+    llm = LLM.from_backend(backend)
+    for asking in (lambda: llm.generate("hi", adapter="a"), lambda: llm.chat([Message("user", "hi")], adapter="a")):
+        asking()
+        assert wheel.asked[-1]["adapter"] == "a"
+    llm.generate("hi")
+    assert wheel.asked[-1]["adapter"] is None
+    assert llm.adapters() == ["a", "b"]
     plain, _ = opened()
     with pytest.raises(InvalidRequest, match="adapters="):
         ask(plain, Request(prompt="hi", adapter="mine"))

@@ -176,6 +176,8 @@ class Sampled(Body):
     skip_special_tokens: bool | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
     priority: Annotated[Int, Field(ge=0, le=2**31 - 1)] | None = None
+    adapter: Annotated[Text, Field(max_length=256)] | None = None
+    """The name of a loaded LoRA adapter to answer with."""
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
     guided_choice: Texts | None = None
