@@ -223,7 +223,7 @@ class CausalModel:
             self.forward(past, tokens[:count], 1)
         if not all(map(fits, pasts)):
             return False
-        batch, found = SideBySide(pasts), []
+        batch, found = SideBySide(pasts, counts), []
         try:
             for step in range(3):
                 found.append(self.forward_together(batch, [tokens[count + step] for count in counts]))
@@ -273,7 +273,7 @@ class TransformersExecutor:
         if not model.batches or len(going_on) < 2:
             going_on = []
         held = {_block(one) for one in step.sequences}  # every sequence that runs is in every step
-        batch = self._pasts.arrange(held, [_block(one) for one in going_on])
+        batch = self._pasts.arrange(held, [_block(one) for one in going_on], [one.start for one in going_on])
         logits: dict[int, Logits] = {}
         if batch is not None:
             found = model.forward_together(batch, [one.tokens[0] for one in going_on])
