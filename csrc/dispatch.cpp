@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace tramontane {
 namespace {
@@ -12,6 +16,7 @@ namespace {
 struct Candidate {
     InstructionSet set;
     bool (*supported)();
+    bool emulated = false;  // to be named: never the best
 };
 
 #if defined(__x86_64__)
@@ -30,8 +35,41 @@ bool has_avx2_vnni() {
 }
 #endif
 
+#if defined(TRAMONTANE_HAS_amx)
+enum class Amx { ABSENT, REFUSED, WRONG, WORKS };
+
+// Tiles and their products of bfloat16 (leaf 7, bits 24 and 22 of edx), eight tiles of 16 rows of 64 bytes (leaf 29).
+bool has_amx_tiles() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & d >> 22 & 1)) return false;
+    if (!__get_cpuid_count(0x1D, 1, &a, &b, &c, &d)) return false;
+    return (b & 0xFFFF) >= 64 && b >> 16 >= 8 && (c & 0xFFFF) >= 16;
+}
+
+// Asks the system for the tiles once: Linux saves them only for processes that asked.
+Amx find_amx() {
+    if (!has_amx_tiles()) return Amx::ABSENT;
+#if defined(__linux__)
+    constexpr long ASK = 0x1023, TILES = 18;
+    if (syscall(SYS_arch_prctl, ASK, TILES) != 0) return Amx::REFUSED;
+    return amx::computes() ? Amx::WORKS : Amx::WRONG;
+#else
+    return Amx::REFUSED;
+#endif
+}
+
+Amx amx_state() {
+    static const Amx state = find_amx();
+    return state;
+}
+#endif
+
 // In order of preference; a build may have fewer (CMakeLists.txt).
 const Candidate CANDIDATES[] = {
+#if defined(TRAMONTANE_HAS_amx)
+    {{amx::tiles.name, avx512::kernels, amx::tiles}, [] { return amx_state() == Amx::WORKS; }},
+    {{amx::emulated.name, avx512::kernels, amx::emulated}, has_avx512_bf16, true},
+#endif
 #if defined(TRAMONTANE_HAS_avx512_bf16)
     {{avx512_bf16::tiles.name, avx512::kernels, avx512_bf16::tiles}, has_avx512_bf16},
 #endif
@@ -52,16 +90,25 @@ const Candidate CANDIDATES[] = {
 
 }  // namespace
 
-std::vector<std::string> instruction_sets() {
+std::vector<std::string> instruction_sets(bool emulated) {
     std::vector<std::string> names;
     for (const Candidate& candidate : CANDIDATES)
-        if (candidate.supported()) names.emplace_back(candidate.set.name);
+        if (candidate.emulated == emulated && candidate.supported()) names.emplace_back(candidate.set.name);
     return names;
+}
+
+std::string instruction_set_trouble() {
+#if defined(TRAMONTANE_HAS_amx)
+    if (amx_state() == Amx::REFUSED) return "the operating system does not let this process use AMX";
+    if (amx_state() == Amx::WRONG) return "AMX does not compute what it should here, so it is not used";
+#endif
+    return "";
 }
 
 const InstructionSet& instruction_set(const std::string& isa) {
     for (const Candidate& candidate : CANDIDATES)
-        if ((isa.empty() || isa == candidate.set.name) && candidate.supported()) return candidate.set;
+        if ((isa.empty() ? !candidate.emulated : isa == candidate.set.name) && candidate.supported())
+            return candidate.set;
     std::string names;
     for (const std::string& name : instruction_sets()) names += (names.empty() ? "" : ", ") + name;
     throw std::invalid_argument("instruction set '" + isa + "' is not available here; choose one of: " + names);

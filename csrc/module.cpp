@@ -19,9 +19,9 @@ namespace {
 
 // The ops of one pool and one instruction set.
 struct Cpu {
-    Cpu(int threads, const std::string& isa, bool exact)
+    Cpu(int threads, const std::string& isa, bool exact, bool deterministic)
         : device{Pool(threads), instruction_set(isa),
-                 exact ? Arithmetic::EXACT : Arithmetic::FAST} {}
+                 exact ? Arithmetic::EXACT : deterministic ? Arithmetic::UNIFORM : Arithmetic::FAST} {}
 
     Device device;
     Products products{device};
@@ -50,7 +50,8 @@ NB_MODULE(_native, m) {
     // A program may end with an answer still open on a daemon thread, which then holds our objects: no leak to report.
     nb::set_leak_warnings(false);
     import_numpy();
-    m.def("instruction_sets", &instruction_sets);
+    m.def("instruction_sets", &instruction_sets, "emulated"_a = false);
+    m.def("instruction_set_trouble", &instruction_set_trouble);
     m.def("set_table", [](const char* name, handle values_) {
         const Array values(values_, "values", FLOAT32, {});
         if (!set_table(name, values.data<const float>(), values.size()))
@@ -64,7 +65,8 @@ NB_MODULE(_native, m) {
         .def("__len__", &Plan::size);
     m.def("spoil", &Plan::spoil);
     nb::class_<Cpu> cpu(m, "Cpu");
-    cpu.def(nb::init<int, const std::string&, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false);
+    cpu.def(nb::init<int, const std::string&, bool, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false,
+            "deterministic"_a = false);
     cpu.def_prop_ro("isa", [](const Cpu& cpu) { return std::string(cpu.device.set.name); });
     const auto binder = [&](auto part) {
         return [&cpu, part](const char* name, auto op, const auto&... names) { define(cpu, name, part, op, names...); };

@@ -106,9 +106,10 @@ struct Packing {
 void pack(Pool& pool, const Packing& packing);
 void unpack(Pool& pool, const Packing& packing);
 
-// What a product may do to its activations. FAST: make them 8-bit integers, a scale for each 32, where weights are
-// integers too, or bfloat16 where they are that. EXACT: keep them in float.
-enum class Arithmetic : int { FAST, EXACT };
+// What a product may do to its activations. UNIFORM: make them 8-bit integers, a scale for each 32, where weights are
+// integers too, or bfloat16 where they are that. FAST: the same, or something else where there are many tokens: they and
+// the weights may become bfloat16. EXACT: keep them in float.
+enum class Arithmetic : int { FAST, UNIFORM, EXACT };
 
 // Products and lookups of matrices in tiles, for one instruction set.
 struct TileKernels {
@@ -124,5 +125,12 @@ struct TileKernels {
     }
 TRAMONTANE_TILE_ISAS(DECLARE_TILES)
 #undef DECLARE_TILES
+
+// Products of many tokens on AMX, and on what emulates it; all else is avx512_bf16's.
+namespace amx {
+extern const TileKernels tiles, emulated;
+// Whether this machine's AMX, which must be there and permitted, computes what the emulation does.
+bool computes();
+}  // namespace amx
 
 }  // namespace tramontane

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-def instruction_sets() -> list[str]:
-    """Those compiled in that this machine runs, best first: "avx512_vnni", "avx2", "plain", ..."""
+def instruction_sets(emulated: bool = False) -> list[str]:
+    """Those compiled in that this machine runs, best first: "avx512_vnni", "avx2", "plain", ...; or those that it can
+    imitate, which are never chosen by themselves."""
+
+def instruction_set_trouble() -> str:
+    """Why a better one that the processor has is not among them; empty where there is none."""
 
 def tiles_shape(format: str, rows: int, columns: int) -> list[int]:
     """The shape that `Cpu.pack` makes of a matrix; empty for a format that has no tiles."""
@@ -41,7 +45,7 @@ class Cpu:
     Ops may be called from several threads: one of them gets the pool, the others compute alone.
     """
 
-    def __init__(self, threads: int, isa: str = "", exact: bool = False) -> None: ...
+    def __init__(self, threads: int, isa: str = "", exact: bool = False, deterministic: bool = False) -> None: ...
     @property
     def isa(self) -> str: ...
     def matmul(

@@ -115,7 +115,8 @@ class EngineConfig:
     reasoning_format: str | None = None
     """Which marks its reasoning stands between (think, mistral, ..., or none); None reads it from the template."""
     arithmetic: Literal["fast", "exact"] = "fast"
-    """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32); exact: never."""
+    """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32), and for many
+    rows both to bfloat16; exact: never."""
 
     def __post_init__(self) -> None:
         _check("device", self.device, str)

@@ -66,9 +66,10 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_plain_always_runs_and_the_best_is_taken() -> None:
     assert cpu.isas()[-1] == "plain"
     assert cpu.CpuOps().name in [f"cpu-{isa}" for isa in cpu.isas()]
+    assert not any("emulated" in isa for isa in cpu.isas())
 
 
-@each_isa
+@pytest.mark.parametrize("isa", cpu.isas(emulated=True))
 def test_an_instruction_set_can_be_forced(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.CpuOps(isa=isa).name == f"cpu-{isa}"
     monkeypatch.setenv("TRAMONTANE_ISA", isa)

@@ -151,6 +151,8 @@ def _kernels(problems: list[str]) -> str:
             "the compiled CPU kernels are missing, so models run slowly: "
             "install a C++20 compiler and reinstall tramontane"
         )
+    elif trouble := cpu.trouble():
+        problems.append(trouble)
     ops = for_device("cpu", kernels="auto" if cpu.available() else "reference")
     x, w = np.ones((3, 64), np.float32), np.full((5, 64), 0.5, np.float32)
     out = np.zeros((3, 5), np.float32)

@@ -1,14 +1,15 @@
 """The compiled ops, on numpy arrays: thin wrappers that hand arguments to `tramontane._native`.
 
 Owns where buffers lie in memory and the choice of an instruction set: the best that the machine has, or the one that
-`TRAMONTANE_ISA` names (avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2 or plain). The compiled module checks dtypes,
-shapes, contiguity and ids, and lets other Python threads run during all but the shortest ops. Must not know: weights,
-layers, models.
+`TRAMONTANE_ISA` names (amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2 or plain; amx_emulated for tests). The
+compiled module checks dtypes, shapes, contiguity and ids, and lets other Python threads run during all but the shortest
+ops. Must not know: weights, layers, models.
 
 Threads. Each `CpuOps` keeps a pool of `threads` threads, the calling one included; they start with the first op that
 is worth sharing, spin for some 60 microseconds after each (a model's ops follow one another closely), then sleep.
-Results do not depend on their number: every element is computed by one thread, in one order of accumulation for one row
-and for many. So `deterministic` changes nothing here.
+Results do not depend on their number: every element is computed by one thread, in one order of accumulation. It is the
+same for one row and for many, except that AMX multiplies many rows in bfloat16 where neither `deterministic` nor
+`exact` forbids it.
 """
 
 from __future__ import annotations
@@ -43,11 +44,19 @@ def available() -> bool:
     return importlib.util.find_spec("tramontane._native") is not None
 
 
-def isas() -> list[str]:
-    """The instruction sets that this machine can be held to, best first."""
+def isas(emulated: bool = False) -> list[str]:
+    """The instruction sets that this machine can be held to, best first; with `emulated`, then those that it has not
+    and can imitate, slowly, for tests."""
     from tramontane import _native
 
-    return _native.instruction_sets()
+    return [*_native.instruction_sets(), *(_native.instruction_sets(emulated=True) if emulated else ())]
+
+
+def trouble() -> str:
+    """Why this processor's best instruction set is not among them; empty where it is."""
+    from tramontane import _native
+
+    return _native.instruction_set_trouble()
 
 
 class CpuOps(RecurrentOps):
@@ -64,14 +73,12 @@ class CpuOps(RecurrentOps):
         from tramontane import _native
 
         field, chosen = ("isa", isa) if isa else ("TRAMONTANE_ISA", os.environ.get("TRAMONTANE_ISA", ""))
-        if chosen and chosen not in _native.instruction_sets():
-            raise InvalidRequest(
-                field, f"{chosen!r} is not available here", f"Use one of {', '.join(_native.instruction_sets())}."
-            )
+        if chosen and chosen not in isas(emulated=True):
+            raise InvalidRequest(field, f"{chosen!r} is not available here", f"Use one of {', '.join(isas())}.")
         if threads < 1:
             raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
         _set_tables()
-        self._native = _native.Cpu(threads, chosen, exact)
+        self._native = _native.Cpu(threads, chosen, exact, deterministic)
         self._spoil = _native.spoil
         self._arena = Arena()
         self.name = f"cpu-{self._native.isa}"

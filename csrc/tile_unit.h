@@ -1,0 +1,151 @@
+// A unit that multiplies matrices: AMX's, and one of vectors that computes the same, by which all but a few instructions
+// are tested on machines without it. Included inside an anonymous namespace.
+//
+// Three kinds of tiles, of 1 KB each: tokens [16][32 columns] and weights [16 pairs of columns][16 rows][2] of bfloat16,
+// sums [16 tokens][16 rows] of float. `multiply` adds to M by N tiles of sums the products of `depth` tiles of each of M
+// times 16 tokens and N times 16 rows, which lie `a_stride` and `b_stride` elements apart; `fresh` sums start as zeros.
+// Every thread begins and ends what it does with the unit.
+
+constexpr int64_t TILE = 512;  // elements of bfloat16
+constexpr int64_t SUMS = 256;
+
+struct TileUnit {
+    // All eight tiles alike, 16 rows of 64 bytes.
+    struct alignas(64) Config {
+        uint8_t palette, start, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    };
+    static constexpr Config CONFIG = {
+        1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+    // The whole configuration is an operand: the intrinsics of GCC 12 name eight bytes of it, and the rest may be lost.
+    static void begin() { asm volatile("ldtilecfg %0" ::"m"(CONFIG)); }
+    static void end() { asm volatile("tilerelease"); }
+
+    template <int T>
+    [[gnu::always_inline]] static void zero() {
+        asm volatile("tilezero %%tmm%c0" ::"i"(T));
+    }
+    template <int T>
+    [[gnu::always_inline]] static void load(const void* p) {
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t(64)), "i"(T) : "memory");
+    }
+    template <int T>
+    [[gnu::always_inline]] static void store(void* p) {
+        asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(int64_t(64)), "i"(T) : "memory");
+    }
+    template <int C, int A, int B>
+    [[gnu::always_inline]] static void dot() {
+        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+    }
+
+    // Sums in tiles 0 to 3, tokens in 4 and 5, weights in 6 and 7.
+    template <int M, int N>
+    static void multiply(float* sums, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
+                         int64_t depth, bool fresh) {
+        if (fresh) {
+            zero<0>();
+            if constexpr (N > 1) zero<1>();
+            if constexpr (M > 1) zero<2>();
+            if constexpr (M > 1 && N > 1) zero<3>();
+        } else {
+            load<0>(sums);
+            if constexpr (N > 1) load<1>(sums + SUMS);
+            if constexpr (M > 1) load<2>(sums + 2 * SUMS);
+            if constexpr (M > 1 && N > 1) load<3>(sums + 3 * SUMS);
+        }
+        for (int64_t k = 0; k < depth; k++, a += TILE, b += TILE) {
+            load<6>(b);
+            load<4>(a);
+            dot<0, 4, 6>();
+            if constexpr (N > 1) {
+                load<7>(b + b_stride);
+                dot<1, 4, 7>();
+            }
+            if constexpr (M > 1) {
+                load<5>(a + a_stride);
+                dot<2, 5, 6>();
+            }
+            if constexpr (M > 1 && N > 1) dot<3, 5, 7>();
+        }
+        store<0>(sums);
+        if constexpr (N > 1) store<1>(sums + SUMS);
+        if constexpr (M > 1) store<2>(sums + 2 * SUMS);
+        if constexpr (M > 1 && N > 1) store<3>(sums + 3 * SUMS);
+    }
+};
+
+// As the manual defines TDPBF16PS: even and odd columns of a tile are summed apart, each product fused with its addition,
+// then both to the sum; numbers below the normal range are zeros.
+struct EmulatedUnit {
+    static void begin() {}
+    static void end() {}
+
+    // Of 8 tokens with 16 rows.
+    [[gnu::always_inline]] static void eight(float* sums, const uint16_t* a, const uint16_t* b) {
+        __m512 even[8], odd[8];
+        for (int t = 0; t < 8; t++) even[t] = odd[t] = _mm512_setzero_ps();
+        for (int p = 0; p < 16; p++) {
+            Vec w[2];
+            split_bf16(load_codes(reinterpret_cast<const uint8_t*>(b + p * 32)), w);
+#pragma GCC unroll 8
+            for (int t = 0; t < 8; t++) {
+                int32_t pair;
+                memcpy(&pair, a + t * 32 + p * 2, 4);
+                const __m512i two = _mm512_set1_epi32(pair);
+                even[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(two, 16)), w[0].v, even[t]);
+                odd[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32(-65536))), w[1].v,
+                                         odd[t]);
+            }
+        }
+        for (int t = 0; t < 8; t++) {
+            float* own = sums + t * 16;
+            _mm512_storeu_ps(own, _mm512_add_ps(_mm512_loadu_ps(own), _mm512_add_ps(even[t], odd[t])));
+        }
+    }
+
+    template <int M, int N>
+    static void multiply(float* sums, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
+                         int64_t depth, bool fresh) {
+        const unsigned before = _mm_getcsr();
+        _mm_setcsr(before | _MM_FLUSH_ZERO_ON | 0x40);  // 0x40: operands below the normal range are zeros
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) {
+                float* own = sums + (m * 2 + n) * SUMS;
+                if (fresh) memset(own, 0, SUMS * sizeof(float));
+                for (int64_t k = 0; k < depth; k++)
+                    for (int t = 0; t < 16; t += 8)
+                        eight(own + t * 16, a + m * a_stride + k * TILE + t * 32, b + n * b_stride + k * TILE);
+            }
+        _mm_setcsr(before);
+    }
+};
+
+// Whether a unit computes what the other does: whole numbers, whose sums are exact in any order.
+template <class Unit, class Other, int M, int N>
+bool agree() {
+    alignas(64) uint16_t a[2 * 3 * TILE], b[2 * 3 * TILE];
+    alignas(64) float ours[4 * SUMS] = {}, theirs[4 * SUMS] = {};
+    uint32_t state = 7;
+    const auto fill = [&](uint16_t* numbers) {
+        for (int i = 0; i < 2 * 3 * TILE; i++) {
+            state = state * 1664525 + 1013904223;
+            const float small = float(int(state >> 27) - 16);
+            uint32_t bits;
+            memcpy(&bits, &small, 4);
+            numbers[i] = uint16_t(bits >> 16);
+        }
+    };
+    fill(a);
+    fill(b);
+    for (const bool fresh : {true, false}) {
+        Unit::begin();
+        Unit::template multiply<M, N>(ours, a, 3 * TILE, b, 3 * TILE, 3, fresh);
+        Unit::end();
+        Other::begin();
+        Other::template multiply<M, N>(theirs, a, 3 * TILE, b, 3 * TILE, 3, fresh);
+        Other::end();
+    }
+    return memcmp(ours, theirs, sizeof ours) == 0;
+}
