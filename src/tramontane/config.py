@@ -81,10 +81,14 @@ class SchedulerConfig:
     max_num_batched_tokens: int = 512
     max_waiting: int | None = None
     """Sequences that may wait beyond those that there are seats for; what comes then is refused with Overloaded."""
+    step_target: float | None = None
+    """Seconds that a step may take while answers are streamed, others' prompts being read in portions accordingly;
+    None: about as long as two and a half steps without prompts."""
 
     def __post_init__(self) -> None:
         _check("max_num_seqs", self.max_num_seqs, int, 1, 65536)
         _check("max_num_batched_tokens", self.max_num_batched_tokens, int, 1, 1 << 20)
+        _check_optional("step_target", self.step_target, (int, float), 0.0)
         _check_optional("max_waiting", self.max_waiting, int, 0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from tramontane.backends.base import Backend
@@ -89,7 +90,7 @@ async def closing_after(chunks: AsyncIterator[T]) -> AsyncGenerator[AsyncIterato
 
 async def chunks_of(backend: Backend, request: Request) -> AsyncGenerator[Chunk, None]:
     """The chunks of one answer; a failure midway raises its error."""
-    async with closing_after(backend.generate(request)) as chunks:
+    async with closing_after(backend.generate(replace(request, streamed=True))) as chunks:
         async for chunk in chunks:
             _raise_failure(chunk)
             yield chunk
@@ -98,6 +99,7 @@ async def chunks_of(backend: Backend, request: Request) -> AsyncGenerator[Chunk,
 async def _answer_one(
     backend: Backend, request: Request, on_token: Callable[[Chunk], Awaitable[bool | None]] | None
 ) -> Result:
+    request = replace(request, streamed=on_token is not None)
     answer = _Answer(request)
     async with closing_after(backend.generate(request)) as chunks:
         async for chunk in chunks:

@@ -413,6 +413,8 @@ class Request:
     """The name of a loaded adapter to answer with; None: the model alone."""
     cache_salt: str = ""
     """Requests share cached prefixes only with requests of the same salt."""
+    streamed: bool = False
+    """Whether somebody reads along: then others' prompts are read in small portions, so that tokens come steadily."""
     id: str = ""
     """Chosen by the backend when empty."""
 

@@ -114,6 +114,7 @@ class Preparer:
             priority=request.priority,
             tenant=request.tenant,
             timeout=request.timeout,
+            streamed=request.streamed,
             held=compiled,
         )
         self._check_choice(engine_request)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from tramontane.config import SchedulerConfig
 from tramontane.engine.beams import BeamSearch, Continuation, Hypothesis
 from tramontane.engine.blocks import BlockTables, Pool
+from tramontane.engine.pace import Pace
 from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence, Stretch
 from tramontane.engine.step import Draw, ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
 from tramontane.engine.waiting import Shares, WaitingLine
@@ -108,6 +109,9 @@ class Scheduler:
         # no more sequences than tokens a step: each running one can draw in every step
         self._seats = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._context_length = context_length
+        self._pace = Pace(config.step_target)
+        self._left = 0.0
+        """When the step in flight left."""
         self._max_waiting = config.max_waiting
         self._shares = Shares()
         self._waiting = WaitingLine(self._shares)
@@ -230,8 +234,8 @@ class Scheduler:
         if not self._open:
             return None
         flights: list[_Flight] = []
-        budget = self._budget
         ahead = self._make_way()
+        budget = self._tokens()
         served = 0
         while served < len(self._running):
             sequence = self._running[served]
@@ -255,9 +259,17 @@ class Scheduler:
         if not flights:
             raise RuntimeError(f"the scheduler is stuck: {self.waiting} waiting, {self._pool.used} blocks in use")
         self._flights = flights
+        self._left = self._clock()
         self.counters.steps += 1
         copies, state_copies = self._pool.take_copies(), self._pool.take_state_copies()
         return Step(self.counters.steps, tuple(f.scheduled for f in flights), copies, state_copies)
+
+    def _tokens(self) -> int:
+        """What the next step may compute: where answers are streamed, not so much that they falter."""
+        room = self._pace.room()
+        if room is None or not any(s.output_ids and s.request.streamed for s in self._running):
+            return self._budget
+        return min(self._budget, len(self._running) + room)
 
     def _make_way(self) -> Sequence | None:
         """Preempt what runs with a higher priority number than the first that waits, until that one fits; returns
@@ -372,6 +384,7 @@ class Scheduler:
         flights = self._in_flight(step)
         answers = self._answers(flights, step, result)
         self._flights = None
+        self._pace.learn(sum(len(s.tokens) - 1 for s in step.sequences), self._clock() - self._left)
         return [event for flight, answer in answers for event in self._advance(flight, answer)]
 
     def _in_flight(self, step: Step) -> list[_Flight]:

@@ -56,6 +56,8 @@ class EngineRequest:
     """Among equal priorities, who has had least goes first."""
     timeout: float | None = None
     """Seconds from `Scheduler.add` on."""
+    streamed: bool = False
+    """Whether somebody waits for each token."""
     held: object = None
     """What must live as long as the request: its grammar, compiled."""
 

@@ -179,6 +179,7 @@ def _whose(body: Sampled, asking: Asking) -> dict[str, Any]:
         "tenant": key.name if key is not None and "tenant" in honoured else "",
         "cache_salt": _salt(body.cache_salt, asking) if salted else "",
         "adapter": body.adapter,
+        "streamed": bool(body.stream),
     }
 
 
