@@ -25,7 +25,7 @@ ORDER = [
     {"adapters", "layers"},
     {"weights"},
     {"kernels"},
-    {"platform"},
+    {"platform", "tracing"},
     {"config", "types", "errors"},
 ]
 RANK = {part: len(ORDER) - i for i, row in enumerate(ORDER) for part in row}
@@ -33,6 +33,7 @@ RANK = {part: len(ORDER) - i for i, row in enumerate(ORDER) for part in row}
 HOST_ONLY = {
     *("engine.beams", "engine.blocks", "engine.places", "engine.scheduler", "engine.sequence", "engine.step"),
     "engine.waiting",
+    "engine.pace",
 }
 ARRAY_LIBRARIES = {"numpy", "ml_dtypes", "torch", "jax", "cupy", "safetensors"}
 TORCH_ALLOWED = ("kernels.torch_", "kernels.triton", "models.fallback", "backends.transformers")

@@ -118,6 +118,8 @@ class EngineConfig:
     """How the model writes calls of tools (hermes, mistral, ...); None reads it from the chat template."""
     reasoning_format: str | None = None
     """Which marks its reasoning stands between (think, mistral, ..., or none); None reads it from the template."""
+    profile: str | None = None
+    """A file to write a trace to, of steps, ops, waiting and requests; see `tracing`. Ops then run one by one."""
     arithmetic: Literal["fast", "exact"] = "fast"
     """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32), and for many
     rows both to bfloat16; exact: never."""
@@ -132,7 +134,7 @@ class EngineConfig:
         _check_optional("context_length", self.context_length, int, 2)
         _check("device_fallback", self.device_fallback, bool)
         _check("deterministic", self.deterministic, bool)
-        for name in ("tool_format", "reasoning_format"):
+        for name in ("tool_format", "reasoning_format", "profile"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), str)
         if self.arithmetic not in ("fast", "exact"):

@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from tramontane.backends.answer import Answer
@@ -28,6 +29,7 @@ from tramontane.engine.sequence import Event
 from tramontane.errors import EngineClosed, OutOfMemory, TramontaneError
 from tramontane.models.heads import Floats
 from tramontane.text.tokenizer import Tokenizer
+from tramontane.tracing import Trace
 from tramontane.types import AllocationListener, Chunk, FinishReason, LogitsProcessor, Pooling, Stats
 
 log = logging.getLogger("tramontane")
@@ -64,11 +66,18 @@ class EngineLoop:
     """Runs an engine on a daemon thread from construction on. Every method may be called from any thread."""
 
     def __init__(
-        self, engine: Engine, executor: Executor, encoder: Encoder | None, tokenizer: Tokenizer, name: str = "engine"
+        self,
+        engine: Engine,
+        executor: Executor,
+        encoder: Encoder | None,
+        tokenizer: Tokenizer,
+        name: str = "engine",
+        trace: Trace | None = None,
     ) -> None:
         """Takes over `engine`, `executor` and `encoder`: closes the latter two when it stops. `encoder`: None where
-        `encode` is never called."""
+        `encode` is never called. `trace`: is told of steps, waiting and requests."""
         self._engine, self._executor, self._encoder, self._tokenizer = engine, executor, encoder, tokenizer
+        self._trace = trace
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._open: dict[str, _Open] = {}
         self._waiting: list[tuple[str, Mailbox, Reader]] = []  # for what has been put since the last `_wake`
@@ -154,7 +163,7 @@ class EngineLoop:
         """Run what is queued, waiting for it while there is nothing else to do; False when told to stop."""
         try:
             while True:
-                command = self._commands.get(block=not self._has_work)
+                command = self._next_command()
                 if command is None:
                     return False
                 command()
@@ -162,6 +171,20 @@ class EngineLoop:
                 self._report()
         except queue.Empty:
             return True
+
+    def _next_command(self) -> Command | None:
+        """Raises queue.Empty where there is none, and something else to do."""
+        if self._has_work:
+            return self._commands.get(block=False)
+        with self._span("waiting"):
+            return self._commands.get()
+
+    def _span(self, name: str) -> AbstractContextManager[object]:
+        return nullcontext() if self._trace is None else self._trace.span(name, "engine")
+
+    def _mark(self, phase: str, request_id: str, choice: int, **told: object) -> None:
+        if self._trace is not None:
+            self._trace.mark(phase, "request", "request", f"{request_id}/{choice}", **told)
 
     @property
     def _has_work(self) -> bool:
@@ -182,6 +205,8 @@ class EngineLoop:
                 command()  # finds the loop closed
         self._wake()
         self._executor.close()
+        if self._trace is not None:
+            self._trace.flush()
 
     def _add(self, prepared: Prepared, mailbox: Mailbox) -> None:
         if self._closed is not None:
@@ -197,6 +222,8 @@ class EngineLoop:
             self._refuse(mailbox, public(error, "The request was not accepted"))
             return
         self._open[request.id] = _Open(mailbox, answers, guards)
+        for index in answers:
+            self._mark("b", request.id, index, prompt_tokens=len(request.prompt_ids))
 
     def _cancel(self, request_id: str, mailbox: Mailbox) -> None:
         open_ = self._open.get(request_id)
@@ -208,7 +235,14 @@ class EngineLoop:
     def _step(self) -> None:
         if not self._open:
             return
-        for event in self._engine.step():
+        with self._span("step"):
+            events = self._engine.step()
+        with self._span("text"):
+            self._hand_out(events)
+        self._report()
+
+    def _hand_out(self, events: Sequence[Event]) -> None:
+        for event in events:
             open_ = self._open.get(event.request_id)
             if open_ is None:  # its reader has gone, or its processor failed
                 continue
@@ -217,7 +251,6 @@ class EngineLoop:
                 self._deliver(event, open_)
             else:
                 self._fail(event.request_id, open_, public(error, "A logits processor failed"))
-        self._report()
 
     def _fail(self, request_id: str, open_: _Open, error: TramontaneError) -> None:
         del self._open[request_id]
@@ -229,8 +262,10 @@ class EngineLoop:
         if answer is None:  # a stop string ended it in this very step
             return
         chunk = _chunk(answer, event)
+        self._mark("n", event.request_id, event.index, tokens=len(event.tokens))
         if chunk.finish_reason is not None:
             del open_.answers[event.index]
+            self._mark("e", event.request_id, event.index, reason=chunk.finish_reason)
             if event.finish_reason is None:
                 self._engine.finish(event.request_id, event.index, chunk.stop_reason)
         if not open_.answers:
@@ -241,6 +276,7 @@ class EngineLoop:
         for answer in open_.answers.values():
             chunk = answer.end(reason, error)
             self._put(chunk.request_id, open_.mailbox, chunk)
+            self._mark("e", chunk.request_id, chunk.index, reason=reason)
         open_.answers.clear()
 
     def _put(self, request_id: str, mailbox: Mailbox, chunk: Chunk) -> None:

@@ -93,7 +93,8 @@ class NativeBackend(EngineBackend):
         self._reader = _reader(shared, self._context_length)
         engine, self._executor, encoder, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
-        loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=Path(self._source).name)
+        name = Path(self._source).name
+        loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=name, trace=shared.trace)
         super().__init__(preparer, loop)
 
     async def embed(self, request: EmbedRequest) -> list[Embedding]:

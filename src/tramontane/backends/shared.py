@@ -15,9 +15,11 @@ from tramontane import platform
 from tramontane.backends.language import tokenizer_of
 from tramontane.config import EngineConfig
 from tramontane.kernels import for_device
+from tramontane.kernels.traced import traced
 from tramontane.loading.build import load_model
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.text.grammar import Grammars
+from tramontane.tracing import Trace
 
 
 class SharedModel:
@@ -31,6 +33,9 @@ class SharedModel:
             deterministic=config.deterministic,
             exact=config.arithmetic == "exact",
         )
+        self.trace = Trace(config.profile) if config.profile else None
+        if self.trace is not None:
+            ops = traced(ops, self.trace)
         checkpoint = open_checkpoint(path)
         with ThreadPoolExecutor(1) as aside:  # packing weights leaves Python to others
             tokenizer = aside.submit(tokenizer_of, checkpoint)
@@ -50,7 +55,7 @@ def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
     changed on disk. Raises what `load_model` and `Tokenizer` raise."""
     threads = config.threads or platform.cpu_count()
     path = Path(os.path.abspath(path))  # links stay: the hub's cache gives files their names by them
-    how = (config.kernels, threads, config.deterministic, config.arithmetic)
+    how = (config.kernels, threads, config.deterministic, config.arithmetic, config.profile)
     key = (path, _state(path), device, *how, config.dtype, config.architecture)
     with _loading:  # two at once would load it twice
         model = _models.get(key)

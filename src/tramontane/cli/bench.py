@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import AsJson, Backend, Device, Model, Settings, Threads, open_llm
+from tramontane.cli.options import AsJson, Backend, Device, Model, Profile, Settings, Threads, open_llm
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM
@@ -31,12 +31,13 @@ def bench(
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
+    profile: Profile = None,
 ) -> None:
     """Measure prefill, decode, batch and time to first token. The last line is the report as JSON."""
     from tramontane.cli.terminal import one_line, print_json
 
     # A cached prefix would answer for the prefill: leave the cache out.
-    with open_llm(model, device, threads, option, backend=backend, prefix_caching=False) as llm:
+    with open_llm(model, device, threads, option, backend=backend, profile=profile, prefix_caching=False) as llm:
         report = measure(llm, prompt=prompt, generate=generate, batch=batch, rounds=rounds)
     if not as_json:
         for name, value in report.items():

@@ -45,6 +45,10 @@ Settings = Annotated[
         "cache_dtype=float16, deterministic=true, paged_attention=false. May be repeated.",
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option(help="Write a trace of steps, ops and waiting there, which chrome://tracing and Perfetto show."),
+]
 _NO_OPTIONS = ("model", "backend", "chat_template", "progress")
 """What LLM takes by these names otherwise."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -74,10 +78,12 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
-def engine_options(device: str | None, threads: int | None, settings: list[str] | None) -> dict[str, Any]:
+def engine_options(
+    device: str | None, threads: int | None, settings: list[str] | None, profile: Path | None = None
+) -> dict[str, Any]:
     """All that a command's options say to a backend. Raises InvalidRequest for what is said twice."""
     given = parse_settings(settings)
-    for name, value in (("device", device), ("threads", threads)):
+    for name, value in (("device", device), ("threads", threads), ("profile", profile and str(profile))):
         if value is not None and name in given:
             raise InvalidRequest(name, f"given both as --{name} and as --option", "Give it once.")
         if value is not None:
@@ -93,13 +99,14 @@ def open_llm(
     *,
     backend: str | None = None,
     chat_template: str | None = None,
+    profile: Path | None = None,
     **defaults: Any,
 ) -> LLM:
     """The LLM that a command's options describe; downloads show their progress on standard error.
 
     `defaults`: options that the command wants of a backend that has them, unless the user says otherwise.
     """
-    given = engine_options(device, threads, settings)
+    given = engine_options(device, threads, settings, profile)
     from tramontane.backends.registry import choose
     from tramontane.cli.terminal import DownloadBar
     from tramontane.llm import LLM

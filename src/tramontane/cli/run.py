@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import Backend, Device, Model, Settings, Threads, open_llm, read_json, read_text
+from tramontane.cli.options import Backend, Device, Model, Profile, Settings, Threads, open_llm, read_json, read_text
 from tramontane.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def run(
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
+    profile: Profile = None,
 ) -> None:
     """Answer a prompt, or chat when there is none. The first run fetches the demo model (about 98 MB)."""
     from tramontane.config import flag
@@ -125,7 +126,7 @@ def run(
     one_shot = {"--json": as_json, "--raw": raw, "--echo": echo, "-n": (n or 1) > 1}
     prompt = _prompt(prompt, [name for name, given in one_shot.items() if given])
     template = read_text(chat_template, "--chat-template") if chat_template else None
-    with open_llm(model, device, threads, option, backend=backend, chat_template=template) as llm:
+    with open_llm(model, device, threads, option, backend=backend, chat_template=template, profile=profile) as llm:
         _refuse_system(llm, system, raw)
         if llm.capabilities().defaults.temperature is None and (beam_width or 1) == 1:
             params = params.over(SamplingParams(temperature=_TEMPERATURE))

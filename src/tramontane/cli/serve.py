@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tramontane.cli.options import Backend, Device, Model, Settings, Threads, engine_options, read_text
+from tramontane.cli.options import Backend, Device, Model, Profile, Settings, Threads, engine_options, read_text
 from tramontane.errors import InvalidRequest, MissingExtra
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def serve(
     device: Device = None,
     threads: Threads = None,
     option: Settings = None,
+    profile: Profile = None,
 ) -> None:
     """Serve a model over HTTP, by the interface that OpenAI's clients speak. The socket opens at once; /ready says when
     the model is loaded."""
@@ -88,7 +89,7 @@ def serve(
         drain_seconds=drain_timeout,
         connections=max_connections,
     )
-    own_name, given = _own_name(model, backend), engine_options(device, threads, option)
+    own_name, given = _own_name(model, backend), engine_options(device, threads, option, profile)
     settings = ServerSettings(
         names=tuple(name) if name else (own_name,),
         host=host,
