@@ -34,7 +34,7 @@ def guarded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
 
 class _Guard:
-    """Knows all connections, and which of them are idle: between requests, or with a head that has not ended."""
+    """Knows all connections, and which of them are idle: between requests, or with one that has not come whole."""
 
     def __init__(self, limits: Limits) -> None:
         files = platform.max_open_files()
@@ -99,8 +99,12 @@ class _Guarded(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        self._guard.not_idle(self)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.cycle.response_complete:
+            self._guard.not_idle(self)
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
