@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,9 +269,13 @@ def test_a_connection_is_closed_when_it_has_been_idle() -> None:
         assert closed(connection)
 
 
-def test_idle_connections_make_room() -> None:
+@pytest.mark.parametrize("sent", [b"", HEAD % 99, HEAD % 99 + b"{"], ids=("nothing", "a head", "half a body"))
+def test_idle_connections_make_room(sent: bytes) -> None:
     with live(MockBackend("x" * 200, delay=0.02), connections=5) as server, server.streaming() as running:
         idle = [server.raw() for _ in range(20)]
+        for connection in idle:
+            with suppress(ConnectionError):  # it may have been closed to make room
+                connection.sendall(sent)
         for _ in range(3):
             with httpx.Client(base_url=server.url, trust_env=False) as fresh:
                 assert fresh.get("/health").status_code == 200
