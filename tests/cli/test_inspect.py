@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from tests.cli.conftest import Shell
@@ -178,6 +179,13 @@ def test_a_gguf_file(shell: Shell, smollm2: Path) -> None:
     assert report["container"] == "GGUF version 3"
     assert report["chat_template"].startswith("{%")
     assert report["loads"]
+
+
+def test_the_tokenizer_for_other_programs(shell: Shell, smollm2: Path, tmp_path: Path) -> None:
+    assert shell("inspect", "-m", str(smollm2), "--save-tokenizer", str(tmp_path / "new")).exit_code == 0
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "new" / "tokenizer.json"))
+    assert theirs.encode("<|im_start|>user\nhi <|im_end|>\n").ids == [1, 4093, 198, 6004, 216, 2, 198]
+    assert "<|im_start|>" in (tmp_path / "new" / "tokenizer_config.json").read_text(encoding="utf-8")
 
 
 def test_without_a_template(shell: Shell, stories15m: Path) -> None:

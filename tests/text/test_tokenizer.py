@@ -89,6 +89,21 @@ def test_bos_is_added_exactly_once(default: bool | None) -> None:
     assert tokenizer.encode_batch(["hi", ""]) == [[bos, *inside, eos], [bos, eos]]
 
 
+@pytest.mark.parametrize("ends", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}], ids=str)
+def test_what_is_saved_is_read_alike_by_others(tmp_path: Path, ends: dict[str, bool]) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers reads what was saved")
+    ours = Tokenizer.from_gguf(gguf_metadata("smollm", **ends))
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, min(ours.eos_ids))
+    for text in HARD_TEXTS:
+        if text.startswith("<|im_start|>") or text.endswith("<|im_end|>"):
+            continue  # we add no second BOS or EOS
+        assert theirs.encode(text) == ours.encode(text)
+        ids = ours.encode(text, add_special_tokens=False)
+        assert theirs.decode(ids) == ours.decode(ids, skip_special_tokens=False)
+
+
 def test_bytes_and_texts_of_tokens() -> None:
     tokenizer = Tokenizer.from_gguf(gguf_metadata())
     for text in HARD_TEXTS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,10 @@ def inspect(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once that memory is estimated for.")] = 1,
     template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
+    save_tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Write a tokenizer.json to this folder, for programs that want one, and do nothing else."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's architecture, tensors, tokenizer, chat template and memory, without loading its weights."""
@@ -41,6 +46,9 @@ def inspect(
 
     if template and as_json:
         raise InvalidRequest("--template", "it prints the template alone", "The JSON report holds the template too.")
+    if save_tokenizer is not None:
+        _save_tokenizer(model, save_tokenizer)
+        return
     report = examine(model, context=context, batch=batch)
     if template:
         print_template(report)
@@ -175,6 +183,18 @@ def _tokenizer(checkpoint: Checkpoint, problems: list[str]) -> Tokenizer | None:
     except TramontaneError as error:
         problems.append(str(error))
         return None
+
+
+def _save_tokenizer(model: str | None, folder: Path) -> None:
+    from tramontane.backends.language import tokenizer_of
+    from tramontane.cli.terminal import DownloadBar
+    from tramontane.loading.checkpoint import open_checkpoint
+    from tramontane.loading.sources import DEMO_MODEL, resolve
+
+    with DownloadBar() as progress:
+        path = resolve(model or DEMO_MODEL, progress)
+    with open_checkpoint(path) as checkpoint:
+        tokenizer_of(checkpoint).save(folder)
 
 
 def _described(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Report:

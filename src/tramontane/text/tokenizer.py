@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import processors
 
-from tramontane.errors import InvalidRequest
+from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.loading.repofiles import TOKENIZERS
 from tramontane.text import configured, gguf_vocab, scored, sentencepiece, tekken, wordpiece
 from tramontane.text.charsmap import Charsmap
@@ -283,6 +284,30 @@ class Tokenizer:
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as its vocabulary spells it (`<|im_end|>`), or None."""
         return self._inner.token_to_id(token)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` for programs that read Hugging Face's files.
+
+        Raises UnsupportedModel where those cannot say all that this tokenizer does.
+        """
+        if self._charsmap is not None:
+            raise UnsupportedModel(
+                f"{self.source}: the rules by which it rewrites text do not go into a tokenizer.json.",
+                "Use the checkpoint's own files.",
+            )
+        inner = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        before, after = ([(inner.id_to_token(id_), id_) for id_ in ids] for ids in (self._prefix, self._suffix))
+        if before or after:
+            single = [*(token for token, _ in before), "$A", *(token for token, _ in after)]
+            named = [*dict.fromkeys(before + after)]
+            inner.post_processor = processors.TemplateProcessing(single=single, special_tokens=named)
+        names = {"bos_token": self.bos_id, "eos_token": min(self.eos_ids, default=None)}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= {name: inner.id_to_token(id_) for name, id_ in names.items() if id_ is not None}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        inner.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @property
     def kind(self) -> str:
