@@ -55,7 +55,7 @@ def _environment(threads: int) -> dict[str, str]:
 class Ours:
     name = OURS
     ready = "/ready"
-    body: Mapping[str, Any] = MappingProxyType({})
+    body = MappingProxyType({})
 
     def missing(self) -> str | None:
         return self._engine().missing()
@@ -87,7 +87,7 @@ class LlamaServer:
     folder: Path | None
     name = "llama.cpp"
     ready = "/health"
-    body: Mapping[str, Any] = MappingProxyType({"cache_prompt": False})
+    body = MappingProxyType({"cache_prompt": False})
 
     def missing(self) -> str | None:
         if self.folder is None:
@@ -121,7 +121,7 @@ class VllmServer:
     tokenizer: Path
     name = "vllm"
     ready = "/health"
-    body: Mapping[str, Any] = MappingProxyType({})
+    body = MappingProxyType({})
 
     def missing(self) -> str | None:
         return self._engine.missing()

@@ -38,14 +38,14 @@ class _Answer:
 
     def result(self, cancelled: bool) -> Result:
         """The result; choices that have no end yet were `cancelled`, or the backend broke its word."""
-        ends = [chunks[-1] for chunks in self._chunks.values()]
+        ends = [self._chunks[index][-1] for index in sorted(self._chunks)]
         if not cancelled and not (ends and all(end.finish_reason for end in ends)):
             raise TramontaneError("The backend ended an answer without saying why.", "Report this as a bug.")
         choices = tuple(self._choice(index) for index in sorted(self._chunks))
         usages = [end.usage for end in ends if end.usage is not None]
         usage = Usage(
             max((u.prompt_tokens for u in usages), default=len(self._prompt_ids)),
-            sum(len(choice.token_ids) for choice in choices),
+            sum(max(len(c.token_ids), _counted(end)) for c, end in zip(choices, ends, strict=True)),
             max((u.cached_tokens for u in usages), default=0),
         )
         return Result(self._name, choices, usage, self._prompt_ids, self._prompt_logprobs)
@@ -65,6 +65,10 @@ class _Answer:
             joined_calls(delta for chunk in chunks for delta in chunk.tool_calls),
             end.score,
         )
+
+
+def _counted(end: Chunk) -> int:
+    return end.usage.completion_tokens if end.usage is not None else 0
 
 
 def joined_calls(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:

@@ -488,7 +488,8 @@ class Chunk:
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the choice, when one did."""
     usage: Usage | None = None
-    """On the final chunk of each choice: the prompt's and this choice's tokens."""
+    """On the final chunk of each choice: the prompt's and this choice's tokens; on the last of `best_of`, those of the
+    choices that are not told as well."""
     error: Exception | None = None
     """With finish_reason "error": what went wrong."""
     reasoning: str = ""

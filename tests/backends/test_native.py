@@ -325,6 +325,9 @@ def test_the_best_of_many_are_the_likeliest(backend: NativeBackend) -> None:
     assert found[0].prompt_ids == tuple(backend.tokenize("Hi"))
     assert found[0].prompt_logprobs is not None
     assert found[1].prompt_ids is None
+    usages = [chunk.usage.completion_tokens for chunk in found if chunk.usage is not None]
+    assert usages[0] == len(found[0].token_ids)
+    assert sum(usages) == sum(len(ids(many, index)) for index in range(6)), "what is not told was drawn all the same"
     assert chunks(backend, ask(n=1, best_of=3, logprobs=1, max_tokens=2, seed=1))[0].logprobs
 
     async def leave() -> None:

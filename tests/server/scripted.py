@@ -31,7 +31,8 @@ class Scripted:
                 if place == 0:
                     chunk = replace(chunk, prompt_ids=(1, 2, 3))
                 if chunk.finish_reason:
-                    chunk = replace(chunk, usage=Usage(3, sum(len(c.token_ids) for c in chunks), 2))
+                    count = sum(len(c.token_ids) for c in chunks if c.index == chunk.index)
+                    chunk = replace(chunk, usage=Usage(3, count, 2))
                 yield chunk
         finally:
             self.open -= 1

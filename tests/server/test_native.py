@@ -76,6 +76,14 @@ def test_token_ids_go_through_as_they_are(tiny: Live) -> None:
     assert by_ids == tiny.complete(prompt="Grüße, 世界", temperature=0, max_tokens=4).json()["choices"][0]["text"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_drawn_and_not_told_is_counted(tiny: Live, stream: bool) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    answer = tiny.complete(best_of=4, max_tokens=3, ignore_eos=True, **options)
+    whole = json.loads(events(answer.text)[-2]) if stream else answer.json()
+    assert whole["usage"]["completion_tokens"] == 12
+
+
 def test_prefixes_are_remembered_within_a_salt_and_not_beyond(tiny: Live) -> None:
     def cached(salt: str) -> int:
         usage = tiny.complete(prompt="The same long beginning " * 3, max_tokens=1, cache_salt=salt).json()["usage"]

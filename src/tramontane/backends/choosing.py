@@ -19,7 +19,8 @@ async def best_of(
     resolved: Callable[[SamplingParams], SamplingParams],
 ) -> AsyncGenerator[Chunk, None]:
     """The `n` of `best_of` choices with the highest mean log probability a token, best first, as OpenAI's completions
-    define it; a chunk each, once all have ended. What failed or was cancelled comes last."""
+    define it; a chunk each, once all have ended. What failed or was cancelled comes last. The last chunk's usage counts
+    the choices that are not told, too: they were asked for."""
     sampling = resolved(request.sampling)
     count = sampling.best_of or 1
     wide = replace(sampling, n=count, best_of=count, logprobs=sampling.logprobs or 0)
@@ -30,10 +31,16 @@ async def best_of(
     choices = sorted(coalesce(found), key=lambda one: one.index)
     first = choices[0]
     ranked = sorted(choices, key=lambda one: (one.finish_reason in ("error", "cancelled"), -_mean(one)))
-    for index, chunk in enumerate(ranked[: sampling.n]):
+    told = ranked[: sampling.n]
+    untold = sum(one.usage.completion_tokens for one in ranked[len(told) :] if one.usage is not None)
+    for index, chunk in enumerate(told):
+        usage = chunk.usage
+        if usage is not None and index == len(told) - 1:
+            usage = replace(usage, completion_tokens=usage.completion_tokens + untold)
         yield replace(
             chunk,
             index=index,
+            usage=usage,
             logprobs=chunk.logprobs if sampling.logprobs is not None else (),
             prompt_ids=first.prompt_ids if index == 0 else None,
             prompt_logprobs=first.prompt_logprobs if index == 0 else None,

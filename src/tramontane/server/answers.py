@@ -28,11 +28,12 @@ Numbered = tuple[int, Chunk]
 
 
 class Tally:
-    """Usage while an answer grows: prompts are counted once, all their choices' tokens are added."""
+    """Usage while an answer grows: prompts are counted once, all their choices' tokens are added. Of a choice that has
+    ended, what its backend says counts."""
 
     def __init__(self) -> None:
         self._prompts: dict[int, tuple[int, int]] = {}
-        self._completion_tokens = 0
+        self._completions: dict[tuple[int, int], int] = {}
 
     def see(self, number: int, chunk: Chunk) -> None:
         if chunk.prompt_ids is not None and number not in self._prompts:
@@ -40,12 +41,15 @@ class Tally:
         if chunk.usage is not None:
             known = self._prompts.get(number, (0, 0))
             self._prompts[number] = (chunk.usage.prompt_tokens, max(known[1], chunk.usage.cached_tokens))
-        self._completion_tokens += len(chunk.token_ids)
+        choice = (number, chunk.index)
+        count = self._completions.get(choice, 0) + len(chunk.token_ids)
+        self._completions[choice] = max(count, chunk.usage.completion_tokens if chunk.usage is not None else 0)
 
     @property
     def usage(self) -> Usage:
         prompts = self._prompts.values()
-        return Usage(sum(p for p, _ in prompts), self._completion_tokens, sum(c for _, c in prompts))
+        completions = sum(self._completions.values())
+        return Usage(sum(p for p, _ in prompts), completions, sum(c for _, c in prompts))
 
 
 async def answer(
