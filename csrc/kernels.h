@@ -53,11 +53,22 @@ struct Matmul {
     int64_t tokens;         // at most TOKEN_BLOCK
 };
 
+// Some of the outputs of a product, in an array of their own.
+struct Part {
+    float* out;             // [tokens, outputs]
+    const uint8_t* weight;  // [outputs, inputs]
+    const float* bias;      // [outputs] or null
+    int64_t outputs;
+};
+
 // Products of matrices of one shape and format, each with rows of its own. The list's order is not kept.
 struct Matmuls {
     Matmul* list;
     int64_t count, outputs, inputs;
     Format format;  // of the weights
+    // Where there are parts, which only few tokens and matrices in tiles have, they are the matrix of the one product.
+    const Part* parts = nullptr;
+    int64_t part_count = 0;
 };
 
 struct Rows {

@@ -76,6 +76,7 @@ NB_MODULE(_native, m) {
     const auto choices = binder(&Cpu::choices);
     products("matmul", &Products::matmul, "out"_a, "x"_a, "weight"_a, "bias"_a.none());
     products("matmul_blocks", &Products::matmul_blocks, "out"_a, "x"_a, "blocks"_a, "format"_a, "bias"_a.none());
+    products("matmul_together", &Products::matmul_together, "outs"_a, "x"_a, "weights"_a, "format"_a, "biases"_a);
     m.def("tiles_shape", &Products::tiles_shape, "format"_a, "rows"_a, "columns"_a);
     products("pack", &Products::pack, "tiles"_a, "stored"_a, "format"_a);
     products("unpack", &Products::unpack, "stored"_a, "tiles"_a, "format"_a);

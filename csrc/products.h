@@ -67,6 +67,42 @@ class Products {
         multiply(out, x, stored(blocks_, "blocks", name, out[1], x[1]), bias_);
     }
 
+    // One x by several matrices: what few tokens are laid out as serves them all, and so does one turn of the pool.
+    void matmul_together(nanobind::tuple outs, handle x_, nanobind::tuple weights, const char* name,
+                         nanobind::tuple biases) {
+        const Array x(x_, "x", FLOAT32, {ANY, ANY});
+        require(outs.size() > 0 && outs.size() == weights.size() && outs.size() == biases.size(),
+                "outs, weights and biases must be as many");
+        require(x[1] > 0, "x must have columns");
+        const int64_t tokens = x[0], inputs = x[1];
+        const float* rows = x.data<const float>();
+        std::vector<Part> parts;
+        std::optional<Stored> first;
+        int64_t work = 0;
+        for (size_t i = 0; i < outs.size(); i++) {
+            const nanobind::object out_ = outs[i], weight_ = weights[i], bias_ = biases[i];
+            const Array out(out_, "outs", FLOAT32, {tokens, ANY}, true);
+            const Stored weight = stored(weight_, "weights", *name ? name : nullptr, out[1], inputs);
+            if (!first) first = weight;
+            require(weight.format == first->format && weight.tiled == first->tiled, "weights must be stored alike");
+            parts.push_back({out.data<float>(), weight.data, floats_or_null(bias_, "biases", {out[1]}), out[1]});
+            work += out.size() * inputs;
+        }
+        if (work == 0) return;
+        device_.compute(work, [=, this, parts = std::move(parts)] {
+            if (first->tiled && tokens <= TOGETHER) {
+                Matmul one = {nullptr, rows, nullptr, nullptr, tokens};
+                tiles_.matmul(pool_, {&one, 1, 0, inputs, first->format, parts.data(), ssize(parts)}, arithmetic_);
+                return;
+            }
+            for (const Part& p : parts) {
+                std::vector<Matmul> list;
+                add_product(list, {p.out, rows, p.weight, p.bias, tokens}, p.outputs, inputs);
+                if (p.outputs > 0) run(*first, list, p.outputs, inputs);
+            }
+        });
+    }
+
     void rows(handle out_, handle ids_, handle weight_) { take(out_, ids_, weight_, "weight", nullptr); }
 
     void rows_blocks(handle out_, handle ids_, handle blocks_, const char* name) {
@@ -150,6 +186,8 @@ class Products {
     }
 
    private:
+    static constexpr int64_t TOGETHER = 15;  // tokens: of more, other kernels make something else
+
     static Number number(const Array& grid) {
         switch (grid.dtype()) {
             case DType::FLOAT16: return Number::F16;

@@ -54,6 +54,15 @@ class Cpu:
     def matmul_blocks(
         self, out: NDArray[Any], x: NDArray[Any], blocks: NDArray[Any], format: str, bias: NDArray[Any] | None, /
     ) -> None: ...
+    def matmul_together(
+        self,
+        outs: tuple[NDArray[Any], ...],
+        x: NDArray[Any],
+        weights: tuple[NDArray[Any], ...],
+        format: str,
+        biases: tuple[NDArray[Any] | None, ...],
+        /,
+    ) -> None: ...
     def pack(self, tiles: NDArray[Any], stored: NDArray[Any], format: str) -> None:
         """Tiles of a matrix in rows, or of its blocks; see csrc/tiles.h. Products and rows take either."""
 

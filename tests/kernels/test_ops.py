@@ -24,6 +24,7 @@ from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.reference import ReferenceOps
 from tramontane.weights import FORMATS as WEIGHT_FORMATS
 
+DENSE = {"F32": FLOATS["float32"], "F16": FLOATS["float16"], "BF16": FLOATS["bfloat16"]}
 each_dtype = pytest.mark.parametrize("dtype", FLOATS)
 each_format = pytest.mark.parametrize("format", BLOCKS)
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -139,6 +140,39 @@ def test_matmul(ops: Ops, dtype: str, t: int, n: int, k: int, rng: np.random.Gen
     weight, x, bias = normal(rng, n, k).astype(FLOATS[dtype]), normal(rng, t, k), normal(rng, n)
     for b in (None, bias):
         assert_product(call(ops, "matmul", unset(t, n), x, weight, b), x, weight, b)
+
+
+@pytest.mark.parametrize("format", ["F32", "BF16", "Q4_0", "Q6_K", "IQ4_XS"])
+@pytest.mark.parametrize("t", [0, 1, 5, 16, 17, 40])
+def test_several_matrices_as_each_alone(ops: Ops, format: str, t: int, rng: np.random.Generator) -> None:
+    """Of sizes that do and do not fill a panel, as they are stored and packed."""
+    sizes, columns = (33, 16, 1, 100), 512
+    x, dense = ops.from_host(normal(rng, t, columns)), format not in BLOCKS
+    stored = [
+        normal(rng, n, columns).astype(DENSE[format]) if dense else oracles.random_blocks(rng, format, n, columns)
+        for n in sizes
+    ]
+    biases = [None if n == 16 else ops.from_host(normal(rng, n)) for n in sizes]
+    for weights in ([ops.from_host(each) for each in stored], [ops.pack(ops.from_host(e), format) for e in stored]):
+        together, alone = ([ops.from_host(unset(t, n)) for n in sizes] for _ in range(2))
+        ops.matmul_together(together, x, weights, None if dense else format, biases)
+        for out, weight, bias in zip(alone, weights, biases, strict=True):
+            ops.matmul(out, x, weight, bias) if dense else ops.matmul_blocks(out, x, weight, format, bias)
+        for ours, theirs in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(ops.to_host(ours), ops.to_host(theirs))
+
+
+def test_several_matrices_are_as_many_as_their_results(ops: Ops) -> None:
+    x, out, weight = (ops.from_host(np.zeros(shape, np.float32)) for shape in ((1, 8), (1, 3), (3, 8)))
+    half = ops.from_host(np.zeros((3, 8), np.float16))
+    for outs, weights, biases in (
+        ([], [], []),
+        ([out], [weight, weight], [None]),
+        ([out, out], [weight, weight], [None]),
+        ([out, out], [weight, half], [None, None]),
+    ):
+        with pytest.raises(ValueError, match="matmul_together"):
+            ops.matmul_together(outs, x, weights, None, biases)
 
 
 @each_dtype

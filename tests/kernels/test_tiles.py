@@ -196,3 +196,19 @@ def test_tiles_are_checked() -> None:
         ops.matmul_blocks(out, np.zeros((1, 256), np.float32), np.zeros((1, 1, 66), np.uint8), "TQ2_0")
     with pytest.raises(ValueError, match="outside"):
         ops.rows(x, np.array([16], np.int32), tiles)
+
+
+@each_isa
+@each_format
+def test_several_matrices_as_each_alone(isa: str, format: str) -> None:
+    """Bit for bit, where activations are rounded too, for few tokens and many, on one thread and on several."""
+    rng, sizes = np.random.default_rng(8), (48, 17, 5)
+    for threads, tokens in ((1, 1), (2, 7), (3, 16), (2, 30)):
+        ops = cpu.CpuOps(threads, isa=isa)
+        x = rng.standard_normal((tokens, 512), dtype=np.float32)
+        tiles = [ops.pack(matrix(rng, format, rows, 512)[0], format) for rows in sizes]
+        outs = [np.full((tokens, rows), np.nan, np.float32) for rows in sizes]
+        biases = [rng.standard_normal(48, dtype=np.float32), None, None]
+        ops.matmul_together(outs, x, tiles, None if format in DENSE else format, biases)
+        for out, tile, rows, bias in zip(outs, tiles, sizes, biases, strict=True):
+            np.testing.assert_array_equal(out, product(ops, format, x, tile, rows, bias))

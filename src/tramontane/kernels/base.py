@@ -128,6 +128,18 @@ class Ops(Protocol):
         """The same with weight rows as quantized blocks: blocks uint8 [N, K / elements * nbytes]."""
         ...
 
+    def matmul_together(
+        self,
+        outs: Sequence[Array],
+        x: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        biases: Sequence[Array | None],
+    ) -> None:
+        """`matmul` (`matmul_blocks` of a format) of one x by several matrices of one dtype: outs[i] = x @ weights[i].T
+        (+ biases[i]), bit for bit."""
+        ...
+
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         """out[R,K] float32 = weight[ids], ids int32 [R]; weight [V,K] float32, float16 or bfloat16."""
         ...

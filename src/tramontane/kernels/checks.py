@@ -190,6 +190,14 @@ def check_experts(
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]
 
 
+def check_together(outs: Sequence[Array], weights: Sequence[Array], biases: Sequence[Array | None]) -> None:
+    """Hold the arguments of `Ops.matmul_together` to each other."""
+    if not len(outs) == len(weights) == len(biases) > 0:
+        raise ValueError(f"matmul_together: {len(outs)} outs, {len(weights)} weights and {len(biases)} biases")
+    if len({dtype_name(weight) for weight in weights}) > 1:
+        raise ValueError("matmul_together: weights are stored in several dtypes")
+
+
 def check_mask(logits: Array, rows: Array, masks: Array) -> None:
     """Hold the arguments of `Ops.mask` to their shapes."""
     sizes = check(

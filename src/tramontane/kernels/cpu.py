@@ -156,6 +156,16 @@ class CpuOps(RecurrentOps):
     def matmul_blocks(self, out: Array, x: Array, blocks: Array, format: str, bias: Array | None = None) -> None:
         self._native.matmul_blocks(out, x, blocks, format, bias)
 
+    def matmul_together(
+        self,
+        outs: Sequence[Array],
+        x: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        biases: Sequence[Array | None],
+    ) -> None:
+        self._native.matmul_together(tuple(outs), x, tuple(weights), format or "", tuple(biases))
+
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         self._native.rows(out, ids, weight)
 

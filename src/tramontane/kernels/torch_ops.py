@@ -36,6 +36,7 @@ from tramontane.kernels.checks import (
     check_route,
     check_same,
     check_sample,
+    check_together,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
 from tramontane.kernels.recurrence import RecurrentOps
@@ -265,6 +266,21 @@ class TorchOps(RecurrentOps):
                 part.copy_(x @ values.T)
         if bias is not None:
             out += bias
+
+    def matmul_together(
+        self,
+        outs: Sequence[Array],
+        x: Array,
+        weights: Sequence[Array],
+        format: str | None,
+        biases: Sequence[Array | None],
+    ) -> None:
+        check_together(outs, weights, biases)
+        for out, weight, bias in zip(outs, weights, biases, strict=True):
+            if format is None:
+                self.matmul(out, x, weight, bias)
+            else:
+                self.matmul_blocks(out, x, weight, format, bias)
 
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         check("rows", ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32), ("weight", weight, "V K", FLOATS))

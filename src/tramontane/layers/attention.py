@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
-from tramontane.layers.linear import Linear
+from tramontane.layers.linear import Linear, Linears
 from tramontane.layers.norm import Norm
 from tramontane.layers.rope import Angles, Rotary
 
@@ -137,14 +137,17 @@ class PlainAttention(Attention):
             scores=scores,
             gate=gate,
         )
-        self.q, self.k, self.v = q, k, v
+        self.qkv = Linears(q, k, v)
         self.head_norm = head_norm
         self.clip = clip
 
     def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
-        q = self._heads(self.q, "attention.q", x, rows, self.num_heads, self.head_dim, workspace)
-        k = self._heads(self.k, "attention.k", x, rows, self.num_kv_heads, self.head_dim, workspace)
-        v = self._heads(self.v, "attention.v", x, rows, self.num_kv_heads, self.value_dim, workspace)
+        kv_heads = self.num_kv_heads
+        sizes = (self.num_heads, self.head_dim), (kv_heads, self.head_dim), (kv_heads, self.value_dim)
+        named = zip(("attention.q", "attention.k", "attention.v"), sizes, strict=True)
+        flat = [workspace.take(name, rows, heads * width) for name, (heads, width) in named]
+        self.qkv(flat, x)
+        q, k, v = (self.ops.view(each, (rows, *size)) for each, size in zip(flat, sizes, strict=True))
         norm = self.head_norm
         if norm is not None and not norm.after_rope:
             norm(self.ops, q, k, rows, self.head_dim)
@@ -157,14 +160,6 @@ class PlainAttention(Attention):
         if norm is not None and norm.after_rope:
             norm(self.ops, q, k, rows, self.head_dim)
         return q, k, v
-
-    def _heads(
-        self, linear: Linear, name: str, x: Array, rows: int, heads: int, width: int, workspace: Workspace
-    ) -> Array:
-        """The projection as float32 [T, heads, width]."""
-        flat = workspace.take(name, rows, heads * width)
-        linear(flat, x)
-        return self.ops.view(flat, (rows, heads, width))
 
 
 class LatentAttention(Attention):

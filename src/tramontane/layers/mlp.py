@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
-from tramontane.layers.linear import Linear
+from tramontane.layers.linear import Linear, Linears
 
 
 class MLP:
@@ -18,7 +18,8 @@ class MLP:
     ) -> None:
         """`activation`: a kind that `Ops.gated_activation` (or `Ops.activation`) knows; `limit`: its bound."""
         self.ops = ops
-        self.gate, self.up, self.down = gate, up, down
+        self.gated, self.down = gate is not None, down
+        self.inner = Linears(up) if gate is None else Linears(gate, up)
         self.activation = activation
         self.limit = limit
         self.intermediate_size = up.weight.shape[0]
@@ -26,12 +27,12 @@ class MLP:
     def __call__(self, out: Array, x: Array, rows: int, workspace: Workspace) -> None:
         """out[T,H] from x[T,H], T = rows; out may be x."""
         up = workspace.take("mlp.up", rows, self.intermediate_size)
-        self.up(up, x)
-        if self.gate is None:
+        if not self.gated:
+            self.inner([up], x)
             self.ops.activation(up, up, self.activation)
             self.down(out, up)
             return
         gate = workspace.take("mlp.gate", rows, self.intermediate_size)
-        self.gate(gate, x)
+        self.inner([gate, up], x)
         self.ops.gated_activation(gate, gate, up, self.activation, self.limit)
         self.down(out, gate)
