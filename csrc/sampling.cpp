@@ -12,8 +12,9 @@
 namespace tramontane {
 namespace {
 
-// Weights are relative to the highest. Few tokens are heavy, and nearly always they decide the draw.
-constexpr float HEAVY = 1.0f / 2048, NOTHING = std::numeric_limits<float>::denorm_min();
+// Weights are relative to the highest. Few tokens are heavy, and nearly always they decide the draw, or those do that
+// are not quite light.
+constexpr float HEAVY = 0x1p-11f, LIGHT = 0x1p-25f, NOTHING = std::numeric_limits<float>::denorm_min();
 
 // The tokens of a row that weigh at least `floor`, in descending order of logit, lower ids first among equals, without
 // sorting them all.
@@ -186,7 +187,7 @@ int32_t sample(const Kernels& kernels, const float* logits, int64_t vocabulary, 
             highest = keep_typical(scaled, weights, weights + vocabulary, vocabulary, highest, mass, how);
             left.top_k = 0;
         }
-        for (float floor : {HEAVY, NOTHING})
+        for (float floor : {HEAVY, LIGHT, NOTHING})
             if (const auto token = draw(scaled, weights, vocabulary, highest, floor, mass, left)) return *token;
     }
     return static_cast<int32_t>(kernels.argmax(logits, vocabulary));  // also of what is infinite or not a number
