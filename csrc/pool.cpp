@@ -98,11 +98,16 @@ struct Pool::Workers {
         while (!spin(empty)) std::this_thread::yield();
     }
 
+    // A thread takes a share of what is left: few turns, neighbouring pieces together, and little to wait for at the
+    // end, even where another thread came late or lost its processor.
     void take_pieces() {
-        for (;;) {
-            const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
-            if (begin >= count) return;
-            body(context, begin, std::min(begin + grain, count));
+        const int64_t shares = 2 * (static_cast<int64_t>(threads.size()) + 1);
+        int64_t begin = next.load(std::memory_order_relaxed);
+        while (begin < count) {
+            const int64_t size = std::max((count - begin) / shares / grain, int64_t(1)) * grain;
+            if (!next.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed)) continue;
+            body(context, begin, std::min(begin + size, count));
+            begin = next.load(std::memory_order_relaxed);
         }
     }
 

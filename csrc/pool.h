@@ -20,7 +20,7 @@ class Pool {
 
     int threads() const { return threads_; }
 
-    // Calls body on pieces that together cover [0, count), each starting at a multiple of `grain`; returns when all are
+    // Calls body on pieces that together cover [0, count), each of a multiple of `grain`; returns when all are
     // done. Up to `grain` items are computed by the caller alone, and wake nobody.
     void run(int64_t count, int64_t grain, Body body, const void* context);
 
