@@ -16,6 +16,7 @@ from tramontane.backends.mock import BOS_ID, PROMPT_LOGPROB, MockBackend, hashed
 from tramontane.server.schemas.completions import CompletionReply, CompletionRequest
 from tramontane.server.schemas.reading import EmbeddingsReply, RerankReply
 from tramontane.server.schemas.tokens import TokenizeReply
+from tramontane.server.wire import decode, encode
 
 
 def refused(answer: Any, param: str | None) -> None:
@@ -220,6 +221,7 @@ MALFORMED = [
     b'{"prompt": "a", "seed": Infinity}', b'{"prompt": "a", "temperature": 1e999}',
     b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'{"a":' * 100_000,
     b'{"prompt": "a", "logit_bias": ' + b"[" * 150 + b"]" * 150 + b"}", b'{"prompt": "\\ud800"}', b'{"\\udfff": 1}',
+    b'{"prompt": ' + b"[" + b"[]," * 120_000 + b"[]]}", b'{"prompt": ["a"' + b',"a"' * 120_000 + b"]}",
     b'{"prompt": "a"} {}', b'{"prompt": "a",}', b"{'prompt': 'a'}", b'{"prompt": "a" "b"}',
 ]  # fmt: skip
 
@@ -231,6 +233,12 @@ def test_what_is_no_json_is_refused_and_harms_nobody(mock: Live, body: bytes) ->
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["message"]
     assert mock.complete().status_code == 200
+
+
+@pytest.mark.parametrize("text", ["[{," * 200_000, '"' * 400_000, '\\"' * 200_000, "\\" * 400_001, "[" * 300_000 + '"'])
+def test_what_a_text_holds_is_no_part_of_the_json(text: str) -> None:
+    body = encode({"prompt": text, "ids": [*range(100_000)]})
+    assert decode(body)["prompt"] == text
 
 
 @pytest.mark.parametrize(

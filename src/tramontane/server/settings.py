@@ -20,7 +20,7 @@ class Limits:
     """What one client, or all together, may ask for. Seconds, bytes and counts."""
 
     body_bytes: int = 4 << 20
-    """Reading JSON holds up all others: some tenths of a second for so much of it at its worst."""
+    """Reading JSON holds up all others: some tenths of a second for so much of it at its worst, millions of numbers."""
     n: int = 16
     """Choices of one request."""
     open_requests: int = 512
