@@ -1,6 +1,6 @@
 """A hundred clients for minutes on end, of whom many leave early: whether the server stays as it was.
 
-    python -m bench.load MODEL [--minutes 10] [--streams 100] [--threads 2] [--seed 0] [--json FILE]
+    python -m bench.load MODEL [--minutes 10] [--streams 100] [--threads 2] [--blocks 1024] [--seed 0] [--json FILE]
 
 The server runs in a process of its own, with as many places as there are streams; four clients more than that ask, so
 that some are told to come back (429), and do. Prompts, lengths and what a client does are random: most read to the end,
@@ -36,13 +36,7 @@ from bench.process import ProgramFailed
 from bench.serving import Running, free_port, running
 from bench.tasks import HIGHEST_ID, LOWEST_ID
 
-CONTEXT, BLOCKS, BLOCK_SIZE = 1024, 1024, 16
-OPTIONS: dict[str, Any] = {
-    "deterministic": "true",
-    "context_length": CONTEXT,
-    "num_blocks": BLOCKS,
-    "block_size": BLOCK_SIZE,
-}
+CONTEXT, BLOCK_SIZE = 1024, 16
 MORE = 4
 """Clients beyond the places that there are."""
 TEXT = "the wind sea lemon runs over under seven stone and why because green Größe 世界 . , ? \n"
@@ -168,7 +162,7 @@ async def watch(server: Running, began: float, until: float, seen: Seen) -> None
         await asyncio.sleep(min(5.0, max(until - now, 0.1)))
 
 
-async def fill(url: str) -> None:
+async def fill(url: str, blocks: int) -> None:
     """Let every block of the cache be written once: memory that is only reserved would seem to grow later."""
     rng = random.Random(0)
 
@@ -179,7 +173,7 @@ async def fill(url: str) -> None:
                 raise ProgramFailed(f"status {reply.status}: {(await reply.read())[:300]!r}")
 
     length = CONTEXT - 2
-    await asyncio.gather(*(read_only(length) for _ in range(BLOCKS * BLOCK_SIZE // length + 2)))
+    await asyncio.gather(*(read_only(length) for _ in range(blocks * BLOCK_SIZE // length + 2)))
 
 
 async def gauges(url: str) -> dict[str, float]:
@@ -201,12 +195,13 @@ async def drive(args: argparse.Namespace, log: Path, seen: Seen) -> dict[str, fl
     port = free_port()
     command = [
         sys.executable, "-m", "tramontane", "serve", "--model", args.model, "--name", "m", "--port", str(port),
-        "--threads", str(args.threads), "--log-file", str(log), "--log-format", "json",
+        "--log-file", str(log), "--log-format", "json",
         "--max-requests", str(args.streams),
-        *(text for option in OPTIONS.items() for text in ("-o", "{}={}".format(*option))),
+        "-o", "deterministic=true",
+        *(text for name, value in engine_options(args).items() for text in ("-o", f"{name}={value}")),
     ]  # fmt: skip
     async with running(command, port, ready="/ready", timeout=120) as server:
-        await fill(server.url)
+        await fill(server.url, args.blocks)
         began = time.monotonic()
         until = began + args.minutes * 60
         numbers = iter(range(1 << 60))
@@ -219,6 +214,15 @@ async def drive(args: argparse.Namespace, log: Path, seen: Seen) -> dict[str, fl
                 break
             await asyncio.sleep(0.1)
         return left
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, int]:
+    return {
+        "threads": args.threads,
+        "context_length": CONTEXT,
+        "num_blocks": args.blocks,
+        "block_size": BLOCK_SIZE,
+    }
 
 
 def check_log(log: Path, seen: Seen) -> None:
@@ -252,8 +256,7 @@ def check_answers(args: argparse.Namespace, seen: Seen) -> int:
         return [choice.text for choice in llm.generate(asked.prompt, **asked.sampling()).choices]
 
     some = random.Random(args.seed).sample(seen.answers, min(args.sample, len(seen.answers)))
-    options = {name: OPTIONS[name] for name in ("context_length", "num_blocks", "block_size")}
-    llm = LLM(args.model, threads=args.threads, deterministic=True, **options)
+    llm = LLM(args.model, deterministic=True, **engine_options(args))
     with llm, ThreadPoolExecutor(16) as pool:
         expected = [*pool.map(said, (asked for asked, _ in some))]
     for (asked, texts), right in zip(some, expected, strict=True):
@@ -268,6 +271,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=1024, help="of 16 tokens each, in the cache")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", type=int, default=40, help="answers to compare with the library's")
     parser.add_argument("--json", type=Path, help="where to write the report too")
