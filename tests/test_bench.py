@@ -69,6 +69,16 @@ def test_peers_that_are_not_there_say_why(tmp_path: Path) -> None:
         engines({"vlm": "python"})
 
 
+def test_what_an_engine_reads_of_a_model(tmp_path: Path) -> None:
+    both = Model("m", tmp_path / "m.gguf", tmp_path / "m")
+    reading = {engine.name: (engine.reads(MODEL), engine.reads(both)) for engine in engines({})}
+    assert reading["vllm"] == (False, True)
+    assert {reading[name] for name in ("tramontane", "mistral.rs", "transformers")} == {(True, True)}
+    either = next(engine for engine in engines({}) if engine.name == "transformers")
+    assert isinstance(either, PythonEngine)
+    assert (either._source(MODEL), either._source(both)) == (MODEL.gguf, both.folder)
+
+
 def test_processes_are_read_and_weighed() -> None:
     others = Others()
     small = run([sys.executable, "-c", "print('ok')"], timeout=60)

@@ -1,7 +1,9 @@
-"""transformers on torch, in bfloat16. It has no batching of its own beyond rows of equal length, which these are."""
+"""transformers on torch, in bfloat16, which it makes of a GGUF file too. It has no batching of its own beyond rows of
+equal length, which these are."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,10 @@ class _FirstToken(BaseStreamer):  # type: ignore[misc]
 class Transformers:
     def __init__(self, order: Order) -> None:
         torch.set_num_threads(order.threads)
-        self._model = AutoModelForCausalLM.from_pretrained(order.model, dtype=torch.bfloat16).eval()
+        path = Path(order.model)
+        file = {"gguf_file": path.name} if path.is_file() else {}
+        place = str(path.parent if file else path)
+        self._model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16, **file).eval()
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def answer(self, prompts: list[list[int]], generate: int) -> tuple[float, float]:
