@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace as Told
 from typing import Any
 
 import pytest
 
 from tests.backends.mistralrs.conftest import Open
-from tests.backends.mistralrs.fake import Panic, Script, call, chunk, spoken
+from tests.backends.mistralrs.fake import Panic, Script, Wheel, call, chunk, spoken
 from tramontane.backends.base import AdapterHost, Backend, Embedder, Tokenizing
 from tramontane.backends.mistralrs.backend import MistralRSBackend
 from tramontane.errors import (
@@ -63,6 +66,27 @@ def test_it_is_a_backend_with_abilities(opened: Open) -> None:
     assert backend.capabilities().context_length == 160
     assert backend.tokenize("hi") == [256, *IDS]
     assert backend.detokenize([256, *IDS]) == "hi"
+
+
+def test_a_model_of_the_hub_is_found_by_our_own_loader(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here first, without a network; the wheel gets a folder of this machine and asks nobody."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home, commit = tmp_path / "models--org--tiny", "a" * 40
+    shutil.copytree(checkpoint, home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    wheel = Wheel(checkpoint)
+    monkeypatch.setitem(sys.modules, "mistralrs", wheel)  # type: ignore[arg-type]
+    with LLM.from_backend(MistralRSBackend("org/tiny")) as llm:
+        assert wheel.opened["which"].kwargs["model_id"] == str(home / "snapshots" / commit)
+        assert wheel.opened["token_source"] == "none"
+        assert llm.generate("hi").text == " Hello"
+        assert llm.capabilities().model == "org/tiny"
 
 
 def test_an_answer_has_its_first_space_its_tokens_and_one_end(opened: Open) -> None:

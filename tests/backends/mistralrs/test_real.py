@@ -27,7 +27,7 @@ from tramontane.backends.mistralrs.backend import MistralRSBackend
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, TramontaneError, UnsupportedModel
 from tramontane.gather import answer_all
 from tramontane.llm import LLM
-from tramontane.types import Choice, Chunk, Grammar, Message, Request, Result, SamplingParams, Tool
+from tramontane.types import Choice, Grammar, Message, Request, Result, SamplingParams, Tool
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("mistralrs", reason="mistralrs is not installed")
@@ -75,13 +75,6 @@ def greedy(llm: LLM, prompt: str = "Once upon a time", tokens: int = 6, **fields
 
 def logprobs(result: Result) -> list[float]:
     return [one.logprob for one in result.choices[0].logprobs]
-
-
-def answered(llm: LLM, request: Request) -> list[Chunk]:
-    async def read() -> list[Chunk]:
-        return [chunk async for chunk in llm.backend.generate(request)]
-
-    return asyncio.run(read())
 
 
 DIRECTLY = """
@@ -354,15 +347,12 @@ def test_images_reach_the_model(loaded: Opened, tmp_path: Path) -> None:
 def test_lora_adapters_by_request(wide: Path, loaded: Opened, tmp_path: Path) -> None:
     medical, other = (data_path(f"adapters/{name}") for name in ("medai-final", "medai-checkpoint-1000"))
     llm = loaded(wide, adapters={"medical": medical})
-    backend = llm.backend
-    assert isinstance(backend, MistralRSBackend)
-    backend.load_adapter("other", other)
-    assert backend.adapters() == ["medical", "other"]
+    llm.load_adapter("other", other)
+    assert llm.adapters() == ["medical", "other"]
     sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=1)
 
     def scored(adapter: str | None) -> tuple[int, float]:
-        chunks = answered(llm, Request(prompt="What is a", sampling=sampling, adapter=adapter))
-        (one,) = [one for chunk in chunks for one in chunk.logprobs]
+        (one,) = llm.generate("What is a", sampling, adapter=adapter).choices[0].logprobs
         return one.token_id, one.logprob
 
     for name, adapter in (("medical", medical), ("other", other)):
@@ -371,13 +361,13 @@ def test_lora_adapters_by_request(wide: Path, loaded: Opened, tmp_path: Path) ->
         whole.close()
         assert scored(name) == (wanted.token_id, pytest.approx(wanted.logprob, abs=0.05))
         assert scored(name) != scored(None)
-    backend.unload_adapter("medical")
-    assert backend.adapters() == ["other"]
+    llm.unload_adapter("medical")
+    assert llm.adapters() == ["other"]
     with pytest.raises(InvalidRequest, match="medical"):
         scored("medical")
     with pytest.raises(InvalidRequest, match="already loaded"):
-        backend.load_adapter("other", medical)
-    backend.load_adapter("other", medical, replace=True)
+        llm.load_adapter("other", medical)
+    llm.load_adapter("other", medical, replace=True)
 
 
 def test_xlora(tiny: Path, loaded: Opened, tmp_path: Path) -> None:
