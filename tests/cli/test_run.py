@@ -26,6 +26,14 @@ class Holding(MockBackend):
         return replace(own, sampling_fields=own.sampling_fields | {"grammar"})
 
 
+class Adapted(MockBackend):
+    """Takes adapters."""
+
+    def capabilities(self) -> Capabilities:
+        own = super().capabilities()
+        return replace(own, request_fields=own.request_fields | {"adapter"})
+
+
 class Untemplated(MockBackend):
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities(), chat=False)
@@ -52,6 +60,18 @@ def test_without_a_template_it_completes(shell: Shell, answering: Use) -> None:
     refused = shell("run", "--system", "Be brief.", "hi")
     assert refused.exit_code == 2
     assert "--system" in refused.stderr
+
+
+@pytest.mark.parametrize("how", [[], ["--raw"], ["--no-stream"], ["--raw", "--no-stream"]])
+def test_an_adapter(shell: Shell, answering: Use, how: list[str]) -> None:
+    answering(Adapted(lambda request: str(request.adapter)))
+    assert shell("run", "--adapter", "mine", *how, "hi").output == "mine\n"
+    assert shell("run", *how, "hi").output == "None\n"
+    answering(MockBackend(said))
+    refused = shell("run", "--adapter", "mine", *how, "hi")
+    assert refused.exit_code == 2
+    assert "adapter" in refused.stderr
+    assert "mistralrs" in refused.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
