@@ -6,8 +6,11 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace tramontane {
@@ -64,6 +67,27 @@ Amx amx_state() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Linux tells in bits of two words, macOS by name.
+bool has_feature([[maybe_unused]] int word, [[maybe_unused]] int bit, [[maybe_unused]] const char* name) {
+#if defined(__linux__)
+    return getauxval(word) >> bit & 1;
+#elif defined(__APPLE__)
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+    return false;
+#endif
+}
+constexpr int HWCAP = 16, HWCAP2 = 26;
+bool has_neon_dotprod() { return has_feature(HWCAP, 20, "hw.optional.arm.FEAT_DotProd"); }
+bool has_neon_i8mm() {
+    return has_neon_dotprod() && has_feature(HWCAP2, 13, "hw.optional.arm.FEAT_I8MM") &&
+           has_feature(HWCAP2, 14, "hw.optional.arm.FEAT_BF16");
+}
+#endif
+
 // In order of preference; a build may have fewer (CMakeLists.txt).
 const Candidate CANDIDATES[] = {
 #if defined(TRAMONTANE_HAS_amx)
@@ -84,6 +108,15 @@ const Candidate CANDIDATES[] = {
 #endif
 #if defined(TRAMONTANE_HAS_avx2)
     {{avx2::tiles.name, avx2::kernels, avx2::tiles}, has_avx2},
+#endif
+#if defined(TRAMONTANE_HAS_neon_i8mm)
+    {{neon_i8mm::tiles.name, neon::kernels, neon_i8mm::tiles}, has_neon_i8mm},
+#endif
+#if defined(TRAMONTANE_HAS_neon_dotprod)
+    {{neon_dotprod::tiles.name, neon::kernels, neon_dotprod::tiles}, has_neon_dotprod},
+#endif
+#if defined(TRAMONTANE_HAS_neon)
+    {{neon::tiles.name, neon::kernels, neon::tiles}, [] { return true; }},
 #endif
     {{plain::tiles.name, plain::kernels, plain::tiles}, [] { return true; }},
 };

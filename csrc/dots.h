@@ -66,6 +66,7 @@ inline void split_bf16(Codes a, Vec* w) {
 }
 
 #if defined(__AVX512BF16__)
+#define TRAMONTANE_PAIRS 1
 constexpr bool HAS_PAIRS = true;
 // a + the dot product of each row's two bfloat16 with two of a token's.
 inline Vec dot_pairs(Vec a, Codes w, const uint16_t* x) {
@@ -138,6 +139,10 @@ inline void split_bf16(Codes a, Vec* w) {
     w[1] = {_mm256_castsi256_ps(_mm256_and_si256(a.v, _mm256_set1_epi32(-65536)))};
 }
 
+#elif defined(TRAMONTANE_NEON)
+
+#include "dots_neon.h"
+
 #else
 
 typedef uint8_t CodeBytes __attribute__((vector_size(4 * LANES)));
@@ -192,7 +197,7 @@ inline void split_bf16(Codes a, Vec* w) {
 
 #endif
 
-#if !defined(__AVX512BF16__)
+#if !defined(TRAMONTANE_PAIRS)
 constexpr bool HAS_PAIRS = false;
 inline Vec dot_pairs(Vec a, Codes, const uint16_t*) { return a; }
 inline void store_bf16(uint16_t*, Vec) {}

@@ -10,6 +10,8 @@
 
 #if defined(TRAMONTANE_AVX2) || defined(TRAMONTANE_AVX512)
 #include <immintrin.h>
+#elif defined(TRAMONTANE_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "scratch.h"
@@ -21,6 +23,9 @@
 #elif defined(TRAMONTANE_AVX2)
 #define ISA avx2
 #define ISA_NAME "avx2"
+#elif defined(TRAMONTANE_NEON)
+#define ISA neon
+#define ISA_NAME "neon"
 #else
 #define ISA plain
 #define ISA_NAME "plain"

@@ -143,6 +143,10 @@ inline Vec scale_by_power(Vec a, Vec n) {
 }
 inline Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
+#elif defined(TRAMONTANE_NEON)
+
+#include "simd_neon.h"
+
 #else  // any machine: the compiler's own vectors, two or more of the machine's to one of ours
 
 constexpr int LANES = 8;

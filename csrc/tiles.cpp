@@ -8,6 +8,8 @@
 
 #if defined(TRAMONTANE_AVX2) || defined(TRAMONTANE_AVX512)
 #include <immintrin.h>
+#elif defined(TRAMONTANE_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "scratch.h"

@@ -118,7 +118,9 @@ struct TileKernels {
     void (*rows)(Pool&, const Rows&);
 };
 
-#define TRAMONTANE_TILE_ISAS(X) X(plain) X(avx2) X(avx2_vnni) X(avx512) X(avx512_vnni) X(avx512_bf16)
+#define TRAMONTANE_TILE_ISAS(X)                                                     \
+    X(plain) X(avx2) X(avx2_vnni) X(avx512) X(avx512_vnni) X(avx512_bf16)           \
+    X(neon) X(neon_dotprod) X(neon_i8mm)
 #define DECLARE_TILES(isa) \
     namespace isa {        \
     extern const TileKernels tiles; \
