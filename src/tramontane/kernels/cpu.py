@@ -2,8 +2,8 @@
 
 Owns where buffers lie in memory and the choice of an instruction set: the best that the machine has, or the one that
 `TRAMONTANE_ISA` names (amx, avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2; neon_i8mm, neon_dotprod, neon; plain;
-amx_emulated for tests). The compiled module checks dtypes, shapes, contiguity and ids, and lets other Python threads run
-during all but the shortest ops. Must not know: weights, layers, models.
+amx_emulated for tests). The compiled module checks dtypes, shapes, contiguity and ids, and lets other Python threads
+run during all but the shortest ops. Must not know: weights, layers, models.
 
 Threads. Each `CpuOps` keeps a pool of `threads` threads, the calling one included; they start with the first op that
 is worth sharing, spin for some 60 microseconds after each (a model's ops follow one another closely), then sleep.
