@@ -21,12 +21,19 @@ namespace {
 #include "amx.inc"
 
 // Tokens that are few, and what is no product, are those kernels' that every machine with AMX runs too.
-void rows(Pool& pool, const Rows& m) { avx512_bf16::tiles.rows(pool, m); }
+const TileKernels& usual = avx512_bf16::tiles;
+void rows(Pool& pool, const Rows& m) { usual.rows(pool, m); }
+void matmul_blocks(Pool& pool, const Matmuls& c, Arithmetic a) { usual.matmul_blocks(pool, c, a); }
+void rows_blocks(Pool& pool, const Rows& m) { usual.rows_blocks(pool, m); }
+void matmul_coded(Pool& pool, const Matmuls& c, const Coded& w, Arithmetic a) { usual.matmul_coded(pool, c, w, a); }
+void rows_coded(Pool& pool, const CodedRows& m) { usual.rows_coded(pool, m); }
 
 }  // namespace
 
-extern const TileKernels tiles = {"amx", matmul<TileUnit>, rows};
-extern const TileKernels emulated = {"amx_emulated", matmul<EmulatedUnit>, rows};
+extern const TileKernels tiles = {"amx",         matmul<TileUnit>, rows, matmul_blocks,
+                                  rows_blocks, matmul_coded,     rows_coded};
+extern const TileKernels emulated = {"amx_emulated", matmul<EmulatedUnit>, rows, matmul_blocks,
+                                     rows_blocks,    matmul_coded,         rows_coded};
 
 bool computes() {
     return agree<TileUnit, EmulatedUnit, 2, 2>() && agree<TileUnit, EmulatedUnit, 2, 1>() &&

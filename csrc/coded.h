@@ -1,34 +1,30 @@
 // Coded matrices: codes of 1 to 8 bits, a table of values, and grids of scales, zero points and offsets; what they
-// stand for is told in kernels/coded.py. Included inside an anonymous namespace, after simd.h and blocks.h.
+// stand for is told in kernels/coded.py. Included inside an anonymous namespace, after codes.h.
 
-constexpr int64_t CODED_PANEL = 2048;  // codes expanded at a time, at most
+constexpr int STRIP = 512;  // columns that are expanded at a time
 
-// Codes of BITS bits to bytes, eight at a time. Reads no byte beyond the last code's.
-template <int BITS>
-void unpack_codes(uint8_t* codes, const uint8_t* packed, int64_t count) {
-    const auto eight = [](uint8_t* out, uint64_t word) {
-        for (int j = 0; j < 8; j++) out[j] = uint8_t(word >> (j * BITS)) & ((1 << BITS) - 1);
-    };
-    uint64_t word = 0;
+// Calls f(i, codes) for each 32 of `count` codes of BITS bits, the i-th, zeros behind the last.
+template <int BITS, class F>
+inline void each_codes(const uint8_t* packed, int64_t count, const F& f) {
     int64_t i = 0;
-    for (; i + 8 <= count; i += 8, packed += BITS) {
-        memcpy(&word, packed, BITS);
-        eight(codes + i, word);
-    }
-    if (i == count) return;
-    memcpy(&word, packed, divide_up((count - i) * BITS, 8));
-    eight(codes + i, word);
+    for (; (i + 1) * 32 <= count; i++, packed += 4 * BITS) f(i, codes_in_turn<BITS>(packed));
+    if (i * 32 == count) return;
+    uint8_t padded[32] = {};
+    memcpy(padded, packed, divide_up((count - i * 32) * BITS, 8));
+    f(i, codes_in_turn<BITS>(padded));
 }
-template <>
-void unpack_codes<4>(uint8_t* codes, const uint8_t* packed, int64_t count) {
-    for (int64_t i = 0; i < divide_up(count, 2); i++) {
-        codes[2 * i] = packed[i] & 15;
-        codes[2 * i + 1] = packed[i] >> 4;
+template <class F>
+inline void each_codes(int bits, const uint8_t* packed, int64_t count, const F& f) {
+    switch (bits) {
+        case 1: return each_codes<1>(packed, count, f);
+        case 2: return each_codes<2>(packed, count, f);
+        case 3: return each_codes<3>(packed, count, f);
+        case 4: return each_codes<4>(packed, count, f);
+        case 5: return each_codes<5>(packed, count, f);
+        case 6: return each_codes<6>(packed, count, f);
+        case 7: return each_codes<7>(packed, count, f);
+        default: return each_codes<8>(packed, count, f);
     }
-}
-template <>
-void unpack_codes<8>(uint8_t* codes, const uint8_t* packed, int64_t count) {
-    memcpy(codes, packed, count);
 }
 
 #if defined(TRAMONTANE_AVX512)
@@ -36,9 +32,20 @@ inline Vec look_up(const float* table, const uint8_t* p) { return {_mm512_i32gat
 inline Vec look_up16(Vec table, const float*, const uint8_t* p) {
     return {_mm512_permutexvar_ps(wide_codes(p), table.v)};
 }
+// Small floats: the sign of a byte and its other seven bits as a float has them, seven from bit `shift` on.
+inline Vec small_bits(const uint8_t* p, int shift) {
+    const __m512i c = wide_codes(p), low = _mm512_and_si512(c, _mm512_set1_epi32(127));
+    const __m512i bits = _mm512_sll_epi32(low, _mm_cvtsi32_si128(shift));
+    return {_mm512_castsi512_ps(_mm512_or_si512(bits, _mm512_slli_epi32(_mm512_srli_epi32(c, 7), 31)))};
+}
 #elif defined(TRAMONTANE_AVX2)
 inline Vec look_up(const float* table, const uint8_t* p) { return {_mm256_i32gather_ps(table, wide_codes(p), 4)}; }
 inline Vec look_up16(Vec, const float* table, const uint8_t* p) { return look_up(table, p); }
+inline Vec small_bits(const uint8_t* p, int shift) {
+    const __m256i c = wide_codes(p), low = _mm256_and_si256(c, _mm256_set1_epi32(127));
+    const __m256i bits = _mm256_sll_epi32(low, _mm_cvtsi32_si128(shift));
+    return {_mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_slli_epi32(_mm256_srli_epi32(c, 7), 31)))};
+}
 #else
 inline Vec look_up(const float* table, const uint8_t* p) {
     float values[LANES];
@@ -46,29 +53,110 @@ inline Vec look_up(const float* table, const uint8_t* p) {
     return load(values);
 }
 inline Vec look_up16(Vec, const float* table, const uint8_t* p) { return look_up(table, p); }
+inline Vec small_bits(const uint8_t* p, int shift) {
+    uint32_t bits[LANES];
+    for (int i = 0; i < LANES; i++) bits[i] = uint32_t(p[i] & 127) << shift | uint32_t(p[i] >> 7) << 31;
+    Vec a;
+    memcpy(&a.v, bits, sizeof a.v);
+    return a;
+}
 #endif
 
-// What a table holds, so that the common ones need no lookup.
-enum class Values { COUNTED, SIGNED, FEW, MANY };  // table[0] + code; two's complement bytes; 16 at most; others
+// What a table holds, so that the common ones need no lookup: table[0] + code; bytes of two's complement; floats of
+// eight bits, which are a larger one's bits times a power of two; 16 values at most; others.
+enum class Values { COUNTED, SIGNED, SMALL, FEW, MANY };
 
-inline Values kind_of(const Coded& m) {
-    bool counted = true, wrapped = m.bits == 8;
-    for (int i = 0; i < 1 << m.bits; i++) {
-        counted = counted && m.table[i] == m.table[0] + float(i);
-        wrapped = wrapped && m.table[i] == float(static_cast<int8_t>(i));
-    }
-    return counted ? Values::COUNTED : wrapped ? Values::SIGNED : m.bits <= 4 ? Values::FEW : Values::MANY;
-}
-
-// A coded matrix as a source of rows of floats; see `BlockSource` in matmul.inc.
+// A coded matrix, and what is to be known of its table.
 struct CodedSource {
-    static constexpr int64_t ELEMENTS = 32;  // of any width, they begin at a whole byte
     Coded m;
     Values kind;
-    float few[16];  // the table, repeated where it is shorter
+    float few[16];                 // the table, repeated where it is shorter
+    int shift = 0, special = 128;  // of SMALL: where the seven bits go; from which on the table says something else
+    float power = 1;
+    // Of tables that are whole numbers, or as good as that: a value is `step` times what stands for its code in
+    // `numbers`, plus `base`. Small floats become whole numbers in units of their own, 128 more, in each 32: they keep
+    // six bits or more of the largest there, of which they had four.
+    int8_t bytes[16];
+    float step = 1, base;
+    bool rounded = false;
 
-    explicit CodedSource(const Coded& coded) : m(coded), kind(kind_of(coded)) {
-        for (int i = 0; i < 16; i++) few[i] = coded.table[i % (1 << coded.bits)];
+    explicit CodedSource(const Coded& coded) : m(coded) {
+        for (int i = 0; i < 16; i++) few[i] = m.table[i % (1 << m.bits)];
+        kind = kind_of_table();
+        base = kind == Values::SIGNED ? -128.0f : kind == Values::SMALL ? 0.0f : m.table[0];
+        if (kind == Values::FEW) find_numbers();
+    }
+
+    // Whether products may take whole numbers for values.
+    bool whole() const { return kind == Values::FEW ? step > 0 : kind != Values::MANY; }
+    // Whether some of them are above 127.
+    bool wide() const { return kind == Values::FEW ? rounded : m.bits == 8; }
+
+    int64_t line(int64_t row) const { return row / m.row_block % m.lines * m.groups; }
+
+    // Calls f(i, numbers, unit) for the i-th 32 of packed codes; of small floats, what one is worth.
+    template <class F>
+    [[gnu::always_inline]] void numbers(const uint8_t* packed, int64_t count, const F& f) const {
+        switch (kind) {
+            case Values::SIGNED: return each_codes<8>(packed, count, [&](int64_t i, Bytes32 c) { f(i, c + 128, 1.0f); });
+            case Values::SMALL:
+                return shift == 20 ? small<3>(packed, count, f) : small<2>(packed, count, f);
+            case Values::FEW:
+                return each_codes(m.bits, packed, count, [&](int64_t i, Bytes32 c) { f(i, look(bytes, c), 1.0f); });
+            default: return each_codes(m.bits, packed, count, [&](int64_t i, Bytes32 c) { f(i, c, 1.0f); });
+        }
+    }
+
+    // For LANES lines the scale of a group's numbers, and what is added once for each unit of activations.
+    void scales(const int64_t* lines, int64_t g, Vec& scale, Vec& minimum) const {
+        const Vec factor = broadcast(m.factor);
+        Vec s, z = broadcast(0.0f), o = broadcast(-0.0f);
+        if (m.scale_table)
+            s = gathered([&](int i) { return m.scale_table[m.scales[lines[i] + g]]; });
+        else
+            s = gathered(m.scales, m.scale_type, lines, g);
+        if (m.zeros) z = gathered(m.zeros, m.zero_type, lines, g);
+        if (m.offsets) o = gathered(m.offsets, m.offset_type, lines, g);
+        scale = s * factor * broadcast(step);
+        minimum = ((broadcast(base) - z) * s + o) * factor;
+    }
+
+    // Columns [k, k + count) of a row as floats; k is a multiple of 32. Writes whole vectors.
+    void expand(float* out, int64_t row, int64_t k, int64_t count) const {
+        uint8_t codes[STRIP + 32];
+        each_codes(m.bits, m.codes + row * m.row_bytes + k * m.bits / 8, count,
+                   [&](int64_t i, Bytes32 c) { store_halves(codes + i * 32, codes + i * 32 + 16, c); });
+        const Vec first = broadcast(m.table[0]), table = load(few), times = broadcast(power);
+        const float* values = m.table;
+        const int64_t at = line(row);
+        switch (kind) {
+            case Values::COUNTED: return spread(out, codes, at, k, count, [=](const uint8_t* p) { return load_u8(p) + first; });
+            case Values::SIGNED:
+                return spread(out, codes, at, k, count, [](const uint8_t* p) { return load_i8(reinterpret_cast<const int8_t*>(p)); });
+            case Values::FEW:
+                return spread(out, codes, at, k, count, [=](const uint8_t* p) { return look_up16(table, values, p); });
+            case Values::SMALL: {
+                const uint8_t limit = static_cast<uint8_t>(special);
+                uint8_t others = 0;
+                for (int64_t i = 0; i < round_up(count, 32); i++) others |= uint8_t((codes[i] & 127) >= limit);
+                if (!others)
+                    return spread(out, codes, at, k, count, [=, this](const uint8_t* p) { return small_bits(p, shift) * times; });
+                break;
+            }
+            case Values::MANY: break;
+        }
+        spread(out, codes, at, k, count, [=](const uint8_t* p) { return look_up(values, p); });
+    }
+
+   private:
+    // An exponent is as if its largest float were just below the next power of two: 64 of a unit are that power's half.
+    template <int MANTISSA, class F>
+    [[gnu::always_inline]] void small(const uint8_t* packed, int64_t count, const F& f) const {
+        each_codes<8>(packed, count, [&](int64_t i, Bytes32 c) {
+            const int most = largest(field(c, 0, 127)), top = most >> MANTISSA ? most >> MANTISSA : 1;
+            const float unit = m.table[top << MANTISSA] * (1.0f / 64);
+            f(i, small_numbers<MANTISSA>(c, top) + 128, most < special ? unit : m.table[most]);
+        });
     }
 
     static float number(const uint8_t* grid, Number type, int64_t i) {
@@ -86,21 +174,28 @@ struct CodedSource {
         return 0;
     }
 
-    // Up to LANES numbers, one a lane.
+    // One number a lane.
     template <class F>
-    static Vec several(int64_t count, const F& f) {
-        float values[LANES] = {};
-        for (int j = 0; j < least(count, LANES); j++) values[j] = f(j);
+    static Vec gathered(const F& f) {
+        float values[LANES];
+        for (int i = 0; i < LANES; i++) values[i] = f(i);
         return load(values);
     }
-    static Vec numbers(const uint8_t* grid, Number type, int64_t i, int64_t left) {
+    static Vec gathered(const uint8_t* grid, Number type, const int64_t* lines, int64_t g) {
+        if (type == Number::F32 || type == Number::U8) return gathered([&](int i) { return number(grid, type, lines[i] + g); });
+        uint16_t halves[LANES];
+        for (int i = 0; i < LANES; i++) halves[i] = reinterpret_cast<const uint16_t*>(grid)[lines[i] + g];
+        return type == Number::F16 ? load_f16(halves) : load_bf16(halves);
+    }
+    // The next LANES numbers of a line, of which there are `left`.
+    static Vec in_line(const uint8_t* grid, Number type, int64_t i, int64_t left) {
         if (left >= LANES) switch (type) {
                 case Number::F32: return load(reinterpret_cast<const float*>(grid) + i);
                 case Number::F16: return load_f16(reinterpret_cast<const uint16_t*>(grid) + i);
                 case Number::BF16: return load_bf16(reinterpret_cast<const uint16_t*>(grid) + i);
                 case Number::U8: return load_u8(grid + i);
             }
-        return several(left, [&](int64_t j) { return number(grid, type, i + j); });
+        return gathered([&](int j) { return j < left ? number(grid, type, i + j) : 0.0f; });
     }
 
     float scale(int64_t i) const { return m.scale_table ? m.scale_table[m.scales[i]] : number(m.scales, m.scale_type, i); }
@@ -108,29 +203,16 @@ struct CodedSource {
     float zero_point(int64_t i) const { return m.zeros ? number(m.zeros, m.zero_type, i) : 0.0f; }
     float offset(int64_t i) const { return m.offsets ? number(m.offsets, m.offset_type, i) : -0.0f; }
 
-    void unpack(uint8_t* codes, const uint8_t* packed, int64_t count) const {
-        switch (m.bits) {
-            case 1: return unpack_codes<1>(codes, packed, count);
-            case 2: return unpack_codes<2>(codes, packed, count);
-            case 3: return unpack_codes<3>(codes, packed, count);
-            case 4: return unpack_codes<4>(codes, packed, count);
-            case 5: return unpack_codes<5>(codes, packed, count);
-            case 6: return unpack_codes<6>(codes, packed, count);
-            case 7: return unpack_codes<7>(codes, packed, count);
-            default: return unpack_codes<8>(codes, packed, count);
-        }
-    }
-
     template <class Look>
     void spread(float* out, const uint8_t* codes, int64_t line, int64_t begin, int64_t count, const Look& look) const {
         const Vec factor = broadcast(m.factor);
         if (m.group == 1) {
             for (int64_t i = 0; i < count; i += LANES) {
                 const int64_t at = line + begin + i, left = m.columns - begin - i;
-                const Vec s = m.scale_table ? several(left, [&](int64_t j) { return m.scale_table[m.scales[at + j]]; })
-                                            : numbers(m.scales, m.scale_type, at, left);
-                const Vec z = m.zeros ? numbers(m.zeros, m.zero_type, at, left) : broadcast(0.0f);
-                const Vec o = m.offsets ? numbers(m.offsets, m.offset_type, at, left) : broadcast(-0.0f);
+                const Vec s = m.scale_table ? gathered([&](int j) { return j < left ? m.scale_table[m.scales[at + j]] : 0.0f; })
+                                            : in_line(m.scales, m.scale_type, at, left);
+                const Vec z = m.zeros ? in_line(m.zeros, m.zero_type, at, left) : broadcast(0.0f);
+                const Vec o = m.offsets ? in_line(m.offsets, m.offset_type, at, left) : broadcast(-0.0f);
                 store(out + i, ((look(codes + i) - z) * s + o) * factor);
             }
             return;
@@ -144,36 +226,51 @@ struct CodedSource {
         }
     }
 
-    // Columns [begin, begin + count) of a row as floats, then zeros up to a multiple of PART; begin is a multiple of
-    // ELEMENTS. `out` has LANES floats more than that.
-    void expand(float* out, int64_t row, int64_t begin, int64_t count) const {
-        const int64_t line = row / m.row_block % m.lines * m.groups;
-        for (int64_t k = 0; k < count; k += CODED_PANEL) {
-            const int64_t part = least(CODED_PANEL, count - k);
-            const uint8_t* packed = m.codes + row * m.row_bytes + (begin + k) * m.bits / 8;
-            uint8_t codes[CODED_PANEL + 64];
-            unpack(codes, packed, part);
-            memset(codes + part, 0, 64);
-            const Vec first = broadcast(m.table[0]), table = load(few);
-            const float* values = m.table;
-            switch (kind) {
-                case Values::COUNTED:
-                    spread(out + k, codes, line, begin + k, part, [=](const uint8_t* p) { return load_u8(p) + first; });
-                    break;
-                case Values::SIGNED:
-                    spread(out + k, codes, line, begin + k, part,
-                           [](const uint8_t* p) { return load_i8(reinterpret_cast<const int8_t*>(p)); });
-                    break;
-                case Values::FEW:
-                    spread(out + k, codes, line, begin + k, part,
-                           [=](const uint8_t* p) { return look_up16(table, values, p); });
-                    break;
-                case Values::MANY:
-                    spread(out + k, codes, line, begin + k, part,
-                           [=](const uint8_t* p) { return look_up(values, p); });
-                    break;
-            }
+    Values kind_of_table() {
+        bool counted = true, wrapped = m.bits == 8;
+        for (int i = 0; i < 1 << m.bits; i++) {
+            counted = counted && m.table[i] == m.table[0] + float(i);
+            wrapped = wrapped && m.table[i] == float(static_cast<int8_t>(i));
         }
-        for (int64_t k = count; k < round_up(count, PART); k++) out[k] = 0;
+        if (counted) return Values::COUNTED;
+        if (wrapped) return Values::SIGNED;
+        if (m.bits <= 4) return Values::FEW;
+        return m.bits == 8 && (is_small(20, 0x1p120f) || is_small(21, 0x1p112f)) ? Values::SMALL : Values::MANY;
+    }
+
+    bool is_small(int at, float times) {
+        special = 128;
+        for (int i = 0; i < 256; i++) {
+            const uint32_t bits = uint32_t(i & 127) << at | uint32_t(i >> 7) << 31;
+            float value;
+            memcpy(&value, &bits, 4);
+            if (value * times == m.table[i]) continue;
+            if ((i & 127) < 120) return false;
+            special = static_cast<int>(least(special, i & 127));
+        }
+        shift = at;
+        power = times;
+        return true;
+    }
+
+    // The smallest of a few values as the unit of all, where they are up to 63 times that; else a 127th of the largest,
+    // rounded, which is finer than what 16 values leave of a weight by far.
+    void find_numbers() {
+        float smallest = 0, largest = 0;
+        for (float value : few) {
+            const float size = value < 0 ? -value : value;
+            if (!(size < 1e30f)) largest = 1e30f;
+            if (size > largest) largest = size;
+            if (size > 0 && (smallest == 0 || size < smallest)) smallest = size;
+        }
+        step = 0;
+        if (!(largest > 1e-30f && largest < 1e30f)) return;  // not such as anybody quantizes to
+        rounded = largest > 63 * smallest;
+        for (float value : few) rounded = rounded || value != smallest * float(int(value / smallest));
+        step = rounded ? largest / 127 : smallest;
+        const int center = rounded ? 128 : 64;
+        base = -float(center) * step;
+        for (int i = 0; i < 16; i++)
+            bytes[i] = static_cast<int8_t>(int(few[i] / step + (few[i] < 0 ? -0.5f : 0.5f)) + center);
     }
 };

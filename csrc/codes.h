@@ -1,28 +1,28 @@
-// PART (32) codes of a byte each, out of packed bytes, and what they become as floats.
+// 32 bytes: neighbouring codes of a row, out of packed bytes.
 // Included inside an anonymous namespace, after simd.h.
 
 #if defined(TRAMONTANE_AVX2) || defined(TRAMONTANE_AVX512)
 
-struct Codes {
+struct Bytes32 {
     __m256i v;
 };
 
-inline Codes load_codes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-inline Codes operator|(Codes a, Codes b) { return {_mm256_or_si256(a.v, b.v)}; }
-inline Codes operator-(Codes a, int b) { return {_mm256_sub_epi8(a.v, _mm256_set1_epi8(static_cast<char>(b)))}; }
+inline Bytes32 load_bytes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+inline Bytes32 operator|(Bytes32 a, Bytes32 b) { return {_mm256_or_si256(a.v, b.v)}; }
+inline Bytes32 operator+(Bytes32 a, int b) { return {_mm256_add_epi8(a.v, _mm256_set1_epi8(static_cast<char>(b)))}; }
 // (a >> shift) & mask, for masks of at most 8 - shift bits.
-inline Codes field(Codes a, int shift, int mask) {
+inline Bytes32 field(Bytes32 a, int shift, int mask) {
     return {_mm256_and_si256(_mm256_srli_epi16(a.v, shift), _mm256_set1_epi8(static_cast<char>(mask)))};
 }
 // a << shift, where nothing leaves a byte.
-inline Codes raised(Codes a, int shift) { return {_mm256_slli_epi16(a.v, shift)}; }
+inline Bytes32 raised(Bytes32 a, int shift) { return {_mm256_slli_epi16(a.v, shift)}; }
 // 16 bytes: their low nibbles, then their high ones.
-inline Codes nibbles(const uint8_t* p) {
+inline Bytes32 nibbles(const uint8_t* p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes), _mm256_set1_epi8(15))};
 }
 // Four bytes: 1 where a bit is set, from the lowest bit of the first byte.
-inline Codes bits(const uint8_t* p) {
+inline Bytes32 bits(const uint8_t* p) {
     int32_t word;
     memcpy(&word, p, 4);
     const __m256i which = _mm256_setr_epi64x(0x0000000000000000, 0x0101010101010101, 0x0202020202020202,
@@ -33,109 +33,193 @@ inline Codes bits(const uint8_t* p) {
     return {_mm256_and_si256(set, _mm256_set1_epi8(1))};
 }
 // The entries of a table of 16 signed bytes that codes below 16 name.
-inline Codes look(const int8_t* table, Codes a) {
+inline Bytes32 look(const int8_t* table, Bytes32 a) {
     const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), a.v)};
 }
-// The same in eights: the low nibbles of 8 bytes, their high ones, those of the next 8 bytes.
-inline Codes nibbles_in_eights(const uint8_t* p) { return {_mm256_permute4x64_epi64(nibbles(p).v, 0xD8)}; }
+// The same in turn: the low nibble of the first byte, its high one, those of the next.
+inline Bytes32 nibbles_in_turn(const uint8_t* p) {
+    const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_and_si256(_mm256_or_si256(bytes, _mm256_slli_epi16(bytes, 4)), _mm256_set1_epi8(15))};
+}
+// In eights: the low nibbles of 8 bytes, their high ones, those of the next 8 bytes.
+inline Bytes32 nibbles_in_eights(const uint8_t* p) { return {_mm256_permute4x64_epi64(nibbles(p).v, 0xD8)}; }
 // Four entries of a table of vectors of eight, or eight of vectors of four.
-inline Codes entries(const int8_t (*table)[8], const int* i) {
+inline Bytes32 entries(const int8_t (*table)[8], const int* i) {
     int64_t v[4];
     for (int k = 0; k < 4; k++) memcpy(&v[k], table[i[k]], 8);
     return {_mm256_setr_epi64x(v[0], v[1], v[2], v[3])};
 }
-inline Codes entries(const int8_t (*table)[4], const int* i) {
+inline Bytes32 entries(const int8_t (*table)[4], const int* i) {
     int32_t v[8];
     for (int k = 0; k < 8; k++) memcpy(&v[k], table[i[k]], 4);
     return {_mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])};
 }
-inline Codes operator+(Codes a, Codes b) { return {_mm256_add_epi8(a.v, b.v)}; }
+inline Bytes32 operator+(Bytes32 a, Bytes32 b) { return {_mm256_add_epi8(a.v, b.v)}; }
 // -a where `negative` is 1, a where it is 0.
-inline Codes flipped(Codes a, Codes negative) {
+inline Bytes32 flipped(Bytes32 a, Bytes32 negative) {
     const __m256i mask = _mm256_sub_epi8(_mm256_setzero_si256(), negative.v);
     return {_mm256_sub_epi8(_mm256_xor_si256(a.v, mask), mask)};
 }
-// The codes as signed numbers, VECS vectors.
-inline void floats(Codes a, Vec* w) {
-    const __m128i halves[2] = {_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1)};
-    for (int i = 0; i < 2; i++) {
-#if defined(TRAMONTANE_AVX512)
-        w[i] = {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(halves[i]))};
-#else
-        w[2 * i] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(halves[i]))};
-        w[2 * i + 1] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(halves[i], halves[i])))};
-#endif
-    }
+template <class F>
+inline Bytes32 four_words(const F& f) {
+    return {_mm256_setr_epi64x(int64_t(f(0)), int64_t(f(1)), int64_t(f(2)), int64_t(f(3)))};
+}
+inline Bytes32 two_halves(const uint8_t* first, const uint8_t* second) {
+    return {_mm256_set_m128i(_mm_loadu_si128(reinterpret_cast<const __m128i*>(second)),
+                             _mm_loadu_si128(reinterpret_cast<const __m128i*>(first)))};
+}
+// The ternary digits, 0 to 2, of fractions of 256, behind as many of theirs as the powers of three say.
+inline Bytes32 ternary(Bytes32 a, Bytes32 powers) {
+    const __m256i low = _mm256_set1_epi16(255), three = _mm256_set1_epi16(3);
+    const auto digit = [&](__m256i b, __m256i p) {
+        return _mm256_srli_epi16(_mm256_mullo_epi16(_mm256_and_si256(_mm256_mullo_epi16(b, p), low), three), 8);
+    };
+    const __m256i even = digit(a.v, _mm256_and_si256(powers.v, low));
+    const __m256i odd = digit(_mm256_srli_epi16(a.v, 8), _mm256_srli_epi16(powers.v, 8));
+    return {_mm256_or_si256(even, _mm256_slli_epi16(odd, 8))};
+}
+inline int largest(Bytes32 a) {
+    const __m128i most = _mm_max_epu8(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    const __m128i less = _mm_xor_si128(most, _mm_set1_epi8(-1));
+    return 255 - _mm_extract_epi16(_mm_minpos_epu16(_mm_min_epu8(less, _mm_srli_epi16(less, 8))), 0);
+}
+// Floats of eight bits, MANTISSA of them the mantissa, as numbers up to 120 and of their signs, in units that are right
+// for a float of that exponent `top`, the largest of all, 1 at least.
+template <int MANTISSA>
+inline Bytes32 small_numbers(Bytes32 a, int top) {
+    const auto all = [](int byte) { return _mm256_set1_epi8(static_cast<char>(byte)); };
+    const __m256i low = _mm256_and_si256(a.v, all(127));
+    const __m256i exponent = _mm256_and_si256(_mm256_srli_epi16(low, MANTISSA), all(127 >> MANTISSA));
+    const __m256i normal = _mm256_and_si256(_mm256_cmpgt_epi8(exponent, all(0)), all(1 << MANTISSA));
+    const __m256i mantissa = _mm256_or_si256(_mm256_and_si256(low, all((1 << MANTISSA) - 1)), normal);
+    const __m256i below = _mm256_sub_epi8(all(top), _mm256_max_epi8(exponent, all(1)));
+    const __m256i powers = _mm256_setr_epi8(-128, 64, 32, 16, 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, -128, 64, 32, 16, 8,
+                                            4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i power = _mm256_shuffle_epi8(powers, _mm256_min_epi8(below, all(15)));
+    const __m256i even = _mm256_set1_epi16(255), half = _mm256_set1_epi16(1 << MANTISSA);
+    const auto scaled = [&](__m256i some) {
+        return _mm256_srli_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(power, some), half), MANTISSA + 1);
+    };
+    const __m256i first = scaled(_mm256_and_si256(mantissa, even)), second = scaled(_mm256_andnot_si256(even, mantissa));
+    const __m256i size = _mm256_or_si256(first, _mm256_slli_epi16(second, 8));
+    return {_mm256_sign_epi8(size, _mm256_or_si256(a.v, all(1)))};
+}
+// Each half of the bytes to a place of its own.
+inline void store_halves(uint8_t* first, uint8_t* second, Bytes32 a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(first), _mm256_castsi256_si128(a.v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(second), _mm256_extracti128_si256(a.v, 1));
 }
 
 #else
 
-struct Codes {
-    uint8_t v[PART];
+struct Bytes32 {
+    uint8_t v[32];
 };
 
 template <class F>
-inline Codes each(const F& f) {
-    Codes c;
-    for (int i = 0; i < PART; i++) c.v[i] = static_cast<uint8_t>(f(i));
+inline Bytes32 each(const F& f) {
+    Bytes32 c;
+    for (int i = 0; i < 32; i++) c.v[i] = static_cast<uint8_t>(f(i));
     return c;
 }
-inline Codes load_codes(const uint8_t* p) {
+inline Bytes32 load_bytes(const uint8_t* p) {
     return each([&](int i) { return p[i]; });
 }
-inline Codes operator|(Codes a, Codes b) {
+inline Bytes32 operator|(Bytes32 a, Bytes32 b) {
     return each([&](int i) { return a.v[i] | b.v[i]; });
 }
-inline Codes operator-(Codes a, int b) {
-    return each([&](int i) { return a.v[i] - b; });
+inline Bytes32 operator+(Bytes32 a, int b) {
+    return each([&](int i) { return a.v[i] + b; });
 }
-inline Codes field(Codes a, int shift, int mask) {
+inline Bytes32 field(Bytes32 a, int shift, int mask) {
     return each([&](int i) { return a.v[i] >> shift & mask; });
 }
-inline Codes raised(Codes a, int shift) {
+inline Bytes32 raised(Bytes32 a, int shift) {
     return each([&](int i) { return a.v[i] << shift; });
 }
-inline Codes nibbles(const uint8_t* p) {
-    return each([&](int i) { return i < PART / 2 ? p[i] & 15 : p[i - PART / 2] >> 4; });
+inline Bytes32 nibbles(const uint8_t* p) {
+    return each([&](int i) { return i < 16 ? p[i] & 15 : p[i - 16] >> 4; });
 }
-inline Codes bits(const uint8_t* p) {
+inline Bytes32 bits(const uint8_t* p) {
     return each([&](int i) { return p[i / 8] >> i % 8 & 1; });
 }
-inline Codes look(const int8_t* table, Codes a) {
+inline Bytes32 look(const int8_t* table, Bytes32 a) {
     return each([&](int i) { return table[a.v[i]]; });
 }
-inline Codes nibbles_in_eights(const uint8_t* p) {
+inline Bytes32 nibbles_in_turn(const uint8_t* p) {
+    return each([&](int i) { return p[i / 2] >> i % 2 * 4 & 15; });
+}
+inline Bytes32 nibbles_in_eights(const uint8_t* p) {
     return each([&](int i) { return p[i / 16 * 8 + i % 8] >> i / 8 % 2 * 4 & 15; });
 }
 template <int N>
-inline Codes entries(const int8_t (*table)[N], const int* i) {
+inline Bytes32 entries(const int8_t (*table)[N], const int* i) {
     return each([&](int k) { return table[i[k / N]][k % N]; });
 }
-inline Codes operator+(Codes a, Codes b) {
+inline Bytes32 operator+(Bytes32 a, Bytes32 b) {
     return each([&](int i) { return a.v[i] + b.v[i]; });
 }
-inline Codes flipped(Codes a, Codes negative) {
+inline Bytes32 flipped(Bytes32 a, Bytes32 negative) {
     return each([&](int i) { return (a.v[i] ^ -negative.v[i]) + negative.v[i]; });
 }
-inline void floats(Codes a, Vec* w) {
-    for (int i = 0; i < VECS; i++) w[i] = load_i8(reinterpret_cast<const int8_t*>(a.v) + i * LANES);
+template <class F>
+inline Bytes32 four_words(const F& f) {
+    Bytes32 c;
+    for (int i = 0; i < 4; i++) {
+        const uint64_t word = f(i);
+        memcpy(c.v + 8 * i, &word, 8);
+    }
+    return c;
+}
+inline Bytes32 two_halves(const uint8_t* first, const uint8_t* second) {
+    return each([&](int i) { return i < 16 ? first[i] : second[i - 16]; });
+}
+inline Bytes32 ternary(Bytes32 a, Bytes32 powers) {
+    return each([&](int i) { return uint8_t(a.v[i] * powers.v[i]) * 3 >> 8; });
+}
+inline int largest(Bytes32 a) {
+    int most = 0;
+    for (uint8_t byte : a.v) most = byte > most ? byte : most;
+    return most;
+}
+template <int MANTISSA>
+inline Bytes32 small_numbers(Bytes32 a, int top) {
+    return each([&](int i) {
+        const int exponent = (a.v[i] & 127) >> MANTISSA, rest = a.v[i] & ((1 << MANTISSA) - 1);
+        const int mantissa = exponent ? rest | 1 << MANTISSA : rest, below = top - (exponent ? exponent : 1);
+        const int size = ((below < 8 ? mantissa * (128 >> below) : 0) + (1 << MANTISSA)) >> (MANTISSA + 1);
+        return a.v[i] & 128 ? -size : size;
+    });
+}
+inline void store_halves(uint8_t* first, uint8_t* second, Bytes32 a) {
+    memcpy(first, a.v, 16);
+    memcpy(second, a.v + 16, 16);
 }
 
 #endif
 
-// The codes times one scale.
-inline void scaled(Codes a, Vec scale, Vec* w) {
-    floats(a, w);
-    for (int i = 0; i < VECS; i++) w[i] = w[i] * scale;
+// The lowest eight codes of BITS bits to a byte each.
+template <int BITS>
+inline uint64_t spread_codes(uint64_t word) {
+#if defined(__BMI2__)
+    return _pdep_u64(word, 0x0101010101010101u * ((1 << BITS) - 1));
+#else
+    uint64_t out = 0;
+    for (int j = 0; j < 8; j++) out |= (word >> j * BITS & ((1 << BITS) - 1)) << 8 * j;
+    return out;
+#endif
 }
-// The codes times one scale, plus a constant.
-inline void scaled(Codes a, Vec scale, Vec constant, Vec* w) {
-    floats(a, w);
-    for (int i = 0; i < VECS; i++) w[i] = w[i] * scale + constant;
-}
-// The two halves of the codes times a scale each.
-inline void scaled(Codes a, const float* scales, Vec* w) {
-    floats(a, w);
-    for (int i = 0; i < VECS; i++) w[i] = w[i] * broadcast(scales[i * LANES / 16]);
+template <int BITS>
+inline Bytes32 codes_in_turn(const uint8_t* p) {
+    if constexpr (BITS == 8) return load_bytes(p);
+    if constexpr (BITS == 4) return nibbles_in_turn(p);
+    return four_words([p](int i) {
+        // Whole words are read where the codes have them: no byte behind the last code's.
+        constexpr int SIZE = BITS == 1 ? 4 : 8, LAST = 4 * BITS - SIZE;
+        const int from = i * BITS < LAST ? i * BITS : LAST;
+        uint64_t word = 0;
+        memcpy(&word, p + from, SIZE);
+        return spread_codes<BITS>(word >> 8 * (i * BITS - from));
+    });
 }

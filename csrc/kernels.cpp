@@ -15,7 +15,6 @@
 #endif
 
 #include "scratch.h"
-#include "tables.h"
 
 #if defined(TRAMONTANE_AVX512)
 #define ISA avx512
@@ -37,9 +36,6 @@ namespace {
 #include "pieces.h"
 #include "simd.h"
 #include "blocks.h"
-#include "codes.h"
-#include "blocks_ggml.h"
-#include "coded.h"
 #include "matmul.inc"
 #include "attention.inc"
 #include "elementwise.inc"
@@ -47,8 +43,8 @@ namespace {
 }  // namespace
 
 extern const Kernels kernels = {
-    ISA_NAME,  matmul,    rows, matmul_coded, rows_coded, rms_norm,   layer_norm,       add,     add_gated,
-    transform, rope,      write_cache,        attention,  activation, gated_activation, combine, log_softmax,
+    ISA_NAME,  matmul,    rows, rms_norm,    layer_norm, add,        add_gated,
+    transform, rope, write_cache, attention,   activation, gated_activation, combine, log_softmax,
     argmax,    softmax_weights,
 };
 

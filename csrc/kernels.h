@@ -69,6 +69,7 @@ struct Matmuls {
     // Where there are parts, which only few tokens and matrices in tiles have, they are the matrix of the one product.
     const Part* parts = nullptr;
     int64_t part_count = 0;
+    const int32_t* order = nullptr;  // [inputs]: the weights' columns in terms of x's; null: the same
 };
 
 struct Rows {
@@ -148,10 +149,8 @@ struct Attention {
 
 struct Kernels {
     const char* name;
-    void (*matmul)(Pool&, const Matmuls&);
+    void (*matmul)(Pool&, const Matmuls&);  // of dense matrices in rows
     void (*rows)(Pool&, const Rows&);
-    void (*matmul_coded)(Pool&, const Matmuls&, const Coded&);
-    void (*rows_coded)(Pool&, const CodedRows&);
     void (*rms_norm)(Pool&, const Norm&);
     void (*layer_norm)(Pool&, const Norm&);
     void (*add)(Pool&, float* out, const float* x, int64_t count, float factor);

@@ -246,6 +246,16 @@ void panels(const Packing& m, bool packing, int64_t begin, int64_t end) {
     }
 }
 
+void panels(const Packing& m, bool packing, int64_t begin, int64_t end) {
+    switch (m.format) {
+#define PANELS_CASE(name) \
+    case Format::name: return panels<Format::name>(m, packing, begin, end);
+        TRAMONTANE_TILED_FORMATS(PANELS_CASE)
+#undef PANELS_CASE
+        default: return;
+    }
+}
+
 void move(Pool& pool, const Packing& m, bool packing) {
     struct Call {
         const Packing& m;
@@ -255,13 +265,7 @@ void move(Pool& pool, const Packing& m, bool packing) {
         m.panels, 1,
         [](const void* context, int64_t begin, int64_t end) {
             const Call& c = *static_cast<const Call*>(context);
-            switch (c.m.format) {
-#define PANELS_CASE(name) \
-    case Format::name: return panels<Format::name>(c.m, c.packing, begin, end);
-                TRAMONTANE_TILED_FORMATS(PANELS_CASE)
-#undef PANELS_CASE
-                default: return;
-            }
+            panels(c.m, c.packing, begin, end);
         },
         &call);
 }
@@ -270,5 +274,6 @@ void move(Pool& pool, const Packing& m, bool packing) {
 
 void pack(Pool& pool, const Packing& packing) { move(pool, packing, true); }
 void unpack(Pool& pool, const Packing& packing) { move(pool, packing, false); }
+void pack_panel(const Packing& packing) { panels(packing, true, 0, 1); }
 
 }  // namespace tramontane

@@ -133,7 +133,8 @@ class Products {
         add_product(list, {out.data<float>(), x.data<const float>(), nullptr, bias, x[0]}, weight.rows, x[1]);
         const int64_t columns = x[1];
         device_.compute(out.size() * columns, [=, this, list = std::move(list)]() mutable {
-            kernels_.matmul_coded(pool_, {list.data(), ssize(list), weight.rows, columns, Format::F32}, weight);
+            const Matmuls products = {list.data(), ssize(list), weight.rows, columns, Format::F32};
+            tiles_.matmul_coded(pool_, products, weight, arithmetic_);
         });
     }
 
@@ -146,7 +147,7 @@ class Products {
         device_.compute(out.size(), [=, this] {
             check_ids(ids, "ids", weight.rows);
             if (out.size() == 0) return;
-            kernels_.rows_coded(pool_, {out.data<float>(), ids.data<const int32_t>(), ids[0], weight});
+            tiles_.rows_coded(pool_, {out.data<float>(), ids.data<const int32_t>(), ids[0], weight});
         });
     }
 
@@ -270,6 +271,9 @@ class Products {
             if (strcmp(name, DENSE[i]) == 0) return static_cast<Format>(i);
         return block_format(name, columns);
     }
+    static bool is_dense(Format format) {
+        return format == Format::F32 || format == Format::F16 || format == Format::BF16;
+    }
     // Bytes of an element of the arrays that hold a format.
     static int64_t element(Format format) {
         return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 1;
@@ -308,7 +312,8 @@ class Products {
 
     void run(const Stored& weight, std::vector<Matmul>& list, int64_t outputs, int64_t inputs) {
         const Matmuls products = {list.data(), ssize(list), outputs, inputs, weight.format};
-        weight.tiled ? tiles_.matmul(pool_, products, arithmetic_) : kernels_.matmul(pool_, products);
+        if (weight.tiled) return tiles_.matmul(pool_, products, arithmetic_);
+        is_dense(weight.format) ? kernels_.matmul(pool_, products) : tiles_.matmul_blocks(pool_, products, arithmetic_);
     }
 
     void take(handle out_, handle ids_, handle array_, const char* what, const char* name) {
@@ -322,7 +327,8 @@ class Products {
         device_.compute(out.size(), [=, this] {
             check_ids(ids, "ids", rows);
             if (ids[0] * call.columns == 0) return;
-            matrix.tiled ? tiles_.rows(pool_, call) : kernels_.rows(pool_, call);
+            if (matrix.tiled) return tiles_.rows(pool_, call);
+            is_dense(matrix.format) ? kernels_.rows(pool_, call) : tiles_.rows_blocks(pool_, call);
         });
     }
 

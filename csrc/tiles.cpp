@@ -13,6 +13,7 @@
 #endif
 
 #include "scratch.h"
+#include "tables.h"
 
 #define TRAMONTANE_TEXT(name) #name
 #define TRAMONTANE_NAME(name) TRAMONTANE_TEXT(name)
@@ -25,9 +26,13 @@ namespace {
 #include "dots.h"
 #include "tiles.inc"
 #include "tile_products.inc"
+#include "codes.h"
+#include "row_blocks.h"
+#include "coded.h"
+#include "strips.inc"
 
 }  // namespace
 
-extern const TileKernels tiles = {TRAMONTANE_NAME(TRAMONTANE_TILE_ISA), matmul, rows};
+extern const TileKernels tiles = {TRAMONTANE_NAME(TRAMONTANE_TILE_ISA), matmul, rows, matmul_blocks, rows_blocks, matmul_coded, rows_coded};
 
 }  // namespace tramontane::TRAMONTANE_TILE_ISA

@@ -82,6 +82,27 @@ struct Tile<Format::Q6_K> : Unit<256, 3392> {
 #define TRAMONTANE_TILED_FORMATS(X) \
     X(F32) X(F16) X(BF16) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K)
 
+// Those that are kept in rows of blocks, which csrc/row_blocks.h reads.
+#define TRAMONTANE_ROW_FORMATS(X)                                                                              \
+    X(Q8_1) X(Q8_K) X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS)    \
+    X(TQ1_0) X(TQ2_0) X(MXFP4) X(NVFP4) X(Q1_0) X(Q2_0)
+
+// What rows become for their products, a panel at a time: floats [groups][16 rows] of scales, then of what is added for
+// each unit of activations, then codes of a byte. GROUP: columns with one scale; WIDE: some codes are above 127.
+template <int GROUP>
+struct Prepared : Unit<32, 32 / GROUP * 128 + 512> {
+    static constexpr int MINIMA = 32 / GROUP * 64, CODES = 2 * MINIMA;
+};
+constexpr Format prepared_format(int group, bool wide) { return static_cast<Format>(1000 + group + wide); }
+template <>
+struct Tile<prepared_format(16, false)> : Prepared<16> {};
+template <>
+struct Tile<prepared_format(16, true)> : Prepared<16> {};
+template <>
+struct Tile<prepared_format(32, false)> : Prepared<32> {};
+template <>
+struct Tile<prepared_format(32, true)> : Prepared<32> {};
+
 // Columns and bytes of a unit; zeros for a format without tiles.
 struct UnitSize {
     int64_t columns, bytes;
@@ -105,6 +126,7 @@ struct Packing {
 };
 void pack(Pool& pool, const Packing& packing);
 void unpack(Pool& pool, const Packing& packing);
+void pack_panel(const Packing& packing);  // of one panel
 
 // What a product may do to its activations. UNIFORM: make them 8-bit integers, a scale for each 32, where weights are
 // integers too, or bfloat16 where they are that. FAST: the same, or something else where there are many tokens: they and
@@ -116,6 +138,11 @@ struct TileKernels {
     const char* name;
     void (*matmul)(Pool&, const Matmuls&, Arithmetic);
     void (*rows)(Pool&, const Rows&);
+    // Of matrices in rows: quantized blocks, and codes.
+    void (*matmul_blocks)(Pool&, const Matmuls&, Arithmetic);
+    void (*rows_blocks)(Pool&, const Rows&);
+    void (*matmul_coded)(Pool&, const Matmuls&, const Coded&, Arithmetic);
+    void (*rows_coded)(Pool&, const CodedRows&);
 };
 
 #define TRAMONTANE_TILE_ISAS(X)                                                     \

@@ -1,0 +1,237 @@
+// GGML's formats that are kept in rows of blocks: whole numbers of a byte, and scales, as kernels/blocks.py tells.
+// Included inside an anonymous namespace, after codes.h.
+//
+// Each RowBlocks<F> has ELEMENTS and BYTES of a block, SUB, the elements with one scale, and CENTER, by which all its
+// numbers are at least -CENTER and below 256 - CENTER. An element is its number times its scale, which rounds once;
+// scales(b, s) writes those of a block, numbers(b, j) gives elements 32 j to 32 j + 31.
+
+inline uint16_t load_u16(const uint8_t* p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return h;
+}
+inline uint32_t load_u32(const uint8_t* p) {
+    uint32_t u;
+    memcpy(&u, p, 4);
+    return u;
+}
+inline float half_at(const uint8_t* p) { return half_to_float(load_u16(p)); }
+
+template <Format F>
+struct RowBlocks;
+
+template <int E, int B, int S, int C = 64>
+struct RowBlock {
+    static constexpr int ELEMENTS = E, BYTES = B, SUB = S, CENTER = C;
+};
+// With a half at byte AT that is the scale of the whole block.
+template <int E, int B, int AT, int C = 64>
+struct HalfBlock : RowBlock<E, B, 32, C> {
+    static void scales(const uint8_t* b, float* s) {
+        const float d = half_at(b + AT);
+        for (int i = 0; i < E / 32; i++) s[i] = d;
+    }
+};
+
+template <>
+struct RowBlocks<Format::Q8_1> : HalfBlock<32, 36, 0, 128> {
+    static Bytes32 numbers(const uint8_t* b, int) { return load_bytes(b + 4); }
+};
+
+template <>
+struct RowBlocks<Format::Q8_K> : RowBlock<256, 292, 32, 128> {
+    static void scales(const uint8_t* b, float* s) {
+        for (int i = 0; i < 8; i++) memcpy(s + i, b, 4);
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) { return load_bytes(b + 4 + j * 32); }
+};
+
+template <>
+struct RowBlocks<Format::IQ4_NL> : HalfBlock<32, 18, 0, 128> {
+    static Bytes32 numbers(const uint8_t* b, int) { return look(tables.iq4, nibbles(b + 2)); }
+};
+
+template <>
+struct RowBlocks<Format::IQ4_XS> : RowBlock<256, 136, 32, 128> {
+    static void scales(const uint8_t* b, float* s) {
+        const float d = half_at(b);
+        const uint16_t high = load_u16(b + 2);
+        for (int i = 0; i < 8; i++)
+            s[i] = d * float(((b[4 + i / 2] >> i % 2 * 4 & 15) | (high >> 2 * i & 3) << 4) - 32);
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) { return look(tables.iq4, nibbles(b + 8 + j * 16)); }
+};
+
+template <>
+struct RowBlocks<Format::MXFP4> : RowBlock<32, 17, 32> {
+    static void scales(const uint8_t* b, float* s) { *s = tables.e8m0[b[0]]; }
+    static Bytes32 numbers(const uint8_t* b, int) { return look(tables.e2m1, nibbles(b + 1)); }
+};
+
+template <>
+struct RowBlocks<Format::NVFP4> : RowBlock<64, 36, 16> {
+    static void scales(const uint8_t* b, float* s) {
+        for (int i = 0; i < 4; i++) s[i] = tables.ue4m3[b[i]];
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) { return look(tables.e2m1, nibbles_in_eights(b + 4 + j * 16)); }
+};
+
+#define TRAMONTANE_16(n) n, n, n, n, n, n, n, n, n, n, n, n, n, n, n, n
+#define TRAMONTANE_32(n) TRAMONTANE_16(n), TRAMONTANE_16(n)
+template <>
+struct RowBlocks<Format::TQ1_0> : HalfBlock<256, 54, 52> {
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        // 32 bytes of five digits, 16 of five, 4 of four: the first digits of all, then the second, ...
+        static constexpr uint8_t POWERS[8][32] = {
+            {TRAMONTANE_32(1)},
+            {TRAMONTANE_32(3)},
+            {TRAMONTANE_32(9)},
+            {TRAMONTANE_32(27)},
+            {TRAMONTANE_32(81)},
+            {TRAMONTANE_16(1), TRAMONTANE_16(3)},
+            {TRAMONTANE_16(9), TRAMONTANE_16(27)},
+            {TRAMONTANE_16(81), 1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27},
+        };
+        uint8_t last[16];
+        for (int i = 0; i < 16; i += 4) memcpy(last + i, b + 48, 4);
+        const Bytes32 bytes = j < 5 ? load_bytes(b) : two_halves(b + 32, j < 7 ? b + 32 : last);
+        return ternary(bytes, load_bytes(POWERS[j])) + -1;
+    }
+};
+#undef TRAMONTANE_16
+#undef TRAMONTANE_32
+
+template <>
+struct RowBlocks<Format::TQ2_0> : HalfBlock<256, 66, 64> {
+    static Bytes32 numbers(const uint8_t* b, int j) { return field(load_bytes(b + j / 4 * 32), j % 4 * 2, 3) + -1; }
+};
+
+template <>
+struct RowBlocks<Format::Q1_0> : HalfBlock<128, 18, 0> {
+    static Bytes32 numbers(const uint8_t* b, int j) { return raised(bits(b + 2 + j * 4), 1) + -1; }
+};
+
+template <>
+struct RowBlocks<Format::Q2_0> : HalfBlock<64, 18, 0> {
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        return codes_in_turn<2>(b + 2 + j * 8) + -1;
+    }
+};
+
+// ---- grids
+
+// The signs of four times seven bits; an eighth bit makes their number even.
+inline Bytes32 even_signs(uint32_t word) {
+    uint8_t signs[4];
+    for (int i = 0; i < 4; i++) {
+        const uint32_t seven = word >> 7 * i & 127;
+        signs[i] = static_cast<uint8_t>(seven | static_cast<uint32_t>(__builtin_parity(seven)) << 7);
+    }
+    return bits(signs);
+}
+
+template <>
+struct RowBlocks<Format::IQ2_XXS> : RowBlock<256, 66, 32> {
+    static void scales(const uint8_t* b, float* s) {
+        const float d = half_at(b);
+        for (int i = 0; i < 8; i++) s[i] = d * (float(b[9 + 8 * i] >> 4) + 0.5f) * 0.25f;
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        const uint8_t* p = b + 2 + 8 * j;
+        const int indices[4] = {p[0], p[1], p[2], p[3]};
+        return flipped(entries(tables.iq2_xxs, indices), even_signs(load_u32(p + 4)));
+    }
+};
+
+// Scales of 16 nibbles: d * (scale + 1/2) / 4.
+inline void quarter_scales(float* s, float d, const uint8_t* packed) {
+    for (int i = 0; i < 16; i++) s[i] = d * (float(packed[i / 2] >> i % 2 * 4 & 15) + 0.5f) * 0.25f;
+}
+
+template <>
+struct RowBlocks<Format::IQ2_XS> : RowBlock<256, 74, 16> {
+    static void scales(const uint8_t* b, float* s) { quarter_scales(s, half_at(b), b + 66); }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        int indices[4];
+        uint32_t signs = 0;
+        for (int i = 0; i < 4; i++) {
+            const uint32_t word = load_u16(b + 2 + 8 * j + 2 * i);
+            indices[i] = static_cast<int>(word & 511);
+            signs |= word >> 9 << 7 * i;
+        }
+        return flipped(entries(tables.iq2_xs, indices), even_signs(signs));
+    }
+};
+
+template <>
+struct RowBlocks<Format::IQ2_S> : RowBlock<256, 82, 16> {
+    static void scales(const uint8_t* b, float* s) { quarter_scales(s, half_at(b), b + 74); }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        int indices[4];
+        for (int i = 0; i < 4; i++) indices[i] = b[2 + 4 * j + i] | (b[66 + j] >> 2 * i & 3) << 8;
+        return flipped(entries(tables.iq2_s, indices), bits(b + 34 + 4 * j));
+    }
+};
+
+template <>
+struct RowBlocks<Format::IQ3_XXS> : RowBlock<256, 98, 32> {
+    static void scales(const uint8_t* b, float* s) {
+        const float d = half_at(b);
+        for (int i = 0; i < 8; i++) s[i] = d * (float(b[69 + 4 * i] >> 4) + 0.5f) * 0.5f;
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        int indices[8];
+        for (int i = 0; i < 8; i++) indices[i] = b[2 + 8 * j + i];
+        return flipped(entries(tables.iq3_xxs, indices), even_signs(load_u32(b + 66 + 4 * j)));
+    }
+};
+
+template <>
+struct RowBlocks<Format::IQ3_S> : RowBlock<256, 110, 32> {
+    static void scales(const uint8_t* b, float* s) {
+        const float d = half_at(b);
+        for (int i = 0; i < 8; i++) s[i] = d * float((b[106 + i / 2] >> i % 2 * 4 & 15) * 2 + 1);
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        int indices[8];
+        for (int i = 0; i < 8; i++) indices[i] = b[2 + 8 * j + i] | (b[66 + j] >> i & 1) << 8;
+        return flipped(entries(tables.iq3_s, indices), bits(b + 74 + 4 * j));
+    }
+};
+
+// IQ1's vectors are of -1, 0 and 1, moved by an eighth. Here they are eight times that, whole numbers, and their scales
+// an eighth: no rounding is another, since no scale is so small that an eighth of it is not exact.
+template <>
+struct RowBlocks<Format::IQ1_S> : RowBlock<256, 50, 32> {
+    static void scales(const uint8_t* b, float* s) {
+        const float d = half_at(b);
+        for (int i = 0; i < 8; i++) s[i] = d * float((b[35 + 2 * i] >> 4 & 7) * 2 + 1) * 0.125f;
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        const int word = load_u16(b + 34 + 2 * j);
+        int indices[4];
+        for (int i = 0; i < 4; i++) indices[i] = b[2 + 4 * j + i] | (word >> 3 * i & 7) << 8;
+        return entries(tables.iq1_s, indices) + (word >> 15 ? -1 : 1);
+    }
+};
+
+template <>
+struct RowBlocks<Format::IQ1_M> : RowBlock<256, 56, 16> {
+    static void scales(const uint8_t* b, float* s) {
+        const uint8_t* packed = b + 48;
+        int half = 0;
+        for (int i = 0; i < 4; i++) half |= (packed[2 * i + 1] >> 4) << 4 * i;
+        const float d = half_to_float(static_cast<uint16_t>(half));
+        for (int i = 0; i < 16; i++) s[i] = d * float((load_u16(packed + i / 4 * 2) >> i % 4 * 3 & 7) * 2 + 1) * 0.125f;
+    }
+    static Bytes32 numbers(const uint8_t* b, int j) {
+        static constexpr int8_t MOVES[2][8] = {{1, 1, 1, 1, 1, 1, 1, 1}, {-1, -1, -1, -1, -1, -1, -1, -1}};
+        int indices[4], moves[4];
+        for (int i = 0; i < 4; i++) {
+            const int nibble = b[32 + 2 * j + i / 2] >> i % 2 * 4 & 15;
+            indices[i] = b[4 * j + i] | (nibble & 7) << 8;
+            moves[i] = nibble >> 3;
+        }
+        return entries(tables.iq1_s, indices) + entries(MOVES, moves);
+    }
+};
