@@ -1,9 +1,7 @@
-// The formats of weights: how 32 elements at a time become floats, exactly as the format says.
-// Included inside an anonymous namespace, after simd.h.
+// Dense formats: how 32 elements at a time become floats. Included inside an anonymous namespace, after simd.h.
 //
-// Each Blocks<F> has ELEMENTS and BYTES of a block, a Header with what its parts share (scales), and
-// part(block, header, j, w): elements 32 j to 32 j + 31 of the block as floats, d * q + m with each operation rounded.
-// The layouts are GGML's, as its `gguf` package documents them; dense formats count as blocks of 32 elements.
+// Each Blocks<F> has ELEMENTS and BYTES of a block, a Header with what its parts share, and part(block, header, j, w):
+// elements 32 j to 32 j + 31 of the block as floats.
 
 constexpr int PART = 32;
 constexpr int VECS = PART / LANES;

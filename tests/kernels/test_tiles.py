@@ -1,4 +1,5 @@
-"""Matrices in tiles: packing loses nothing, rows are exact, products are exact or as good as eight bits allow."""
+"""Matrices in tiles, or made tiles for each product: packing loses nothing, rows are exact, products are exact or as
+good as eight bits allow."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 BLOCKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 each_isa = pytest.mark.parametrize("isa", cpu.isas(emulated=True))
 each_wide = pytest.mark.parametrize("isa", [isa for isa in cpu.isas(emulated=True) if isa.startswith("amx")])
-each_format = pytest.mark.parametrize("format", [*DENSE, *BLOCKED])
+IN_ROWS = tuple(name for name in BLOCKS if name not in BLOCKED)
+each_format = pytest.mark.parametrize("format", [*DENSE, *BLOCKS])
+each_quantized = pytest.mark.parametrize("format", BLOCKS)
 SHAPES = ((1, 256), (16, 512), (35, 1024))
 
 
@@ -117,7 +120,7 @@ def test_columns_of_dense_matrices_need_not_fill_a_unit(
 
 
 @each_isa
-@pytest.mark.parametrize("format", BLOCKED)
+@each_quantized
 def test_what_is_not_finite_shows_in_its_own_token_alone(isa: str, format: str, rng: np.random.Generator) -> None:
     stored, _ = matrix(rng, format, 16, 256)
     x = rng.standard_normal((21, 256)).astype(np.float32)
@@ -133,7 +136,7 @@ def test_what_is_not_finite_shows_in_its_own_token_alone(isa: str, format: str, 
 
 
 @each_isa
-@pytest.mark.parametrize("format", BLOCKED)
+@each_quantized
 def test_a_few_large_activations_cost_no_precision(isa: str, format: str, rng: np.random.Generator) -> None:
     """Real models have columns a hundred times as large as others: what eight bits lose there is kept."""
     stored, values = matrix(rng, format, 16, 1024)
@@ -183,6 +186,18 @@ def test_experts_of_few_and_of_many_tokens_are_each_multiplied_their_way(isa: st
     for e in range(len(counts)):
         rows = slice(offsets[e], offsets[e + 1])
         np.testing.assert_array_equal(out[rows], product(ops, "Q4_K", x[rows], tiles[e], 40, bias[e]))
+
+
+@each_isa
+@each_quantized
+def test_blocks_that_are_not_packed_give_the_same(isa: str, format: str, rng: np.random.Generator) -> None:
+    stored, _ = matrix(rng, format, 35, 512)
+    x = rng.standard_normal((14, 512)).astype(np.float32)
+    for exact in (True, False):
+        ops = cpu.CpuOps(2, isa=isa, exact=exact)
+        tiles = ops.pack(stored, format)
+        assert (tiles is stored) == (format in IN_ROWS)
+        np.testing.assert_array_equal(product(ops, format, x, stored, 35), product(ops, format, x, tiles, 35))
 
 
 def test_tiles_are_checked() -> None:

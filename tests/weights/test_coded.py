@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.modules import DETERMINISTIC, MODULES, make, unset
-from tramontane.kernels import Ops
+from tramontane.kernels import Ops, cpu
 from tramontane.kernels.coded import TABLES, unpack
 from tramontane.kernels.reference import ReferenceOps
 from tramontane.loading.quantized.packing import pack, row_bytes
@@ -161,6 +161,61 @@ def test_deterministic_rows_depend_on_themselves_alone(fixed: Ops, name: str) ->
         alone = fixed.from_host(unset(b - a, len(values)))
         weight.matmul(alone, fixed.from_host(x[a:b]))
         np.testing.assert_array_equal(fixed.to_host(alone), fixed.to_host(together)[a:b])
+
+
+NF4 = np.array(
+    [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0,
+     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0], np.float32
+)  # fmt: skip
+FAST: dict[str, dict[str, Any]] = {
+    **CASES,
+    "wide groups": {"bits": 4, "shape": (35, 512), "group": 128, "zeros": np.uint8},
+    "groups of 16": {"bits": 8, "shape": (17, 160), "group": 16, "zeros": np.uint8, "offsets": np.float16},
+    "channels": {"bits": 8, "table": "S8", "shape": (33, 1100), "group": 1100, "dtype": np.float32},
+    "channels in another order": {"bits": 4, "shape": (16, 1100), "group": 1100, "order": True, "zeros": np.float16},
+    "floats of e4m3": {"bits": 8, "table": "E4M3", "shape": (35, 640), "group": 128, "row_block": 16},
+    "floats of e5m2 and zero points": {"bits": 8, "table": "E5M2", "shape": (18, 600), "zeros": np.float32},
+    "floats of e4m3 in groups of 16": {"bits": 8, "table": "E4M3", "shape": (18, 80), "group": 16},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the compiled module is not built")
+@pytest.mark.parametrize("isa", cpu.isas() if cpu.available() else [])
+@pytest.mark.parametrize("name", FAST)
+def test_fast_products_are_as_good_as_they_say(isa: str, name: str) -> None:
+    """And a row's is the same alone and among others. Weights of a few levels may be rounded to eight bits."""
+    case = dict(FAST[name])
+    bits = case.pop("bits")
+    tensors, values = random_coded(bits, **case)
+    rows, columns = values.shape
+    ops = cpu.CpuOps(2, isa=isa)
+    weight = make_weight(ops, f"INT{bits}", values.shape, tensors)
+    rng = np.random.default_rng(3)
+    x, bias = rng.standard_normal((29, columns), dtype=np.float32), rng.standard_normal(rows, dtype=np.float32)
+    out = unset(29, rows)
+    weight.matmul(out, x, bias)
+    error = np.abs(out - (x.astype(np.float64) @ values.T.astype(np.float64) + bias))
+    # Rounding to 8 bits is some 0.5 % of a usual column, and of either sign.
+    lengths = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(values, axis=1)
+    assert np.sqrt((error**2).mean() / (lengths**2).mean()) < 0.025 / np.sqrt(columns)
+    for count in (1, 3, 5, 13):
+        alone = unset(count, rows)
+        weight.matmul(alone, x[:count], bias)
+        np.testing.assert_array_equal(alone, out[:count])
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the compiled module is not built")
+@pytest.mark.parametrize("isa", cpu.isas() if cpu.available() else [])
+def test_levels_that_are_no_whole_numbers_lose_little(isa: str) -> None:
+    tensors, values = random_coded(4, (32, 1024), group=64)
+    tensors = {**tensors, "table": NF4}
+    exact = cpu.CpuOps(exact=True, isa=isa)
+    values = make_weight(exact, "NF4", values.shape, tensors).dequantize()
+    x = np.random.default_rng(4).standard_normal((5, 1024), dtype=np.float32)
+    out = unset(5, 32)
+    make_weight(cpu.CpuOps(isa=isa), "NF4", values.shape, tensors).matmul(out, x)
+    want = x.astype(np.float64) @ values.T
+    assert np.linalg.norm(out - want) < 0.015 * np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("name", ["everything", "powers of two", "groups across rows", "a factor"])
