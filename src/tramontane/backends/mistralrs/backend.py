@@ -93,10 +93,19 @@ class MistralRSBackend:
         self._context_length = runner.call("max_sequence_length") or 0
         self._streams = Streams(runner, module.ChatCompletionRequest, one_prompt_at_a_time=settings.device == "cpu")
         self._defaults = (sampling or SamplingParams()).over(words.sampling)
+
+        def tokenize(text: str, special: bool) -> list[int]:
+            with wheel.explained("The text was not tokenized"):
+                return list(runner.call("tokenize_text", text, special, None))
+
+        def detokenize(ids: Sequence[int], skip: bool) -> str:
+            with wheel.explained("The tokens were not detokenized"):
+                return str(runner.call("detokenize_text", list(ids), skip))
+
         self._planner = Planner(
             wheel=module,
-            tokenize=lambda text, special: list(runner.call("tokenize_text", text, special, None)),
-            detokenize=lambda ids, skip: str(runner.call("detokenize_text", list(ids), skip)),
+            tokenize=tokenize,
+            detokenize=detokenize,
             tokenizer=words.tokenizer,
             template=words.template,
             defaults=self._defaults,

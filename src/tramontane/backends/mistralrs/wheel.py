@@ -69,6 +69,17 @@ def public(error: BaseException, doing: str, prompt_tokens: int = 0) -> Tramonta
     return TramontaneError(f"{doing}: mistral.rs {kind}: {words}.", _REPORT)
 
 
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """What the wheel raises meanwhile, as ours: it may just be starting anew, after a panic."""
+    try:
+        yield
+    except TramontaneError:
+        raise
+    except Exception as error:
+        raise public(error, doing) from error
+
+
 def load_error(error: BaseException, model: str) -> TramontaneError:
     """What loading ended with, as ours."""
     found = public(error, f"{model} was not loaded")
