@@ -58,7 +58,8 @@ class Engine(Protocol):
 
 
 def _environment(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RUST_BACKTRACE": "0"}
+    count = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+    return {**count, "RUST_BACKTRACE": "0"}
 
 
 @dataclass(frozen=True)

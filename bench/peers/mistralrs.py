@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,6 @@ _TEMPLATE = "{{ messages[0]['content'] }}"
 
 class MistralRs:
     def __init__(self, order: Order) -> None:
-        os.environ["RAYON_NUM_THREADS"] = str(order.threads)
         path = Path(order.model)
         with tempfile.NamedTemporaryFile("w", suffix=".jinja") as template:
             template.write(_TEMPLATE)
