@@ -138,6 +138,23 @@ def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(folder: Path, to: s
         assert server.stop() == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's to change")
+def test_the_log_goes_on_when_there_is_room_again(folder: Path, tmp_path: Path) -> None:
+    import resource
+
+    log = tmp_path / "log"
+    with served(folder, "--log-file", str(log), before="ulimit -S -f 8") as server:  # blocks of 512 bytes
+        for _ in range(30):
+            server.said()
+        assert log.stat().st_size <= 8 * 512
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert server.complete(headers={"X-Request-Id": "after"}).status_code == 200
+        assert server.stop() == 0
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]  # each is whole
+    assert len(lines) < 30
+    assert "after" in [line.get("id") for line in lines]
+
+
 HALF_OPEN = [
     b"",
     b"POST /v1/comp",
