@@ -71,7 +71,9 @@ async def running(
             end = " | ".join(out.read().strip().splitlines()[-3:])
             raise ProgramFailed(f"{error!r}; exit status {process.poll()}: {end[-500:]}") from error
         finally:
-            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            children: Sequence[psutil.Process] = ()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
