@@ -158,6 +158,7 @@ void Pool::run(int64_t count, int64_t grain, Body body, const void* context) {
     if (threads_ > 1 && count > grain && owner_.try_lock()) {
         std::lock_guard lock(owner_, std::adopt_lock);
         if (!workers_ || workers_->born != forks.load()) workers_ = new Workers(threads_ - 1);
+        turns_++;
         workers_->run(count, grain, body, context);
         return;
     }

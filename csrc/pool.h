@@ -19,6 +19,7 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     int threads() const { return threads_; }
+    int64_t turns() const { return turns_; }  // jobs that the threads have shared
 
     // Calls body on pieces that together cover [0, count), each of a multiple of `grain`; returns when all are
     // done. Up to `grain` items are computed by the caller alone, and wake nobody.
@@ -30,6 +31,7 @@ class Pool {
     const int threads_;
     std::mutex owner_;
     Workers* workers_ = nullptr;
+    int64_t turns_ = 0;
 };
 
 }  // namespace tramontane

@@ -48,6 +48,10 @@ class Cpu:
     def __init__(self, threads: int, isa: str = "", exact: bool = False, deterministic: bool = False) -> None: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def turns(self) -> int:
+        """How many ops the threads have shared."""
+
     def matmul(
         self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, /
     ) -> None: ...
