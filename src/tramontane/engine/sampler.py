@@ -185,7 +185,7 @@ class Sampler:
             np.array([min(p.top_k or 0, 2**31 - 1) for p in params], np.int32),
             np.array([p.top_p for p in params], np.float32),
             np.array([p.min_p for p in params], np.float32),
-            np.array([uniform(draw.seed, len(draw.output)) for draw in draws], np.float32),
+            np.array([uniform(d.seed, len(d.output)) if d.params.temperature else 0 for d in draws], np.float32),
         )
         cuts = (np.array([p.typical_p for p in params], np.float32), np.array(list(map(_xtc, draws)), np.float32))
         tokens = self._workspace.take("tokens", len(draws), dtype="int32")

@@ -624,6 +624,8 @@ class Scheduler:
     def _tell(self, sequence: Sequence) -> None:
         """Let the listeners know how many blocks the sequence has come to hold."""
         index, blocks = sequence.told
+        if sequence.told == (sequence.index, sequence.tables.held):
+            return
         if index != sequence.index:  # its first choice ended before the fork: the next one takes its blocks over
             self._report(self._listeners, sequence.request.id, index, -blocks)
             blocks = 0
