@@ -6,8 +6,7 @@ Owns the buffers and the arithmetic of positions and slots. Must not know: sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from typing import Any
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,48 +45,51 @@ class BatchBuilder:
             raise ValueError(
                 f"a step of {total} tokens in {count} sequences exceeds {self._max_tokens} tokens in {self._max_seqs}"
             )
-        starts = np.fromiter((s.start for s in sequences), np.int32, count)
-        lengths = np.fromiter((len(s.tokens) for s in sequences), np.int32, count)
-        query_start, context_lens = self._query_start[: count + 1], self._context_lens[:count]
-        np.cumsum(lengths, dtype=np.int32, out=query_start[1:])
-        np.add(starts, lengths, out=context_lens)
-        tokens, positions = self._tokens[:total], self._positions[:total]
-        tokens[:] = np.fromiter(chain.from_iterable(s.tokens for s in sequences), np.int32, total)
-        owners = np.repeat(np.arange(count), lengths)
-        np.add((starts - query_start[:-1])[owners], np.arange(total, dtype=np.int32), out=positions)
-        states = self._states[:count]
-        states[:] = np.fromiter((s.state for s in sequences), np.int32, count)
+        # Plain lists: most steps have a token a sequence, for which a call of numpy takes longer than all of them.
+        ends = [s.start + len(s.tokens) for s in sequences]
+        positions = list(chain.from_iterable(range(s.start, end) for s, end in zip(sequences, ends, strict=True)))
+        starts = list(accumulate((len(s.tokens) for s in sequences), initial=0))
         device = self._ops.from_host
         return BatchContext(
             num_tokens=total,
             num_seqs=count,
-            tokens=device(tokens),
-            positions=device(positions),
-            query_start=device(query_start),
-            context_lens=device(context_lens),
-            states=device(states),
-            groups=tuple(self._group(group, step, owners, positions) for group in range(len(self._tables))),
-            rope_lengths=_rope_lengths(step, owners, positions),
+            tokens=device(_filled(self._tokens, list(chain.from_iterable(s.tokens for s in sequences)))),
+            positions=device(_filled(self._positions, positions)),
+            query_start=device(_filled(self._query_start, starts)),
+            context_lens=device(_filled(self._context_lens, ends)),
+            states=device(_filled(self._states, [s.state for s in sequences])),
+            groups=tuple(self._group(group, step) for group in range(len(self._tables))),
+            rope_lengths=_rope_lengths(step),
         )
 
-    def _group(self, group: int, step: Step, owners: NDArray[Any], positions: IntArray) -> GroupContext:
+    def _group(self, group: int, step: Step) -> GroupContext:
+        size, slots = self._block_size, []
+        for sequence in step.sequences:
+            table, end = sequence.block_tables[group], sequence.start + len(sequence.tokens)
+            if len(table) * size < end:
+                raise ValueError(f"step {step.id}: a block table is shorter than its sequence")
+            for position in range(sequence.start, end):
+                if table[position // size] < 0:
+                    raise ValueError(f"step {step.id}: a token has no block to be written to")
+                slots.append(table[position // size] * size + position % size)
         tables = self._tables[group].fill([s.block_tables[group] for s in step.sequences])
-        blocks, offsets = np.divmod(positions, self._block_size)
-        # A table too short for its tokens must not borrow the next row's block: -1 past its end catches it.
-        if tables.shape[1] <= blocks.max(initial=-1):
-            raise ValueError(f"step {step.id}: a block table is shorter than its sequence")
-        held = tables[owners, blocks]
-        if held.min(initial=0) < 0:
-            raise ValueError(f"step {step.id}: a token has no block to be written to")
-        slots = self._slots[group][: len(positions)]
-        np.add(held * np.int32(self._block_size), offsets, out=slots)
-        return GroupContext(slots=self._ops.from_host(slots), block_tables=self._ops.from_host(tables))
+        filled = _filled(self._slots[group], slots)
+        return GroupContext(slots=self._ops.from_host(filled), block_tables=self._ops.from_host(tables))
 
 
-def _rope_lengths(step: Step, owners: NDArray[Any], positions: IntArray) -> IntArray | None:
+def _filled(buffer: IntArray, values: list[int]) -> IntArray:
+    """The values, at the start of the buffer."""
+    part = buffer[: len(values)]
+    part[:] = values
+    return part
+
+
+def _rope_lengths(step: Step) -> IntArray | None:
     """int32 [T]; None where the length of sequences has no part in their positions."""
-    stated = np.fromiter((s.rope_length for s in step.sequences), np.int32, len(step.sequences))
-    return np.maximum(stated[owners], positions + np.int32(1)) if stated.any() else None
+    if not any(s.rope_length for s in step.sequences):
+        return None
+    lengths = (max(s.rope_length, s.start + i + 1) for s in step.sequences for i in range(len(s.tokens)))
+    return np.fromiter(lengths, np.int32, step.num_tokens)
 
 
 class _Tables:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -96,7 +97,7 @@ class Runner:
         batch = self._batches.build(step)
         forward = partial(self._model.forward, batch, self._cache, self._workspace)
         hidden = self._replayed(batch.num_tokens, ("forward", *batch.shape), forward)
-        ends = np.cumsum([len(s.tokens) for s in step.sequences]).tolist()
+        ends = list(accumulate(len(s.tokens) for s in step.sequences))
         draws = self._draws(rows, hidden, ends)
         prompts = self._prompt_logprobs(step, hidden, ends)
         self._ops.synchronize()
