@@ -35,6 +35,13 @@ def need(*programs: str) -> None:
         pytest.skip(f"{', '.join(absent)} not installed: see .ci/machines")
 
 
+def on_haswell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python, as it runs here, on an emulated processor."""
+    command = ["qemu-x86_64", "-cpu", "Haswell", os.path.realpath(sys.executable), *arguments]
+    paths = os.pathsep.join([str(driver.ROOT), *(path for path in sys.path if path)])
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+
+
 @pytest.fixture(scope="module")
 def cases() -> list[driver.Case]:
     return driver.all_cases(np.random.default_rng(20))
@@ -71,11 +78,14 @@ def test_the_module_chooses_for_an_older_processor_too() -> None:
         "ops.matmul(out, np.ones((40, 64), np.float32), ops.pack(np.ones((64, 64), np.float32), 'F32'))\n"
         "print((out == 64).all())"
     )
-    command = ["qemu-x86_64", "-cpu", "Haswell", os.path.realpath(sys.executable), "-c", code]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    # numpy asks less of the processor than it was told at its build, where it is told to.
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    done = on_haswell("-c", code)
     assert done.stdout.split() == ["cpu-avx2", "avx2", "plain", "True"], done.stderr
+
+
+def test_the_tests_of_tiles_pass_on_an_older_processor() -> None:
+    need("qemu-x86_64")
+    done = on_haswell("-m", "pytest", "-q", "-p", "no:cacheprovider", str(driver.ROOT / "tests/kernels/test_tiles.py"))
+    assert done.returncode == 0, done.stdout
 
 
 def test_sanitizers_find_nothing(cases: list[driver.Case], tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ std::vector<Matmul> cut(Matmul m, int64_t outputs, int64_t inputs) {
     return list;
 }
 
+bool dense(Format format) { return format == Format::F32 || format == Format::F16 || format == Format::BF16; }
+
 // A matrix as tiles; throws where they do not give back what was packed.
 Bytes packed(Pool& pool, const Bytes& stored, Format format, int64_t rows, int64_t columns) {
     const UnitSize unit = unit_size(format);
@@ -145,7 +147,8 @@ class Runner {
         const uint8_t* weight = tiled ? tiles.data() : c.array<uint8_t>(1);
         auto list = cut({c.result(), c.array<float>(0), weight, c.array<float>(2), tokens}, outputs, inputs);
         const Matmuls products = {list.data(), int64_t(list.size()), outputs, inputs, format};
-        tiled ? tiles_.matmul(pool_, products, arithmetic) : kernels_.matmul(pool_, products);
+        if (tiled) return tiles_.matmul(pool_, products, arithmetic);
+        dense(format) ? kernels_.matmul(pool_, products) : tiles_.matmul_blocks(pool_, products, arithmetic);
     }
     // ids, weight.
     void rows(Case& c) {
@@ -155,7 +158,8 @@ class Runner {
         const Bytes tiles = tiled ? packed(pool_, c.arrays.at(1), format, rows, columns) : Bytes();
         const uint8_t* weight = tiled ? tiles.data() : c.array<uint8_t>(1);
         const Rows call = {c.result(), c.array<int32_t>(0), weight, count, columns, format};
-        tiled ? tiles_.rows(pool_, call) : kernels_.rows(pool_, call);
+        if (tiled) return tiles_.rows(pool_, call);
+        dense(format) ? kernels_.rows(pool_, call) : tiles_.rows_blocks(pool_, call);
     }
     // x, weight, bias.
     void norm(Case& c) {
