@@ -94,6 +94,11 @@ struct CodedSource {
 
     int64_t line(int64_t row) const { return row / m.row_block % m.lines * m.groups; }
 
+    // Of packed codes, those of 32 columns from column k on of a panel.
+    const uint8_t* panel_codes(int64_t panel, int64_t k) const {
+        return m.codes + (panel * (m.columns / 32) + k / 32) * m.bits * 64;
+    }
+
     // Calls f(i, numbers, unit) for the i-th 32 of packed codes; of small floats, what one is worth.
     template <class F>
     [[gnu::always_inline]] void numbers(const uint8_t* packed, int64_t count, const F& f) const {
@@ -124,8 +129,11 @@ struct CodedSource {
     // Columns [k, k + count) of a row as floats; k is a multiple of 32. Writes whole vectors.
     void expand(float* out, int64_t row, int64_t k, int64_t count) const {
         uint8_t codes[STRIP + 32];
-        each_codes(m.bits, m.codes + row * m.row_bytes + k * m.bits / 8, count,
-                   [&](int64_t i, Bytes32 c) { store_halves(codes + i * 32, codes + i * 32 + 16, c); });
+        if (m.packed)
+            row_of_panel(codes, row, k, count);
+        else
+            each_codes(m.bits, m.codes + row * m.row_bytes + k * m.bits / 8, count,
+                       [&](int64_t i, Bytes32 c) { store_halves(codes + i * 32, codes + i * 32 + 16, c); });
         const Vec first = broadcast(m.table[0]), table = load(few), times = broadcast(power);
         const float* values = m.table;
         const int64_t at = line(row);
@@ -159,6 +167,18 @@ struct CodedSource {
         });
     }
 
+    void row_of_panel(uint8_t* codes, int64_t row, int64_t k, int64_t count) const {
+        for (int64_t i = 0; i < count; i += 32, codes += 32)
+            for (int w = 0; w < m.bits; w++) {
+                const uint8_t* word = panel_codes(row / PANEL_ROWS, k + i) + (w * PANEL_ROWS + row % PANEL_ROWS) * 4;
+                if (m.bits == 8) {
+                    memcpy(codes + w * 4, word, 4);
+                } else {
+                    for (int j = 0; j < 4; j++) codes[w * 4 + j] = word[j] & 15, codes[16 + w * 4 + j] = word[j] >> 4;
+                }
+            }
+    }
+
     static float number(const uint8_t* grid, Number type, int64_t i) {
         switch (type) {
             case Number::F32: return reinterpret_cast<const float*>(grid)[i];
@@ -182,7 +202,12 @@ struct CodedSource {
         return load(values);
     }
     static Vec gathered(const uint8_t* grid, Number type, const int64_t* lines, int64_t g) {
-        if (type == Number::F32 || type == Number::U8) return gathered([&](int i) { return number(grid, type, lines[i] + g); });
+        if (type == Number::F32) return gathered([&](int i) { return reinterpret_cast<const float*>(grid)[lines[i] + g]; });
+        if (type == Number::U8) {
+            uint8_t bytes[LANES];
+            for (int i = 0; i < LANES; i++) bytes[i] = grid[lines[i] + g];
+            return load_u8(bytes);
+        }
         uint16_t halves[LANES];
         for (int i = 0; i < LANES; i++) halves[i] = reinterpret_cast<const uint16_t*>(grid)[lines[i] + g];
         return type == Number::F16 ? load_f16(halves) : load_bf16(halves);

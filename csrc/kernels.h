@@ -85,7 +85,7 @@ enum class Number : int { F32, F16, BF16, U8 };
 
 // A coded matrix; see kernels/coded.py. Row n takes line n / row_block % lines of the grids [lines, groups].
 struct Coded {
-    const uint8_t* codes;  // [rows, row_bytes]
+    const uint8_t* codes;  // [rows, row_bytes], or as `CodePacking` of tiles.h has them
     const float* table;    // [2^bits]
     const uint8_t *scales, *zeros, *offsets;  // grids; zeros and offsets may be null
     const float* scale_table;                 // [256] with scales of bytes, or null
@@ -94,6 +94,7 @@ struct Coded {
     Number scale_type, zero_type, offset_type;
     float factor;
     int bits;
+    bool packed;
 };
 
 // out [count, columns] = act(gate) * up, or where `clamped` the bounded form of kernels/base.py.

@@ -81,6 +81,8 @@ NB_MODULE(_native, m) {
     m.def("tiles_shape", &Products::tiles_shape, "format"_a, "rows"_a, "columns"_a);
     products("pack", &Products::pack, "tiles"_a, "stored"_a, "format"_a);
     products("unpack", &Products::unpack, "stored"_a, "tiles"_a, "format"_a);
+    products("pack_codes", &Products::pack_codes, "tiles"_a, "codes"_a, "bits"_a);
+    products("unpack_codes", &Products::unpack_codes, "codes"_a, "tiles"_a, "bits"_a);
     products("rows", &Products::rows);
     products("rows_blocks", &Products::rows_blocks);
     products("matmul_coded", &Products::matmul_coded, "out"_a, "x"_a, "bias"_a.none(), "codes"_a, "table"_a, "scales"_a,

@@ -270,8 +270,68 @@ void move(Pool& pool, const Packing& m, bool packing) {
         &call);
 }
 
+// Four nibbles to a byte each, and back.
+inline uint32_t spread_nibbles(uint32_t x) {
+    x = (x | x << 8) & 0x00FF00FF;
+    return (x | x << 4) & 0x0F0F0F0F;
+}
+inline uint32_t gather_nibbles(uint32_t x) {
+    x &= 0x0F0F0F0F;
+    x = (x | x >> 4) & 0x00FF00FF;
+    return (x | x >> 8) & 0xFFFF;
+}
+
+void code_panel(const CodePacking& m, bool packing, int64_t n) {
+    const int64_t row_bytes = m.bits * 4, unit_bytes = row_bytes * R;
+    const int rows = int(m.rows - n * R < R ? m.rows - n * R : R);
+    for (int64_t u = 0; u < m.units; u++) {
+        uint8_t* unit = m.tiles + (n * m.units + u) * unit_bytes;
+        uint8_t* first = m.codes + (n * R * m.units + u) * row_bytes;
+        if (packing && rows < R) memset(unit, 0, unit_bytes);
+        if (m.bits == 8) {
+            words({unit, first, m.units * row_bytes, rows, packing}, 0, 0, 8);
+            continue;
+        }
+        for (int r = 0; r < rows; r++)
+            for (int w = 0; w < 4; w++) {
+                uint8_t* tile = unit + (w * R + r) * 4;
+                uint8_t* row = first + r * m.units * row_bytes + w * 2;
+                uint16_t low, high;
+                uint32_t both;
+                if (packing) {
+                    memcpy(&low, row, 2);
+                    memcpy(&high, row + 8, 2);
+                    both = spread_nibbles(low) | spread_nibbles(high) << 4;
+                    memcpy(tile, &both, 4);
+                } else {
+                    memcpy(&both, tile, 4);
+                    low = uint16_t(gather_nibbles(both));
+                    high = uint16_t(gather_nibbles(both >> 4));
+                    memcpy(row, &low, 2);
+                    memcpy(row + 8, &high, 2);
+                }
+            }
+    }
+}
+
+void move_codes(Pool& pool, const CodePacking& m, bool packing) {
+    struct Call {
+        const CodePacking& m;
+        bool packing;
+    } const call{m, packing};
+    pool.run(
+        m.panels, 1,
+        [](const void* context, int64_t begin, int64_t end) {
+            const Call& c = *static_cast<const Call*>(context);
+            for (int64_t n = begin; n < end; n++) code_panel(c.m, c.packing, n);
+        },
+        &call);
+}
+
 }  // namespace
 
+void pack_codes(Pool& pool, const CodePacking& packing) { move_codes(pool, packing, true); }
+void unpack_codes(Pool& pool, const CodePacking& packing) { move_codes(pool, packing, false); }
 void pack(Pool& pool, const Packing& packing) { move(pool, packing, true); }
 void unpack(Pool& pool, const Packing& packing) { move(pool, packing, false); }
 void pack_panel(const Packing& packing) { panels(packing, true, 0, 1); }

@@ -120,13 +120,17 @@ class Products {
     void pack(handle tiles_, handle stored_, const char* name) { move(tiles_, stored_, name, true); }
     void unpack(handle stored_, handle tiles_, const char* name) { move(tiles_, stored_, name, false); }
 
+    void pack_codes(handle tiles_, handle codes_, int bits) { move_codes(tiles_, codes_, bits, true); }
+    void unpack_codes(handle codes_, handle tiles_, int bits) { move_codes(tiles_, codes_, bits, false); }
+
     void matmul_coded(handle out_, handle x_, handle bias_, handle codes_, handle table_, handle scales_,
                       handle scale_table_, handle zeros_, handle offsets_, handle order_, int bits, int64_t group,
                       int64_t row_block, float factor) {
         const Array x(x_, "x", FLOAT32, {ANY, ANY});
+        const Array out(out_, "out", FLOAT32, {x[0], ANY}, true);
         const Coded weight = coded(codes_, table_, scales_, scale_table_, zeros_, offsets_, order_, bits, x[1], group,
-                                   row_block, factor);
-        const Array out(out_, "out", FLOAT32, {x[0], weight.rows}, true);
+                                   row_block, factor, out[1]);
+        out.expect("out", {x[0], weight.rows});
         const float* bias = floats_or_null(bias_, "bias", {weight.rows});
         if (out.size() == 0) return;
         std::vector<Matmul> list;
@@ -143,7 +147,7 @@ class Products {
                     float factor) {
         const Array ids(ids_, "ids", INT32, {ANY}), out(out_, "out", FLOAT32, {ids[0], ANY}, true);
         const Coded weight = coded(codes_, table_, scales_, scale_table_, zeros_, offsets_, order_, bits, out[1],
-                                   group, row_block, factor);
+                                   group, row_block, factor, ANY);
         device_.compute(out.size(), [=, this] {
             check_ids(ids, "ids", weight.rows);
             if (out.size() == 0) return;
@@ -198,15 +202,25 @@ class Products {
         }
     }
 
-    // The coded matrix of these arrays, checked to be one of rows of `columns`.
+    // The coded matrix of these arrays, checked to be one of rows of `columns`. How many rows packed codes have `rows`
+    // tells; where it does not, those that fill the last panel count too.
     static Coded coded(handle codes_, handle table_, handle scales_, handle scale_table_, handle zeros_,
                        handle offsets_, handle order_, int bits, int64_t columns, int64_t group, int64_t row_block,
-                       float factor) {
+                       float factor, int64_t rows) {
         require(bits >= 1 && bits <= 8, "bits must be 1 to 8");
         require(group >= 1 && row_block >= 1 && columns >= 1, "group, row_block and columns must be positive");
         const int64_t groups = (columns - 1) / group + 1;
-        const Array codes(codes_, "codes", UINT8, {ANY, ANY}), table(table_, "table", FLOAT32, {int64_t{1} << bits});
-        require(codes[1] >= (columns * bits + 7) / 8, "codes are too few bytes for x");
+        const Array codes(codes_, "codes", UINT8, {}), table(table_, "table", FLOAT32, {int64_t{1} << bits});
+        const bool packed = codes.rank() == 3;
+        if (packed) {
+            require(columns % 32 == 0 && (bits == 4 || bits == 8), "such codes are not packed");
+            codes.expect("codes", {rows == ANY ? ANY : blocks_of(rows, PANEL_ROWS), columns / 32, bits * 64});
+            if (rows == ANY) rows = codes[0] * PANEL_ROWS;
+        } else {
+            codes.expect("codes", {ANY, ANY});
+            require(codes[1] >= (columns * bits + 7) / 8, "codes are too few bytes for x");
+            rows = codes[0];
+        }
         const bool looked_up = !scale_table_.is_none();
         const Array scales(scales_, "scales", looked_up ? UINT8 : FLOATS, {ANY, groups});
         require(scales[0] >= 1, "scales must have rows");
@@ -231,7 +245,8 @@ class Products {
             check_ids(order, "order", columns);
             m.order = order.data<const int32_t>();
         }
-        m.rows = codes[0];
+        m.rows = rows;
+        m.packed = packed;
         m.row_bytes = codes[1];
         m.columns = columns;
         m.lines = scales[0];
@@ -279,6 +294,18 @@ class Products {
         return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 1;
     }
     static int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+    void move_codes(handle tiles_, handle codes_, int bits, bool packing) {
+        require(bits == 4 || bits == 8, "codes of such a width are not packed");
+        const Array codes(codes_, "codes", UINT8, {ANY, ANY}, !packing);
+        require(codes[1] % (bits * 4) == 0, "rows of codes do not divide into 32");
+        const int64_t units = codes[1] / (bits * 4);
+        const Array tiles(tiles_, "tiles", UINT8, {blocks_of(codes[0], PANEL_ROWS), units, bits * 64}, packing);
+        Plan::spoil();
+        const Unlocked unlocked(codes.size());
+        const CodePacking call = {tiles.data<uint8_t>(), codes.data<uint8_t>(), codes[0], tiles[0], units, bits};
+        packing ? tramontane::pack_codes(pool_, call) : tramontane::unpack_codes(pool_, call);
+    }
 
     void move(handle tiles_, handle stored_, const char* name, bool packing) {
         const Array rows(stored_, "stored", FLOATS | UINT8, {ANY, ANY}, !packing);

@@ -128,6 +128,17 @@ void pack(Pool& pool, const Packing& packing);
 void unpack(Pool& pool, const Packing& packing);
 void pack_panel(const Packing& packing);  // of one panel
 
+// Codes of 4 or 8 bits, [rows, units * bits * 4] bytes, and as `panels` of `units`, each 32 columns of 16 rows: four
+// columns of all rows together, of four bits the second 16 columns above the first.
+struct CodePacking {
+    uint8_t* tiles;
+    uint8_t* codes;
+    int64_t rows, panels, units;
+    int bits;
+};
+void pack_codes(Pool& pool, const CodePacking& packing);
+void unpack_codes(Pool& pool, const CodePacking& packing);
+
 // What a product may do to its activations. UNIFORM: make them 8-bit integers, a scale for each 32, where weights are
 // integers too, or bfloat16 where they are that. FAST: the same, or something else where there are many tokens: they and
 // the weights may become bfloat16. EXACT: keep them in float.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.modules import DETERMINISTIC, MODULES, make, unset
 from tramontane.kernels import Ops, cpu
-from tramontane.kernels.coded import TABLES, unpack
+from tramontane.kernels.coded import TABLES, Coded, unpack
 from tramontane.kernels.reference import ReferenceOps
 from tramontane.loading.quantized.packing import pack, row_bytes
 from tramontane.weights import CodedWeight, make_weight
@@ -205,6 +205,23 @@ def test_fast_products_are_as_good_as_they_say(isa: str, name: str) -> None:
 
 
 @pytest.mark.skipif(not cpu.available(), reason="the compiled module is not built")
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (16, 64), (35, 96)])
+def test_codes_are_packed_and_lose_nothing(bits: int, rows: int, columns: int) -> None:
+    tensors, _ = random_coded(bits, (rows, columns), zeros=np.uint8)
+    coded = Coded(tensors["codes"], bits, columns, tensors["table"], tensors["scales"], 32, zeros=tensors["zeros"])
+    ops = cpu.CpuOps(2)
+    packed = ops.pack_codes(coded)
+    assert packed.codes.ndim == 3
+    assert packed.codes.nbytes == -(-rows // 16) * 16 * columns * bits // 8
+    np.testing.assert_array_equal(ops.unpack_codes(packed, rows), tensors["codes"])
+    with pytest.raises(ValueError, match="codes"):
+        ops.matmul_coded(unset(1, rows + 16), np.zeros((1, columns), np.float32), packed)
+    with pytest.raises(ValueError, match="tiles"):
+        ops.unpack_codes(packed, rows + 16)
+
+
+@pytest.mark.skipif(not cpu.available(), reason="the compiled module is not built")
 @pytest.mark.parametrize("isa", cpu.isas() if cpu.available() else [])
 def test_levels_that_are_no_whole_numbers_lose_little(isa: str) -> None:
     tensors, values = random_coded(4, (32, 1024), group=64)
@@ -218,7 +235,9 @@ def test_levels_that_are_no_whole_numbers_lose_little(isa: str) -> None:
     assert np.linalg.norm(out - want) < 0.015 * np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("name", ["everything", "powers of two", "groups across rows", "a factor"])
+@pytest.mark.parametrize(
+    "name", ["everything", "powers of two", "groups across rows", "a factor", "zero points of bytes", "bytes to spare"]
+)
 def test_tensors_round_trip(ops: Ops, name: str) -> None:
     case = dict(CASES[name])
     bits = case.pop("bits")

@@ -102,6 +102,15 @@ class Ops(Protocol):
         """The matrix [N,K], or its blocks, that `packed` was made of, on the host and bit for bit."""
         ...
 
+    def pack_codes(self, coded: Coded) -> Coded:
+        """The same matrix with its codes as this module multiplies them fastest, for `matmul_coded` and `rows_coded` of
+        this module alone; the same where there is nothing faster."""
+        ...
+
+    def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
+        """The codes of so many rows that `pack_codes` was given, on the host and bit for bit."""
+        ...
+
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         """The first prod(shape) elements of a contiguous array, as `shape`, same memory."""
         ...

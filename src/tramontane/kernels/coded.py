@@ -34,7 +34,8 @@ class Coded:
     """
 
     codes: Array
-    """uint8 [N, at least ceil(K * bits / 8)]: each row's codes from the lowest bit of its first byte on."""
+    """uint8 [N, at least ceil(K * bits / 8)]: each row's codes from the lowest bit of its first byte on. Or what
+    `Ops.pack_codes` made of them."""
     bits: int
     """1 to 8."""
     columns: int

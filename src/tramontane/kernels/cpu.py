@@ -14,6 +14,7 @@ same for one row and for many, except that AMX multiplies many rows in bfloat16 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -123,6 +124,24 @@ class CpuOps(RecurrentOps):
         stored = np.empty((shape[0], columns), packed.dtype)
         self._native.unpack(stored, packed, format)
         return stored
+
+    def pack_codes(self, coded: Coded) -> Coded:
+        codes, bits = coded.codes, coded.bits
+        # Small floats become integers from their rows; groups that are no vectors become floats.
+        integers = bits == 4 or (bits == 8 and np.array_equal(np.rint(coded.table), coded.table))
+        vectors = coded.group % 16 == 0 or coded.scales.shape[1] == 1
+        if not integers or not vectors or coded.columns % 32 or codes.shape[1] != coded.columns * bits // 8:
+            return coded
+        panels = self._arena.empty((-(-codes.shape[0] // 16), coded.columns // 32, bits * 64), codes.dtype)
+        self._native.pack_codes(panels, np.ascontiguousarray(codes), bits)
+        return dataclasses.replace(coded, codes=panels)
+
+    def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
+        if coded.codes.ndim != 3:
+            return self.to_host(coded.codes)
+        codes = np.empty((rows, coded.columns * coded.bits // 8), np.uint8)
+        self._native.unpack_codes(codes, coded.codes, coded.bits)
+        return codes
 
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.reshape(-1)[: math.prod(shape)].reshape(shape)

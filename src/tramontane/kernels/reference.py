@@ -298,6 +298,12 @@ class ReferenceOps(RecurrentOps):
     def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
         return self.to_host(packed)
 
+    def pack_codes(self, coded: Coded) -> Coded:
+        return coded
+
+    def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
+        return self.to_host(coded.codes)
+
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.reshape(-1)[: math.prod(shape)].reshape(shape)
 

@@ -33,10 +33,10 @@ class CodedWeight(Weight):
     """A matrix [N, K] of codes: the arrays of `kernels.coded.Coded` under their names, `layout` int32 [group,
     row_block], and where it is not one `factor` float32 [1]."""
 
-    def __init__(self, ops: Ops, format: str, coded: Coded, nbytes: int) -> None:
+    def __init__(self, ops: Ops, format: str, shape: tuple[int, int], coded: Coded, nbytes: int) -> None:
         self.ops = ops
         self.format = format
-        self.shape = coded.shape
+        self.shape = shape
         self._coded = coded
         self._nbytes = nbytes
 
@@ -67,8 +67,9 @@ class CodedWeight(Weight):
         return tensors
 
     def _host(self) -> dict[str, NDArray[Any]]:
-        arrays = {name: getattr(self._coded, name) for name in _ARRAYS}
-        return {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
+        arrays = {name: getattr(self._coded, name) for name in _ARRAYS if name != "codes"}
+        kept = {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
+        return {"codes": self.ops.unpack_codes(self._coded, self.shape[0]), **kept}
 
     @classmethod
     def from_tensors(
@@ -95,7 +96,7 @@ class CodedWeight(Weight):
             raise ValueError(f"{format} weight {list(shape)} has codes of {host.shape[0]} rows")
         moved = {name: ops.from_host(tensors[name]) for name in _ARRAYS if name in tensors}
         nbytes = sum(array.nbytes for array in tensors.values())
-        return cls(ops, format, dataclasses.replace(host, **moved), nbytes)
+        return cls(ops, format, shape, ops.pack_codes(dataclasses.replace(host, **moved)), nbytes)
 
 
 def select_coded_rows(
