@@ -24,8 +24,8 @@ struct NumpyArray {
 };
 constexpr int CONTIGUOUS = 0x0001, WRITEABLE = 0x0400;
 
-constexpr const char* NAMES[] = {"float32", "float16", "bfloat16", "int32", "uint8"};
-constexpr int KNOWN = 5;
+constexpr const char* NAMES[] = {"float32", "float16", "bfloat16", "int32", "uint8", "int8", "float8_e4m3fn"};
+constexpr int KNOWN = 7;
 
 PyTypeObject* array_type = nullptr;
 std::array<PyObject*, KNOWN> dtypes{};
@@ -66,8 +66,8 @@ void import_numpy() {
     const nb::module_ numpy = nb::module_::import_("numpy"), ml_dtypes = nb::module_::import_("ml_dtypes");
     array_type = reinterpret_cast<PyTypeObject*>(nb::object(numpy.attr("ndarray")).release().ptr());
     for (int i = 0; i < KNOWN; i++) {
-        const bool brain = i == static_cast<int>(DType::BFLOAT16);
-        nb::object name = brain ? nb::object(ml_dtypes.attr("bfloat16")) : nb::object(nb::str(NAMES[i]));
+        nb::object name = nb::str(NAMES[i]);
+        if (nb::hasattr(ml_dtypes, name)) name = ml_dtypes.attr(name);
         dtypes[i] = numpy.attr("dtype")(name).release().ptr();
     }
 }
@@ -110,6 +110,16 @@ Format Array::format() const {
         case DType::FLOAT16: return Format::F16;
         case DType::BFLOAT16: return Format::BF16;
         default: return Format::F32;
+    }
+}
+
+CacheFormat Array::cache_format() const {
+    switch (dtype_) {
+        case DType::FLOAT16: return CacheFormat::F16;
+        case DType::BFLOAT16: return CacheFormat::BF16;
+        case DType::INT8: return CacheFormat::I8;
+        case DType::FLOAT8_E4M3: return CacheFormat::E4M3;
+        default: return CacheFormat::F32;
     }
 }
 

@@ -10,12 +10,13 @@
 
 namespace tramontane {
 
-enum class DType : int { FLOAT32, FLOAT16, BFLOAT16, INT32, UINT8, OTHER };
+enum class DType : int { FLOAT32, FLOAT16, BFLOAT16, INT32, UINT8, INT8, FLOAT8_E4M3, OTHER };
 
 // A set of dtypes.
 constexpr unsigned bit(DType type) { return 1u << static_cast<int>(type); }
 constexpr unsigned FLOAT32 = bit(DType::FLOAT32), INT32 = bit(DType::INT32), UINT8 = bit(DType::UINT8);
 constexpr unsigned FLOATS = FLOAT32 | bit(DType::FLOAT16) | bit(DType::BFLOAT16);
+constexpr unsigned CELLS = FLOATS | bit(DType::INT8) | bit(DType::FLOAT8_E4M3);  // what caches are made of
 
 // Reads numpy and ml_dtypes once; to be called when the module is imported.
 void import_numpy();
@@ -42,6 +43,7 @@ class Array {
     bool same_shape(const Array& other) const;
     DType dtype() const { return dtype_; }
     Format format() const;  // of floating dtypes
+    CacheFormat cache_format() const;  // of `CELLS`
 
    private:
     char* data_;

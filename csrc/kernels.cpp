@@ -1,4 +1,5 @@
-// All kernels of one instruction set. Compiled once for each, with TRAMONTANE_<ISA> and its compiler flags.
+// The kernels of one instruction set, but for those of attention.cpp and tiles.cpp. Compiled once for each, with
+// TRAMONTANE_<ISA> and its compiler flags.
 //
 // Everything but the final table has internal linkage, and no inline function of the standard library is called: the
 // linker keeps one copy of such functions for the whole module, which must not be one that needs a newer processor.
@@ -8,27 +9,8 @@
 #include <math.h>
 #include <string.h>
 
-#if defined(TRAMONTANE_AVX2) || defined(TRAMONTANE_AVX512)
-#include <immintrin.h>
-#elif defined(TRAMONTANE_NEON)
-#include <arm_neon.h>
-#endif
-
+#include "isa.h"
 #include "scratch.h"
-
-#if defined(TRAMONTANE_AVX512)
-#define ISA avx512
-#define ISA_NAME "avx512"
-#elif defined(TRAMONTANE_AVX2)
-#define ISA avx2
-#define ISA_NAME "avx2"
-#elif defined(TRAMONTANE_NEON)
-#define ISA neon
-#define ISA_NAME "neon"
-#else
-#define ISA plain
-#define ISA_NAME "plain"
-#endif
 
 namespace tramontane::ISA {
 namespace {
@@ -37,7 +19,6 @@ namespace {
 #include "simd.h"
 #include "blocks.h"
 #include "matmul.inc"
-#include "attention.inc"
 #include "elementwise.inc"
 
 }  // namespace

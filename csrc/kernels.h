@@ -122,24 +122,34 @@ struct CodedRows {
     Coded weight;
 };
 
+// How the numbers of a cache are stored. Those of I8 and E4M3 are codes, and have a scale a token and head.
+enum class CacheFormat : int { F32, F16, BF16, I8, E4M3 };
+constexpr bool has_scales(CacheFormat format) { return format == CacheFormat::I8 || format == CacheFormat::E4M3; }
+constexpr int64_t cell_bytes(CacheFormat format) { return format == CacheFormat::F32 ? 4 : has_scales(format) ? 1 : 2; }
+// Elements that a token takes of a head, its scale among them.
+constexpr int64_t cells_of(CacheFormat format, int64_t size) { return has_scales(format) ? size + 2 : size; }
+
+// Of keys a block's head is [head_size, block_size], of values [block_size, head_size]; where these are codes, their
+// scales in bfloat16 [block_size] follow.
 struct CacheWrite {
-    uint8_t* cache;  // [blocks, heads, block_size, head_size] in `format`
+    uint8_t* cache;  // [blocks, heads, bytes of a block's head]
     const float* x;  // [tokens, heads, head_size]
     const int32_t* slots;
     int64_t tokens, heads, head_size, block_size;
-    Format format;
+    CacheFormat format;
+    bool keys;
 };
 
 struct Attention {
     float* out;              // [tokens, q_heads, value_size]
     const float* q;          // [tokens, q_heads, head_size]
-    const uint8_t* k_cache;  // [blocks, kv_heads, block_size, head_size] in `format`
-    const uint8_t* v_cache;  // the same with value_size
+    const uint8_t* k_cache;  // of blocks as `CacheWrite` fills them
+    const uint8_t* v_cache;
     const int32_t* tables;  // [sequences, table_size]
     const int32_t* query_start;
     const int32_t* context_lens;
     int64_t sequences, table_size, q_heads, kv_heads, head_size, value_size, block_size;
-    Format format;
+    CacheFormat format;
     float scale;
     int64_t window;  // 0: none
     bool causal;
@@ -172,17 +182,16 @@ struct Kernels {
     float (*softmax_weights)(float* scaled, float* weights, double* total, const float* x, int64_t count, float divisor);
 };
 
-namespace plain {
-extern const Kernels kernels;
-}
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-namespace neon {
-extern const Kernels kernels;
-}
+#define DECLARE_KERNELS(isa)                       \
+    namespace isa {                                \
+    extern const Kernels kernels;                  \
+    void write_cache(Pool&, const CacheWrite&);    \
+    void attention(Pool&, const Attention&);       \
+    }
+DECLARE_KERNELS(plain)
+DECLARE_KERNELS(avx2)
+DECLARE_KERNELS(avx512)
+DECLARE_KERNELS(neon)
+#undef DECLARE_KERNELS
 
 }  // namespace tramontane

@@ -52,6 +52,13 @@ class Layers {
 
     void softcap(handle x_, float cap) { transform(x_, Transform::SOFTCAP, cap); }
 
+    void shift(handle x_, handle by_) {
+        const Array x(x_, "x", FLOAT32, {ANY, ANY}, true), by(by_, "by", FLOAT32, {x[1]});
+        device_.compute(x.size(), [=] {
+            tramontane::shift(x.data<float>(), by.data<const float>(), x[0], x[1]);
+        });
+    }
+
     void place(handle out_, handle x_, int64_t to, int64_t start, int64_t width) {
         const Array out(out_, "out", FLOAT32, {ANY, ANY, ANY}, true), x(x_, "x", FLOAT32, {out[0], ANY, ANY});
         require(x[1] == 1 || x[1] == out[1], "x must have one head or as many as out");
@@ -99,24 +106,24 @@ class Layers {
 
     void write_cache(handle k_cache_, handle v_cache_, handle k_, handle v_, handle slots_) {
         const Array k(k_, "k", FLOAT32, {ANY, ANY, ANY}), v(v_, "v", FLOAT32, {k[0], k[1], ANY});
-        const Array k_cache(k_cache_, "k_cache", FLOATS, {ANY, k[1], ANY, k[2]}, true);
-        const Array v_cache(v_cache_, "v_cache", bit(k_cache.dtype()), {k_cache[0], k[1], k_cache[2], v[2]}, true);
+        const Array k_cache(k_cache_, "k_cache", CELLS, {}, true), v_cache(v_cache_, "v_cache", CELLS, {}, true);
+        check_caches(k_cache, v_cache, k[1], k[2], v[2]);
         const Array slots(slots_, "slots", INT32, {k[0]});
         device_.compute(k.size() + v.size(), [=, this] {
-            check_ids(slots, "slots", k_cache[0] * k_cache[2]);
+            check_ids(slots, "slots", k_cache[0] * k_cache[3]);
             for (const auto& [cache, x] : {std::pair{&k_cache, &k}, {&v_cache, &v}}) {
                 if (x->size() == 0) continue;
                 kernels_.write_cache(pool_, {cache->data<uint8_t>(), x->data<const float>(),
-                                             slots.data<const int32_t>(), (*x)[0], (*x)[1], (*x)[2], (*cache)[2],
-                                             cache->format()});
+                                             slots.data<const int32_t>(), (*x)[0], (*x)[1], (*x)[2], k_cache[3],
+                                             cache->cache_format(), cache == &k_cache});
             }
         });
     }
 
     void copy_blocks(handle cache_, handle source_, handle target_) {
-        const Array cache(cache_, "cache", FLOATS, {ANY, ANY, ANY, ANY}, true);
+        const Array cache(cache_, "cache", CELLS, {ANY, ANY, ANY, ANY}, true);
         const Array source(source_, "source", INT32, {ANY}), target(target_, "target", INT32, {source[0]});
-        const int64_t bytes = row_bytes(cache.format(), cache[1] * cache[2] * cache[3]);
+        const int64_t bytes = cell_bytes(cache.cache_format()) * cache[1] * cache[2] * cache[3];
         device_.compute(source[0] * bytes, [=] {
             check_ids(source, "source", cache[0]);
             check_ids(target, "target", cache[0]);
@@ -129,8 +136,8 @@ class Layers {
                    handle context_lens_, float scale, int64_t window, bool causal, float softcap, handle sinks_,
                    handle slopes_) {
         const Array q(q_, "q", FLOAT32, {ANY, ANY, ANY}), out(out_, "out", FLOAT32, {q[0], q[1], ANY}, true);
-        const Array k_cache(k_cache_, "k_cache", FLOATS, {ANY, ANY, ANY, q[2]});
-        const Array v_cache(v_cache_, "v_cache", bit(k_cache.dtype()), {k_cache[0], k_cache[1], k_cache[2], out[2]});
+        const Array k_cache(k_cache_, "k_cache", CELLS, {}), v_cache(v_cache_, "v_cache", CELLS, {});
+        check_caches(k_cache, v_cache, ANY, q[2], out[2]);
         const Array context_lens(context_lens_, "context_lens", INT32, {ANY});
         const Array tables(tables_, "block_tables", INT32, {context_lens[0], ANY});
         const Array query_start(query_start_, "query_start", INT32, {context_lens[0] + 1});
@@ -148,8 +155,8 @@ class Layers {
             .kv_heads = k_cache[1],
             .head_size = q[2],
             .value_size = out[2],
-            .block_size = k_cache[2],
-            .format = k_cache.format(),
+            .block_size = k_cache[3],
+            .format = k_cache.cache_format(),
             .scale = scale,
             .window = window,
             .causal = causal,
@@ -218,6 +225,14 @@ class Layers {
         device_.compute(x.size(), [=, this] {
             kernels_.transform(pool_, x.data<float>(), x.size(), kind, number);
         });
+    }
+
+    // Holds keys [blocks, heads, key_size, block_size] and values [blocks, heads, block_size, value_size] to each other.
+    static void check_caches(const Array& keys, const Array& values, int64_t heads, int64_t key_size, int64_t value_size) {
+        const CacheFormat format = keys.cache_format();
+        keys.expect("k_cache", {ANY, heads, cells_of(format, key_size), ANY});
+        values.expect("v_cache", {keys[0], keys[1], keys[3], cells_of(format, value_size)});
+        require(keys.dtype() == values.dtype(), "k_cache and v_cache must have the same dtype");
     }
 
     // Proves that a step reads only blocks that exist.

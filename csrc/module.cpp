@@ -101,6 +101,7 @@ NB_MODULE(_native, m) {
     layers("scale", &Layers::scale);
     layers("clip", &Layers::clip);
     layers("softcap", &Layers::softcap);
+    layers("shift", &Layers::shift);
     layers("place", &Layers::place);
     layers("copy", &Layers::copy);
     layers("rope_angles", &Layers::rope_angles);

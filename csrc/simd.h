@@ -43,6 +43,11 @@ inline __m512i wide_codes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline Vec load_u8(const uint8_t* p) { return {_mm512_cvtepi32_ps(wide_codes(p))}; }
+// Numbers of 8 bits with 4 of exponent, over 256: as halves they have the same bits, moved.
+inline Vec load_e4m3(const uint8_t* p) {
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(int16_t(0xBF80))))};
+}
 
 inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 
@@ -109,6 +114,10 @@ inline __m256i wide_codes(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 inline Vec load_u8(const uint8_t* p) { return {_mm256_cvtepi32_ps(wide_codes(p))}; }
+inline Vec load_e4m3(const uint8_t* p) {
+    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(int16_t(0xBF80))))};
+}
 
 inline float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 
@@ -230,6 +239,12 @@ inline Vec load_u8(const uint8_t* p) {
     UnsignedBytes bytes;
     memcpy(&bytes, p, sizeof bytes);
     return {__builtin_convertvector(bytes, Floats)};
+}
+
+inline Vec load_e4m3(const uint8_t* p) {
+    uint16_t halves[LANES];
+    for (int i = 0; i < LANES; i++) halves[i] = uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7F) << 7);
+    return load_f16(halves);
 }
 
 inline float sum(Vec a) {

@@ -54,6 +54,13 @@ inline Vec load_u8(const uint8_t* p) {
     const uint16x8_t wide = vmovl_u8(vld1_u8(p));
     return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(wide)))};
 }
+// Numbers of 8 bits with 4 of exponent, over 256: as halves they have the same bits, moved.
+inline Vec load_e4m3(const uint8_t* p) {
+    const int16x8_t wide = vshlq_n_s16(vmovl_s8(vld1_s8(reinterpret_cast<const int8_t*>(p))), 7);
+    const uint16x8_t halves = vandq_u16(vreinterpretq_u16_s16(wide), vdupq_n_u16(0xBF80));
+    return {vcvt_f32_f16(vreinterpret_f16_u16(vget_low_u16(halves))),
+            vcvt_f32_f16(vreinterpret_f16_u16(vget_high_u16(halves)))};
+}
 
 inline float half_to_float(uint16_t h) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);

@@ -40,6 +40,11 @@ void mask(float* logits, int64_t vocabulary, const int32_t* rows, const int32_t*
     }
 }
 
+void shift(float* x, const float* by, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r++, x += columns)
+        for (int64_t i = 0; i < columns; i++) x[i] += by[i];
+}
+
 void multiply(float* out, const float* x, int64_t count) {
     for (int64_t i = 0; i < count; i++) out[i] *= x[i];
 }

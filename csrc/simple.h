@@ -16,6 +16,7 @@ void apply_edits(float* logits, int64_t vocabulary, const int32_t* rows, const i
 void mask(float* logits, int64_t vocabulary, const int32_t* rows, const int32_t* masks, int64_t count);
 
 // out *= x
+void shift(float* x, const float* by, int64_t rows, int64_t columns);
 void multiply(float* out, const float* x, int64_t count);
 
 // Copies `width` elements a head, from heads of `x_size` elements (all of them the same where x has one) to heads of

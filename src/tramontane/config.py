@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from tramontane.errors import InvalidRequest
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
+CacheDType = Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|metal")
 
@@ -40,9 +41,9 @@ def _check_optional(
         _check(name, value, kind, low, high)
 
 
-def _check_dtype(name: str, value: str) -> None:
-    if value not in get_args(DType):
-        raise InvalidRequest(name, f"{value!r} is not a dtype", f"Use one of {', '.join(get_args(DType))}.")
+def _check_dtype(name: str, value: str, known: Any = DType) -> None:
+    if value not in get_args(known):
+        raise InvalidRequest(name, f"{value!r} is not a dtype", f"Use one of {', '.join(get_args(known))}.")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class CacheConfig:
     prefix_caching: bool = True
     paged_attention: bool = True
     """False: each sequence reserves the blocks of a whole context, contiguous, and shares nothing."""
-    dtype: DType = "auto"
-    """auto: float32 where the model computes in float32 weights, else float16."""
+    dtype: CacheDType = "auto"
+    """auto: float32 where the model computes in float32 weights, else float16. int8 and fp8 (e4m3) keep a scale a token
+    and head."""
 
     def __post_init__(self) -> None:
         _check("block_size", self.block_size, int, 1, 1024)
@@ -67,7 +69,7 @@ class CacheConfig:
         _check_optional("memory_fraction", self.memory_fraction, (int, float), 0.001, 1.0)
         _check("prefix_caching", self.prefix_caching, bool)
         _check("paged_attention", self.paged_attention, bool)
-        _check_dtype("cache_dtype", self.dtype)
+        _check_dtype("cache_dtype", self.dtype, CacheDType)
         sized = [n for n in ("num_blocks", "memory_bytes", "memory_fraction") if getattr(self, n) is not None]
         if len(sized) > 1:
             raise InvalidRequest(sized[1], f"the cache's size is already set by {sized[0]}", "Give one of them.")

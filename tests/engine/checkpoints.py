@@ -157,7 +157,8 @@ def rig(
     grammars: Grammars | None = None,
 ) -> Rig:
     groups = cache_groups(loaded.spec)
-    cache = loaded.decoder.new_cache(num_blocks, config.cache.block_size, "float32", num_states)
+    dtype = "float32" if config.cache.dtype == "auto" else config.cache.dtype
+    cache = loaded.decoder.new_cache(num_blocks, config.cache.block_size, dtype, num_states)
     runner = Runner(
         loaded.decoder,
         loaded.ops,

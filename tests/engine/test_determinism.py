@@ -8,16 +8,15 @@ import pytest
 
 from tests.engine.checkpoints import VOCAB, Rig, load, prompt, request, rig
 from tests.kernels.modules import DETERMINISTIC, make
-from tramontane.config import CacheConfig, EngineConfig, SchedulerConfig
+from tramontane.config import CacheConfig, CacheDType, EngineConfig, SchedulerConfig
 from tramontane.engine.sequence import EngineRequest
 
 COUNT = 64
 
 
-def config(num_batched_tokens: int = 96, prefix_caching: bool = True) -> EngineConfig:
-    return EngineConfig(
-        CacheConfig(block_size=4, prefix_caching=prefix_caching), SchedulerConfig(COUNT, num_batched_tokens)
-    )
+def config(num_batched_tokens: int = 96, prefix_caching: bool = True, dtype: CacheDType = "auto") -> EngineConfig:
+    cache = CacheConfig(block_size=4, prefix_caching=prefix_caching, dtype=dtype)
+    return EngineConfig(cache, SchedulerConfig(COUNT, num_batched_tokens))
 
 
 def requests() -> list[EngineRequest]:
@@ -77,17 +76,18 @@ def test_together_as_alone_in_a_pool_that_is_too_small(module: str, checkpoint: 
     assert len({tuple(alone.ids(one.id)) for one in everyone}) > COUNT // 2, "the model must say different things"
 
 
-def test_chunk_sizes_and_the_prefix_cache_change_nothing(checkpoint: Path) -> None:
-    """A prompt in one piece, in many, and out of the cache."""
+@pytest.mark.parametrize("dtype", ["float32", "int8", "fp8"])
+def test_chunk_sizes_and_the_prefix_cache_change_nothing(dtype: CacheDType, checkpoint: Path) -> None:
+    """A prompt in one piece, in many, and out of the cache, which may be quantized."""
     loaded = load(checkpoint, make("reference/deterministic"))
     shared = prompt(60)
     everyone = [
         request(f"{number}", (*shared[: 20 + number], number), seed=number, max_tokens=5, logprobs=VOCAB)
         for number in range(12)
     ]
-    whole = rig(loaded, config(700, prefix_caching=False), 400).run(everyone)
-    pieces = rig(loaded, config(13, prefix_caching=False), 400).run(everyone)
-    cached = rig(loaded, config(700), 400).run(everyone[:3]).run(everyone[3:])
+    whole = rig(loaded, config(700, False, dtype), 400).run(everyone)
+    pieces = rig(loaded, config(13, False, dtype), 400).run(everyone)
+    cached = rig(loaded, config(700, True, dtype), 400).run(everyone[:3]).run(everyone[3:])
     assert whole.engine.stats().cached_tokens == 0
     assert cached.engine.stats().cached_tokens > 100
     assert_same(pieces, whole, everyone)

@@ -172,7 +172,9 @@ def _layers(rng: np.random.Generator) -> Iterator[Case]:
         x = rng.standard_normal((3, 2, 37), np.float32)
         want = cache.copy()
         want[slots // 4, :, slots % 4] = x.astype(dtype)
-        yield Case("write_cache", format, (3, 2, 37, 4), (), (cache, x, slots), want)
+        yield Case("write_cache", format, (3, 2, 37, 4, 0), (), (cache, x, slots), want)
+        keys, wanted = (np.ascontiguousarray(each.swapaxes(2, 3)) for each in (cache, want))
+        yield Case("write_cache", format, (3, 2, 37, 4, 1), (), (keys, x, slots), wanted)
 
 
 def _attention(rng: np.random.Generator) -> Iterator[Case]:

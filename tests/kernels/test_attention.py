@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels import oracles
-from tests.kernels.modules import DETERMINISTIC, FLOATS, call, ints, make, normal, unset
+from tests.kernels.modules import DETERMINISTIC, call, ints, make, normal, unset
 from tramontane.kernels import Ops
+from tramontane.kernels.cells import CELLS, numpy_dtype, read_keys, read_values, rotate, write_keys, write_values
 
-each_dtype = pytest.mark.parametrize("dtype", FLOATS)
+each_dtype = pytest.mark.parametrize("dtype", CELLS)
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 PLAIN: dict[str, Any] = {}
@@ -55,15 +56,23 @@ class Paged:
         counts = [-(-n // size) for n in lengths]
         blocks = rng.permutation(sum(counts) + 2)
         self.tables = np.full((len(lengths), max(counts, default=0) + spare), -1, np.int32)
+        cells = CELLS[dtype]
         self.k_cache, self.v_cache = (
-            np.full((len(blocks), heads, size, w), np.nan, np.float32).astype(FLOATS[dtype]) for w in widths
+            rng.integers(0, 256, shape, np.uint8).view(numpy_dtype(cells.dtype))
+            if cells.top
+            else np.full(shape, np.nan, np.float32).astype(numpy_dtype(cells.dtype))
+            for shape in cells.shapes(len(blocks), heads, size, *widths)
         )
         for s, n in enumerate(lengths):
             self.tables[s, : counts[s]] = blocks[sum(counts[:s]) : sum(counts[: s + 1])]
-            for cache, values in ((self.k_cache, self.k), (self.v_cache, self.v)):
-                at = np.arange(n)
-                cache[self.tables[s][at // size], :, at % size] = values[s].astype(cache.dtype)
-                values[s] = values[s].astype(cache.dtype).astype(np.float32)
+            table = self.tables[s, : counts[s]]
+            slots = (table[:, None] * size + np.arange(size, dtype=np.int32)).reshape(-1)[:n]
+            write_keys(self.k_cache, self.k[s], slots)
+            write_values(self.v_cache, self.v[s], slots)
+            # What the caches stand for is what attention is held to; how near that is to what was written: test_cells.
+            held = read_keys(self.k_cache[table], widths[0]), read_values(self.v_cache[table], widths[1])
+            keys, self.v[s] = (x.swapaxes(1, 2).reshape(-1, heads, x.shape[3])[:n] for x in held)
+            self.k[s] = rotate(keys) if cells.top else keys
 
     def attend(
         self,
@@ -83,7 +92,7 @@ class Paged:
         contexts = ints(*(b for _, _, b in rows))
         scores = self._scores(kind)
         args = (q.astype(np.float32), self.k_cache, self.v_cache, tables, starts, contexts, scale, window)
-        out = call(ops, "attention", unset(*q.shape[:2], self.v_cache.shape[3]), *args, *scores.values())
+        out = call(ops, "attention", unset(*q.shape[:2], self.v[0].shape[2]), *args, *scores.values())
         return [out[a:b] for a, b in pairwise(starts)]
 
     def expected(
@@ -168,6 +177,36 @@ def test_long_prompts_go_in_pieces(ops: Ops, rng: np.random.Generator, monkeypat
         np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.25, 100), atol=3e-6, rtol=3e-6)
 
 
+@pytest.mark.parametrize(("window", "causal"), [(0, True), (700, True), (0, False)])
+def test_contexts_of_many_parts(ops: Ops, window: int, causal: bool, rng: np.random.Generator) -> None:
+    """Longer than what is merged at once, read by one row, by a few and by many; windows that begin within a part."""
+    kind = {"causal": causal, "sinks": True}
+    paged = Paged(rng, [1500, 1030], 4, 2, 16, 16, "float16")
+    rows = [(0, 1499, 1500), (1, 1000, 1030), (0, 1100, 1400)]
+    for (s, a, b), actual in zip(rows, paged.attend(ops, rows, 0.25, window, kind), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.25, window, kind), atol=4e-6, rtol=4e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8"])
+@pytest.mark.parametrize("window", [0, 600])
+def test_parts_of_a_long_context_do_not_depend_on_how_they_are_shared(
+    dtype: str, window: int, rng: np.random.Generator
+) -> None:
+    """One row alone is cut among threads, of many rows some tiles are, and one thread cuts nothing."""
+    cpu = pytest.importorskip("tramontane.kernels.cpu")
+    paged = Paged(rng, [1700, 600, 1100], 8, 2, 32, 16, dtype)
+    for module in (f"cpu-{isa}" for isa in cpu.isas()):
+        one, three = make(module, threads=1), make(module, threads=3)
+        many = paged.attend(one, [(0, 1500, 1700), (1, 0, 600), (2, 1099, 1100)], 0.2, window)
+        for ops in (one, three):
+            alone = paged.attend(ops, [(0, 1699, 1700)], 0.2, window)[0]
+            np.testing.assert_array_equal(alone, many[0][199:])
+            np.testing.assert_array_equal(paged.attend(ops, [(2, 1099, 1100)], 0.2, window)[0], many[2])
+            among = paged.attend(ops, [(2, 1099, 1100), (1, 580, 600), (0, 1500, 1700)], 0.2, window)
+            for actual, right in zip(among, (many[2], many[1][580:], many[0]), strict=True):
+                np.testing.assert_array_equal(actual, right)
+
+
 def test_attention_of_nothing(ops: Ops, rng: np.random.Generator) -> None:
     paged = Paged(rng, [5], 2, 1, 8, 4)
     assert paged.attend(ops, [], 1.0, 0) == []
@@ -182,7 +221,8 @@ def test_attention_of_any_geometry(ops: Ops, data: st.DataObject) -> None:
     lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     size, widths = draw(st.sampled_from([1, 2, 5, 16])), (draw(st.integers(1, 33)), draw(st.integers(1, 33)))
-    paged = Paged(rng, lengths, heads * shared, heads, widths[0], size, value_width=widths[1])
+    dtype = draw(st.sampled_from(["float32", "int8"]))
+    paged = Paged(rng, lengths, heads * shared, heads, widths[0], size, dtype, value_width=widths[1])
     window = draw(st.integers(0, 45))
     kind = KINDS[draw(st.sampled_from(list(KINDS)))]
     rows = []
@@ -194,7 +234,7 @@ def test_attention_of_any_geometry(ops: Ops, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.get("causal", True)])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "fp8"])
 @pytest.mark.parametrize("window", [0, 7, 40])
 def test_attention_does_not_depend_on_chunks_nor_on_neighbours(
     fixed: Ops, dtype: str, window: int, kind: str, rng: np.random.Generator
@@ -242,6 +282,8 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         {1: q.astype(np.float64)},
         {2: paged.k_cache[:, :1].copy()},
         {3: paged.v_cache[:, :, :2].copy()},
+        {3: paged.v_cache.astype(np.float16)},
+        {2: np.zeros_like(paged.k_cache, np.int8), 3: np.zeros_like(paged.v_cache, np.int8)},
         {4: paged.tables.astype(np.int64)},
         {5: ints(0, 3)},
         {11: paged.sinks[:3].copy()},

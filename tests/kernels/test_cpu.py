@@ -120,10 +120,12 @@ def test_every_half_is_read_and_every_float_rounded_to_one(isa: str) -> None:
                 [finite, between, np.nextafter(between, np.float32(-np.inf)), np.nextafter(between, np.float32(np.inf))]
             )
             x = x[np.isfinite(x)][None, None]
-            cache = np.zeros((1, 1, 1, x.shape[2]), dtype)
-            ops.write_cache(cache, cache.copy(), x, x, ints(0))
-            expected = x.astype(dtype)[None]
-        np.testing.assert_array_equal(cache.view(np.uint16), expected.view(np.uint16))
+            keys = np.zeros((1, 1, x.shape[2], 1), dtype)
+            values = np.zeros((1, 1, 1, x.shape[2]), dtype)
+            ops.write_cache(keys, values, x, x, ints(0))
+            expected = x.astype(dtype)[None].view(np.uint16)
+        np.testing.assert_array_equal(keys.swapaxes(2, 3).copy().view(np.uint16), expected)
+        np.testing.assert_array_equal(values.view(np.uint16), expected)
 
 
 # ---- One arithmetic: rows, threads, shapes
@@ -176,7 +178,10 @@ def test_attention_does_not_depend_on_the_threads(isa: str, heads: tuple[int, in
     for table, context in zip(tables, contexts, strict=True):
         for i in range(-(-context // block)):
             table[i] = next(taken)
-    keys, values = (normal(tables.size, key_heads, block, size, seed=s) for s in (6, 7))
+    keys, values = (
+        normal(tables.size, key_heads, size, block, seed=6),
+        normal(tables.size, key_heads, block, size, seed=7),
+    )
     q = normal(sum(lengths), query_heads, size)
     starts = np.cumsum([0, *lengths]).astype(np.int32)
     results = []
@@ -201,9 +206,9 @@ def test_nothing_to_do_is_fine(isa: str) -> None:
     ops.log_softmax(none, none)
     ops.take_rows(none, normal(3, 32), ints())
     empty = np.empty((0, 2, 8), np.float32)
-    cache = np.zeros((1, 2, 4, 8), np.float32)
-    ops.write_cache(cache, cache.copy(), empty, empty, ints())
-    ops.attention(empty, empty, cache, cache, np.empty((0, 1), np.int32), ints(0), ints(), 1.0)
+    caches = np.zeros((1, 2, 8, 4), np.float32), np.zeros((1, 2, 4, 8), np.float32)
+    ops.write_cache(*caches, empty, empty, ints())
+    ops.attention(empty, empty, *caches, np.empty((0, 1), np.int32), ints(0), ints(), 1.0)
 
 
 def test_exponentials_reach_from_zero_to_infinity() -> None:
@@ -331,9 +336,9 @@ def test_what_would_reach_outside_of_an_array_is_refused() -> None:
         refused(f"rows {bad}", ops.apply_edits, table, ints(bad), ints(0), normal(1), normal(1))
         refused(f"rows {bad}", ops.mask, table, ints(bad), ints(0)[:, None])
         refused("ids 8", ops.apply_edits, table, ints(0), ints(8), normal(1), normal(1))
-    cache, k = np.zeros((2, 1, 4, 8), np.float32), normal(1, 1, 8)
-    refused("slots 8", ops.write_cache, cache, cache.copy(), k, k, ints(8))
-    refused("target 2", ops.copy_blocks, cache, ints(0), ints(2))
+    caches, k = (np.zeros((2, 1, 8, 4), np.float32), np.zeros((2, 1, 4, 8), np.float32)), normal(1, 1, 8)
+    refused("slots 8", ops.write_cache, *caches, k, k, ints(8))
+    refused("target 2", ops.copy_blocks, caches[0], ints(0), ints(2))
     places = (ints(0), ints(0)[:, None], ints(0, 0, 0))
     for bad in (-1, 2):
         refused(f"experts {bad}", ops.group_rows, *places, ints(bad)[:, None])
@@ -347,7 +352,7 @@ def test_what_would_reach_outside_of_an_array_is_refused() -> None:
 
     def attention(tables: list[int], starts: list[int], context: int) -> None:
         arrays = ints(*tables)[None], ints(*starts), ints(context)
-        ops.attention(np.empty_like(k), k, cache, cache, *arrays, 1.0)
+        ops.attention(np.empty_like(k), k, *caches, *arrays, 1.0)
 
     attention([1, 0], [0, 1], 8)
     refused("block_tables 2", attention, [1, 2], [0, 1], 8)

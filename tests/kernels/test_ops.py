@@ -331,6 +331,11 @@ def test_rows_may_have_frequencies_of_their_own(ops: Ops, rng: np.random.Generat
             np.testing.assert_allclose(mine[0], all_rows[t], atol=1e-6)
 
 
+def test_shift(ops: Ops, rng: np.random.Generator) -> None:
+    x, by = normal(rng, 5, 33), normal(rng, 33)
+    np.testing.assert_array_equal(call(ops, "shift", x, by), x + by)
+
+
 def test_log_softmax(ops: Ops, rng: np.random.Generator) -> None:
     for shape in ((0, 7), (1, 1), (3, 1000), (2, 50001)):
         logits = normal(rng, *shape) * 10
@@ -354,11 +359,12 @@ def test_write_cache_rounds_and_touches_nothing_else(
     ops: Ops, dtype: str, size: int, t: int, widths: tuple[int, int], rng: np.random.Generator
 ) -> None:
     before = [normal(rng, 5, 3, size, width).astype(FLOATS[dtype]) for width in widths]
+    before[0] = np.ascontiguousarray(before[0].swapaxes(2, 3))
     k, v = (normal(rng, t, 3, width) for width in widths)
     slots = rng.permutation(5 * size)[:t].astype(np.int32)
     expected = [a.copy() for a in before]
     for i, slot in enumerate(slots):
-        for cache, values in zip(expected, (k, v), strict=True):
+        for cache, values in ((expected[0].swapaxes(2, 3), k), (expected[1], v)):
             cache[slot // size, :, slot % size] = values[i].astype(FLOATS[dtype])
     for actual, right in zip(call(ops, "write_cache", *before, k, v, slots, written=2), expected, strict=True):
         np.testing.assert_array_equal(actual.astype(np.float32), right.astype(np.float32))
@@ -725,7 +731,7 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         ("rope", unset(2, 1, 8), unset(2, 4), unset(2, 4), False, 1),
         ("rope", unset(2, 1, 8), unset(2, 2), unset(2, 2), False, -1),
         ("rope_angles", unset(2, 4), unset(2, 4), ints(0, 1), unset(3, 4), 1.0),
-        ("write_cache", unset(1, 1, 4, 8), unset(1, 1, 4, 6), unset(2, 1, 8), unset(2, 1, 8), ints(0, 1)),
+        ("write_cache", unset(1, 1, 8, 4), unset(1, 1, 4, 6), unset(2, 1, 8), unset(2, 1, 8), ints(0, 1)),
         ("activation", unset(2, 31), x, "relu"),
         ("activation", unset(2, 32), x, "swiglu_clamped"),
         ("gated_activation", unset(2, 32), x, x, "swish"),

@@ -30,7 +30,7 @@ class Computation:
         self.embedding = ops.pack(device(normal(rng, 20, WIDTH)), "F32")
         self.router = device(normal(rng, EXPERTS, WIDTH))
         self.experts = tuple(ops.pack(device(normal(rng, WIDTH, WIDTH)), "F32") for _ in range(EXPERTS))
-        self.caches = ops.zeros((4, 2, 4, 16), "float32"), ops.zeros((4, 2, 4, 16), "float32")
+        self.caches = ops.zeros((4, 2, 16, 4), "float32"), ops.zeros((4, 2, 4, 16), "float32")
         self.x, self.out, self.sorted, self.both = (ops.zeros((n * ROWS, WIDTH), "float32") for n in (1, 1, 2, 2))
         self.logits, self.weights = ops.zeros((ROWS, EXPERTS), "float32"), ops.zeros((ROWS, 2), "float32")
         self.chosen, self.places = ops.zeros((ROWS, 2), "int32"), ops.zeros((ROWS, 2), "int32")

@@ -12,6 +12,7 @@ from tests.loading.checkpoints import write_folder
 from tests.models.harness import Rig
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
+from tramontane.kernels.cells import CELLS
 from tramontane.kernels.reference import ReferenceOps
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
@@ -52,7 +53,7 @@ def test_the_workspace_is_as_large_as_estimated(loaded: LoadedModel) -> None:
     assert step.nbytes + rows.nbytes == memory.workspace_bytes(loaded.spec, 32, logits_rows=8)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", CELLS)
 def test_the_cache_is_as_large_as_estimated(loaded: LoadedModel, dtype: str) -> None:
     cache = loaded.decoder.new_cache(7, 16, dtype)
     assert cache.nbytes == 7 * memory.block_bytes(loaded.spec, 16, dtype)

@@ -187,10 +187,10 @@ class Runner {
     }
     // cache, x, slots.
     void write_cache(Case& c) {
-        const Format format = c.format();
+        const auto format = static_cast<CacheFormat>(c.format());
         const int64_t tokens = c.integer(), heads = c.integer(), size = c.integer(), block = c.integer();
         kernels_.write_cache(pool_, {c.result<uint8_t>(), c.array<float>(1), c.array<int32_t>(2), tokens, heads, size,
-                                     block, format});
+                                     block, format, c.integer() != 0});
     }
     // q, keys, values, tables, query starts, context lengths, sinks, slopes.
     void attention(Case& c) {
@@ -204,7 +204,7 @@ class Runner {
         a.context_lens = c.array<int32_t>(5);
         a.sinks = c.array<float>(6);
         a.slopes = c.array<float>(7);
-        a.format = c.format();
+        a.format = static_cast<CacheFormat>(c.format());
         for (int64_t* size : {&a.sequences, &a.table_size, &a.q_heads, &a.kv_heads, &a.head_size, &a.value_size,
                               &a.block_size, &a.window})
             *size = c.integer();

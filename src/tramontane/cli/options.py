@@ -42,7 +42,7 @@ Settings = Annotated[
         "-o",
         metavar="NAME=VALUE",
         help="Any option of the backend, such as context_length=4096, num_blocks=512, dtype=float32, "
-        "cache_dtype=float16, deterministic=true, paged_attention=false. May be repeated.",
+        "cache_dtype=int8, deterministic=true, paged_attention=false. May be repeated.",
     ),
 ]
 Profile = Annotated[

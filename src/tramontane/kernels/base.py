@@ -12,8 +12,8 @@ Arithmetic. Quantized weights are what the format says in float32 (d * q + m, ea
 accumulate in float32. A module may, for quantized matrices, make activations 8-bit integers with a scale for each 32 of
 a row, and sum integers, or, for many rows, make both factors bfloat16; one that was made with `exact=True` never does.
 With `deterministic=True` a row of a result depends on its own inputs alone, bit for bit: not on the other rows, their
-number, or the number of threads. Attention visits a row's context in absolute order in tiles of one cache block, so
-that chunks, cache hits and neighbours do not change it either.
+number, or the number of threads. Attention visits a row's context in absolute order, cut at fixed positions, so that
+chunks, cache hits and neighbours do not change it either.
 """
 
 from __future__ import annotations
@@ -220,6 +220,10 @@ class Ops(Protocol):
         """In place: x[T,K] = cap * tanh(x / cap)."""
         ...
 
+    def shift(self, x: Array, by: Array) -> None:
+        """In place: x[T,K] += by[K]."""
+        ...
+
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         """out[T,H,to:to+width] = x[T,H or 1,start:start+width]; one head of x goes to all heads of out."""
         ...
@@ -249,7 +253,9 @@ class Ops(Protocol):
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
         """Store k, v [T,H,D] float32 at slots [T] int32 (block * block_size + offset), rounded to the cache's dtype.
 
-        Caches are [num_blocks, H, block_size, D] in float32, float16 or bfloat16; keys and values may differ in D.
+        Caches are of keys [num_blocks,H,D,block_size], so that tokens lie side by side where they are scored, and of
+        values [num_blocks,H,block_size,Dv]; both in float32, float16 or bfloat16, or quantized in int8 or
+        float8_e4m3fn, with scales beside them: `kernels.cells` has their shapes and says what they stand for.
         """
         ...
 
@@ -275,11 +281,11 @@ class Ops(Protocol):
     ) -> None:
         """Attention of ragged rows over the paged cache, float32 softmax.
 
-        q [T,Hq,D], out [T,Hq,Dv]; caches [num_blocks,Hkv,block_size,D or Dv], Hq a multiple of Hkv; block_tables
-        int32 [S,B]; query_start int32 [S+1]; context_lens int32 [S], tokens of a sequence in the cache, those of this
-        step included. The i-th of n query rows of a sequence stands at position context_len - n + i and sees positions
-        p with p <= own where causal, and |own - p| < window where window > 0. Table entries wholly outside every
-        row's window are never read and may be -1.
+        q [T,Hq,D], out [T,Hq,Dv]; caches as in `write_cache`, Hq a multiple of Hkv; block_tables int32 [S,B];
+        query_start int32 [S+1]; context_lens int32 [S], tokens of a sequence in the cache, those of this step included.
+        The i-th of n query rows of a sequence stands at position context_len - n + i and sees positions p with p <= own
+        where causal, and |own - p| < window where window > 0. Table entries wholly outside every row's window are never
+        read and may be -1.
 
         A score is scale * q.k, then cap * tanh(score / cap) where softcap > 0, then minus slopes[h] * (own - p)
         (slopes float32 [Hq], with causal only; Press et al., 2022). sinks float32 [Hq]: one more score of each

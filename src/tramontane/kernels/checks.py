@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from tramontane.kernels.base import BLOCKS, Array
+from tramontane.kernels.cells import cells_of
 
 FLOAT32 = ("float32",)
 FLOATS = ("float32", "float16", "bfloat16")
+CACHES = (*FLOATS, "int8", "float8_e4m3fn")
 INT32 = ("int32",)
 UINT8 = ("uint8",)
 
@@ -67,6 +69,27 @@ def check_blocks(op: str, blocks: Array, format: str, columns: int) -> None:
         raise ValueError(f"{op}: rows of {columns} elements are not {blocks.shape[1]} bytes of {format}")
 
 
+def check_caches(op: str, k_cache: Array, v_cache: Array, key_size: int, value_size: int) -> None:
+    """Hold caches to heads of these sizes, and to each other."""
+    sizes = check(
+        op, ("k_cache", k_cache, "blocks H stored size", CACHES), ("v_cache", v_cache, "blocks H size stored_v", CACHES)
+    )
+    if dtype_name(k_cache) != dtype_name(v_cache):
+        raise ValueError(f"{op}: k_cache is {dtype_name(k_cache)}, v_cache {dtype_name(v_cache)}")
+    cells = cells_of(k_cache)
+    for name, stored, width in (("k_cache", "stored", key_size), ("v_cache", "stored_v", value_size)):
+        if sizes[stored] != cells.width(width):
+            raise ValueError(f"{op}: {name} keeps {sizes[stored]} of a token, expected {cells.width(width)}")
+
+
+def check_write(k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
+    """Hold the arguments of `Ops.write_cache` to their shapes."""
+    sizes = check("write_cache", ("k", k, "T H D", FLOAT32), ("v", v, "T H Dv", FLOAT32), ("slots", slots, "T", INT32))
+    check_caches("write_cache", k_cache, v_cache, sizes["D"], sizes["Dv"])
+    if k_cache.shape[1] != sizes["H"]:
+        raise ValueError(f"write_cache: k_cache is of {k_cache.shape[1]} heads, k of {sizes['H']}")
+
+
 def check_attention(
     out: Array,
     q: Array,
@@ -84,18 +107,18 @@ def check_attention(
         "attention",
         ("out", out, "T Hq Dv", FLOAT32),
         ("q", q, "T Hq D", FLOAT32),
-        ("k_cache", k_cache, "blocks Hkv size D", FLOATS),
-        ("v_cache", v_cache, "blocks Hkv size Dv", FLOATS),
         ("sinks", sinks, "Hq", FLOAT32),
         ("slopes", slopes, "Hq", FLOAT32),
         ("block_tables", block_tables, "S B", INT32),
         ("context_lens", context_lens, "S", INT32),
         ("query_start", query_start, "S+1", INT32),
     )
+    check_caches("attention", k_cache, v_cache, sizes["D"], sizes["Dv"])
     if sizes["S+1"] != sizes["S"] + 1:
         raise ValueError(f"attention: query_start has {sizes['S+1']} entries for {sizes['S']} sequences")
-    if sizes["Hq"] % sizes["Hkv"]:
-        raise ValueError(f"attention: {sizes['Hq']} query heads do not share {sizes['Hkv']} key heads")
+    heads = int(k_cache.shape[1])
+    if sizes["Hq"] % heads:
+        raise ValueError(f"attention: {sizes['Hq']} query heads do not share {heads} key heads")
     if slopes is not None and not causal:
         raise ValueError("attention: slopes go with causal attention")
 

@@ -22,20 +22,19 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.arena import Arena
 from tramontane.kernels.base import BLOCKS, Array, BlockLayout
+from tramontane.kernels.cells import numpy_dtype
 from tramontane.kernels.coded import Coded
 from tramontane.kernels.recurrence import RecurrentOps
 from tramontane.kernels.tables import LEVELS, table
 
 __all__ = ["CpuOps", "available", "isas"]
 
-_BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _CACHE_LINE = 64
 _PAGE = 4096
 
@@ -234,6 +233,9 @@ class CpuOps(RecurrentOps):
     def softcap(self, x: Array, cap: float) -> None:
         self._native.softcap(x, cap)
 
+    def shift(self, x: Array, by: Array) -> None:
+        self._native.shift(x, by)
+
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         self._native.place(out, x, to, start, width)
 
@@ -352,7 +354,7 @@ def _arrays(coded: Coded) -> tuple[Any, ...]:
 
 def _aligned(make: Any, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """An array of `make` (numpy.empty or zeros) that starts on a cache line, or on a page where it is large."""
-    kind = _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    kind = numpy_dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
     alignment = _PAGE if nbytes >= 16 * _PAGE else _CACHE_LINE
     memory: NDArray[np.uint8] = make(nbytes + alignment, np.uint8)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tramontane.kernels import cells
 from tramontane.kernels.base import Array
 from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.checks import (
+    CACHES,
     FLOAT32,
     FLOATS,
     INT32,
@@ -35,6 +36,7 @@ from tramontane.kernels.checks import (
     check_same,
     check_sample,
     check_together,
+    check_write,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode_host
 from tramontane.kernels.recurrence import RecurrentOps
@@ -43,7 +45,6 @@ __all__ = ["ReferenceOps", "dequantize"]
 
 Floats = NDArray[np.float32]
 
-_BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _STRIP = 1 << 17
 """Weights made float32 at a time: half a megabyte stays in a core's cache."""
 _QUERY_ROWS = 128
@@ -52,7 +53,7 @@ _QUERY_ROWS = 128
 
 def _float32(array: NDArray[Any]) -> Floats:
     """float32 values of a float32, float16 or bfloat16 array (the same array where it is float32)."""
-    if array.dtype == _BFLOAT16:
+    if array.dtype == cells.BFLOAT16:
         # A bfloat16 is the upper half of a float32.
         return (np.ascontiguousarray(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
@@ -280,10 +281,10 @@ class ReferenceOps(RecurrentOps):
         self.deterministic = deterministic
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        return np.empty(shape, _BFLOAT16 if dtype == "bfloat16" else dtype)
+        return np.empty(shape, cells.numpy_dtype(dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        return np.zeros(shape, _BFLOAT16 if dtype == "bfloat16" else dtype)
+        return np.zeros(shape, cells.numpy_dtype(dtype))
 
     def from_host(self, array: NDArray[Any]) -> Array:
         return np.ascontiguousarray(array)
@@ -467,6 +468,10 @@ class ReferenceOps(RecurrentOps):
         np.tanh(x, out=x)
         x *= np.float32(cap)
 
+    def shift(self, x: Array, by: Array) -> None:
+        check("shift", ("x", x, "T K", FLOAT32), ("by", by, "K", FLOAT32))
+        x += by
+
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         check_place(out, x, to, start, width)
         out[:, :, to : to + width] = x[:, :, start : start + width]
@@ -504,23 +509,14 @@ class ReferenceOps(RecurrentOps):
         a[...], b[...] = a * c - b * s, b * c + a * s
 
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
-        check(
-            "write_cache",
-            ("k_cache", k_cache, "blocks H size D", FLOATS),
-            ("v_cache", v_cache, "blocks H size Dv", FLOATS),
-            ("k", k, "T H D", FLOAT32),
-            ("v", v, "T H Dv", FLOAT32),
-            ("slots", slots, "T", INT32),
-        )
-        blocks, offsets = np.divmod(slots, np.int32(k_cache.shape[2]))
-        with np.errstate(over="ignore"):  # beyond float16 is inf
-            k_cache[blocks, :, offsets] = k.astype(k_cache.dtype)
-            v_cache[blocks, :, offsets] = v.astype(v_cache.dtype)
+        check_write(k_cache, v_cache, k, v, slots)
+        cells.write_keys(k_cache, k, slots)
+        cells.write_values(v_cache, v, slots)
 
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
         check(
             "copy_blocks",
-            ("cache", cache, "blocks H size D", FLOATS),
+            ("cache", cache, "blocks H size D", CACHES),
             ("source", source, "n", INT32),
             ("target", target, "n", INT32),
         )
@@ -543,7 +539,9 @@ class ReferenceOps(RecurrentOps):
         slopes: Array | None = None,
     ) -> None:
         check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
-        _, heads, size, width = k_cache.shape
+        heads, size, width = k_cache.shape[1], k_cache.shape[3], q.shape[2]
+        if cells.cells_of(k_cache).top:
+            q = cells.rotate(q)
         by_head = [None if each is None else each.reshape(heads, -1) for each in (sinks, slopes)]
         attend = _attend_tiled if self.deterministic else _attend
         for s, context in enumerate(context_lens.tolist()):
@@ -552,7 +550,7 @@ class ReferenceOps(RecurrentOps):
                 continue
             first = max(0, context - (b - a) - window + 1) // size if window > 0 else 0
             table = block_tables[s, first : -(-context // size)]
-            keys, values = _float32(k_cache[table]), _float32(v_cache[table])
+            keys, values = cells.read_keys(k_cache[table], width), cells.read_values(v_cache[table], out.shape[2])
             if context % size:  # what no token has written yet may be anything, NaN included
                 keys[-1, :, context % size :] = 0
                 values[-1, :, context % size :] = 0
@@ -560,7 +558,7 @@ class ReferenceOps(RecurrentOps):
             positions = np.arange(context - (b - a), context)
             scoring = _Scoring(context, window, causal, softcap, *by_head)
             mixed = attend(queries, keys, values, positions, first * size, scoring)
-            out[a:b] = mixed.reshape(b - a, -1, v_cache.shape[3])
+            out[a:b] = mixed.reshape(b - a, -1, out.shape[2])
 
     def activation(self, out: Array, x: Array, kind: str) -> None:
         check("activation", ("out", out, "T N", FLOAT32), ("x", x, "T N", FLOAT32))

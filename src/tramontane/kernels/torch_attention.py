@@ -12,6 +12,7 @@ from typing import Any
 
 from tramontane.errors import MissingExtra
 from tramontane.kernels.base import Array
+from tramontane.kernels.torch_cells import pages_of, read_keys, read_values
 
 try:
     import torch
@@ -82,7 +83,15 @@ class Step:
 
     @property
     def block_size(self) -> int:
-        return int(self.k_cache.shape[2])
+        return int(self.k_cache.shape[3])
+
+    def keys(self, blocks: Array, width: int) -> Array:
+        """float32 [..., Hkv, block_size, D] of blocks [...]."""
+        return read_keys(pages_of(self.k_cache, blocks), width)
+
+    def values(self, blocks: Array, width: int) -> Array:
+        """float32 [..., Hkv, block_size, Dv] of blocks [...]."""
+        return read_values(pages_of(self.v_cache, blocks), width)
 
 
 def attend(out: Array, q: Array, step: Step, scoring: Scoring, held: int) -> None:
@@ -116,7 +125,8 @@ def _attend_run(out: Array, q: Array, step: Step, run: slice, scoring: Scoring, 
     heads, size, contexts = step.k_cache.shape[1], step.block_size, step.contexts[run]
     first, last = scoring.first(min(contexts) - n) // size, -(-max(contexts) // size)
     pages = step.tables[run, first:last].clamp(min=0).long()
-    k, v = (c[pages].transpose(1, 2).flatten(2, 3).float() for c in (step.k_cache, step.v_cache))
+    k, v = step.keys(pages, q.shape[3]), step.values(pages, out.shape[3])
+    k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))
     keys = torch.arange(first * size, last * size, device=q.device)
     lens = step.lens[run, None, None]
     by_head = (heads, 1, query_heads // heads, 1)
@@ -154,10 +164,12 @@ def attend_rows(out: Array, q: Array, step: Step, scoring: Scoring) -> None:
         first = min(scoring.first(place) for _, place in here) // step.block_size
         end = max(scoring.end(place, contexts[s]) for s, place in here)
         pages = range(first, -(-end // step.block_size))
-        out[rows] = _attend_group(part, step, scoring, owner, place, pages)[: len(here)]
+        out[rows] = _attend_group(part, step, scoring, owner, place, pages, out.shape[2])[: len(here)]
 
 
-def _attend_group(q: Array, step: Step, scoring: Scoring, owner: Array, place: Array, pages: range) -> Array:
+def _attend_group(
+    q: Array, step: Step, scoring: Scoring, owner: Array, place: Array, pages: range, width: int
+) -> Array:
     """float32 [GROUP, Hq, Dv] for q [GROUP, Hq, D] at positions `place` of the sequences `owner`."""
     heads, size = step.k_cache.shape[1], step.block_size
     queries = (q * scoring.scale).unflatten(1, (heads, -1))[:, :, :, None]
@@ -166,13 +178,13 @@ def _attend_group(q: Array, step: Step, scoring: Scoring, owner: Array, place: A
     total = torch.zeros_like(best)
     if scoring.sinks is not None:
         best, total = best.copy_(scoring.sinks.view(by_head)), total + 1
-    mixed = queries.new_zeros(*queries.shape[:3], step.v_cache.shape[3])
+    mixed = queries.new_zeros(*queries.shape[:3], width)
     place, lens = place[:, None], step.lens[owner][:, None]
     for page in pages:
         keys = torch.arange(page * size, (page + 1) * size, device=q.device)
         seen = scoring.seen(place, keys, lens)[:, None, :]
         block = step.tables[owner, page].clamp(min=0).long()
-        k, v = step.k_cache[block].float(), step.v_cache[block].float().masked_fill(~seen[..., None], 0)
+        k, v = step.keys(block, q.shape[2]), step.values(block, width).masked_fill(~seen[..., None], 0)
         products = (queries * k[:, :, None]).sum(dim=-1)
         scores = scoring(products, (place - keys)[:, None, None], seen[:, :, None], (*by_head, 1))
         new = torch.maximum(best, scores.amax(dim=-1))

@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.errors import DeviceNotAvailable, MissingExtra
+from tramontane.kernels import torch_cells
 from tramontane.kernels.base import BLOCKS, Array
 from tramontane.kernels.blocks import DEQUANTIZE
+from tramontane.kernels.cells import cells_of
 from tramontane.kernels.checks import (
+    CACHES,
     FLOAT32,
     FLOATS,
     INT32,
@@ -37,6 +40,7 @@ from tramontane.kernels.checks import (
     check_same,
     check_sample,
     check_together,
+    check_write,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
 from tramontane.kernels.recurrence import RecurrentOps
@@ -145,6 +149,8 @@ def _share(array: NDArray[Any]) -> Array:
     """A CPU tensor on a numpy array's own memory. Ops never write to what they were given as input."""
     if array.dtype == ml_dtypes.bfloat16:
         return _share(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return _share(array.view(np.uint8)).view(torch.float8_e4m3fn)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -202,6 +208,8 @@ class TorchOps(RecurrentOps):
         values: NDArray[Any]
         if host.dtype == torch.bfloat16:
             values = host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        elif host.dtype == torch.float8_e4m3fn:
+            values = host.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
         else:
             values = host.numpy()
         return values
@@ -397,6 +405,10 @@ class TorchOps(RecurrentOps):
         for rows in self._rows(len(x)):
             x[rows] = (x[rows] / cap).tanh() * cap
 
+    def shift(self, x: Array, by: Array) -> None:
+        check("shift", ("x", x, "T K", FLOAT32), ("by", by, "K", FLOAT32))
+        x += by
+
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         check_place(out, x, to, start, width)
         out[:, :, to : to + width] = x[:, :, start : start + width]
@@ -437,27 +449,19 @@ class TorchOps(RecurrentOps):
         b.copy_(turned[1])
 
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
-        check(
-            "write_cache",
-            ("k_cache", k_cache, "blocks H size D", FLOATS),
-            ("v_cache", v_cache, "blocks H size Dv", FLOATS),
-            ("k", k, "T H D", FLOAT32),
-            ("v", v, "T H Dv", FLOAT32),
-            ("slots", slots, "T", INT32),
-        )
-        size = k_cache.shape[2]
-        blocks, offsets = (slots // size).long(), (slots % size).long()
-        k_cache[blocks, :, offsets] = k.to(k_cache.dtype)
-        v_cache[blocks, :, offsets] = v.to(v_cache.dtype)
+        check_write(k_cache, v_cache, k, v, slots)
+        torch_cells.write_keys(k_cache, k, slots)
+        torch_cells.write_values(v_cache, v, slots)
 
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
         check(
             "copy_blocks",
-            ("cache", cache, "blocks H size D", FLOATS),
+            ("cache", cache, "blocks H size D", CACHES),
             ("source", source, "n", INT32),
             ("target", target, "n", INT32),
         )
-        cache.index_copy_(0, target.long(), cache.index_select(0, source))
+        flat = cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache  # which torch cannot index
+        flat.index_copy_(0, target.long(), flat.index_select(0, source))
 
     def attention(
         self,
@@ -477,6 +481,8 @@ class TorchOps(RecurrentOps):
     ) -> None:
         check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
         scoring = Scoring(scale, window, causal, softcap, sinks, slopes)
+        if cells_of(k_cache).top:
+            q = torch_cells.rotate(q)
         step = Step(k_cache, v_cache, block_tables, _integers(query_start), _integers(context_lens), context_lens)
         if self.deterministic:
             attend_rows(out, q, step, scoring)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from tramontane.kernels import Array, Ops
+from tramontane.kernels.cells import cells_of
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.layers.linear import Linear, Linears
@@ -49,6 +50,10 @@ class Scores:
 class Attention(ABC):
     """Attention of a batch's rows over all that their sequences have in the cache."""
 
+    key_shift: Array | None = None
+    """float32 [Hkv*D], added to keys before a cache quantizes them: what they have in common, below zero. As it moves
+    all scores of a query alike, no weight feels it."""
+
     def __init__(
         self,
         ops: Ops,
@@ -83,6 +88,8 @@ class Attention(ABC):
         """out[T,H] from x[T,H]; the batch's keys and values are in `cache` afterwards. out may be x."""
         ops, rows, scores = self.ops, batch.num_tokens, self.scores
         q, k, v = self.project(x, angles, rows, workspace)
+        if self.key_shift is not None and cells_of(cache[0]).top:
+            ops.shift(ops.view(k, (rows, self.num_kv_heads * self.head_dim)), self.key_shift)
         ops.write_cache(*cache, k, v, group.slots)
         flat = workspace.take("attention.out", rows, self.num_heads * self.value_dim)
         attended = ops.view(flat, (rows, self.num_heads, self.value_dim))
@@ -124,6 +131,7 @@ class PlainAttention(Attention):
         head_norm: HeadNorm | None = None,
         clip: float = 0.0,
         gate: Linear | None = None,
+        key_shift: Array | None = None,
     ) -> None:
         """`clip`: bound of queries, keys and values before their rotation; 0: none."""
         super().__init__(
@@ -140,6 +148,7 @@ class PlainAttention(Attention):
         self.qkv = Linears(q, k, v)
         self.head_norm = head_norm
         self.clip = clip
+        self.key_shift = key_shift
 
     def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
         kv_heads = self.num_kv_heads

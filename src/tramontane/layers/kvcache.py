@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from tramontane.kernels import Array, Ops
-
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+from tramontane.kernels.cells import CELLS
 
 
 class KVCache:
@@ -34,14 +33,15 @@ class KVCache:
         num_states: int = 0,
     ) -> None:
         """`slots`: for each layer the pair of arrays it uses, None for one without attention; `shapes`: (key-value
-        heads, key size, value size) of each pair; `dtype`: float32, float16 or bfloat16. `states`: the shapes of the
+        heads, key size, value size) of each pair; `dtype`: of `kernels.cells.CELLS`. `states`: the shapes of the
         state of each layer that has one, by the layer's index; `num_states`: places for them."""
         self.ops = ops
         self.num_blocks, self.block_size, self.dtype = num_blocks, block_size, dtype
         self._slots = tuple(slots)
-        full = [[(num_blocks, heads, block_size, size) for size in sizes] for heads, *sizes in shapes]
-        self._pairs = tuple((ops.zeros(keys, dtype), ops.zeros(values, dtype)) for keys, values in full)
-        self.nbytes = _ITEMSIZE[dtype] * sum(math.prod(shape) for pair in full for shape in pair)
+        cells = CELLS[dtype]
+        full = [cells.shapes(num_blocks, heads, block_size, *sizes) for heads, *sizes in shapes]
+        self._pairs = tuple((ops.zeros(keys, cells.dtype), ops.zeros(values, cells.dtype)) for keys, values in full)
+        self.nbytes = cells.itemsize * sum(math.prod(shape) for pair in full for shape in pair)
         self.num_states = num_states
         self._states = {
             index: tuple(ops.zeros((num_states, *shape), "float32") for shape in of_layer)
@@ -50,7 +50,7 @@ class KVCache:
         self.nbytes += 4 * num_states * sum(math.prod(shape) for each in (states or {}).values() for shape in each)
 
     def layer(self, index: int) -> tuple[Array, Array]:
-        """Keys and values of a layer with attention, each [num_blocks, H, block_size, D]; D may differ."""
+        """Keys and values of a layer with attention, as `Ops.write_cache` fills them."""
         slot = self._slots[index]
         if slot is None:
             raise KeyError(f"layer {index} has no keys")

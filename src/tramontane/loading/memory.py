@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
 from tramontane.kernels import BLOCKS
+from tramontane.kernels.cells import CELLS
 from tramontane.loading.binding import Binding
 from tramontane.loading.tensors import TensorEntry
 from tramontane.models.decoder import slot_shapes
@@ -137,7 +138,13 @@ def resolve_cache_dtype(choice: str, formats: Iterable[str]) -> str:
 def kv_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Keys and values of one token in all layers (in those with a window, while it is in sight)."""
     layers = spec.attentions
-    return sum(layer.num_kv_heads * (layer.head_dim + layer.value_size) for layer in layers) * ITEMSIZE[dtype]
+    return sum(_token_bytes(dtype, layer.num_kv_heads, layer.head_dim, layer.value_size) for layer in layers)
+
+
+def _token_bytes(dtype: str, heads: int, *sizes: int) -> int:
+    """What a token's heads take in a cache of that dtype, scales included."""
+    cells = CELLS[dtype]
+    return heads * sum(cells.width(size) for size in sizes) * cells.itemsize
 
 
 def state_bytes(spec: ModelSpec) -> int:
@@ -147,8 +154,7 @@ def state_bytes(spec: ModelSpec) -> int:
 
 def block_bytes(spec: ModelSpec, block_size: int, dtype: str) -> int:
     """One block of the pool: block_size tokens in the layers of one cache group."""
-    rows = sum(heads * sum(sizes) for heads, *sizes in slot_shapes(spec)) * block_size
-    return rows * ITEMSIZE[dtype]
+    return block_size * sum(_token_bytes(dtype, *shape) for shape in slot_shapes(spec))
 
 
 def scratch_block_bytes(spec: ModelSpec, block_size: int) -> int:

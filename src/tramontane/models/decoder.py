@@ -128,7 +128,7 @@ class _Parameters:
             shared_gate=self.linear("shared_gate") if spec.shared_gate else None,
         )
 
-    def attention(self, spec: AttentionSpec, rotary: Rotary | None) -> Attention:
+    def attention(self, spec: AttentionSpec, rotary: Rotary | None, context_length: int) -> Attention:
         if spec.latent is not None and rotary is not None:
             return self._latent_attention(spec, rotary)
         return PlainAttention(
@@ -146,7 +146,22 @@ class _Parameters:
             head_norm=self._head_norm(spec),
             clip=spec.clip,
             gate=self.linear("gate") if spec.output_gate else None,
+            key_shift=self._key_shift(spec, rotary, context_length),
         )
+
+    def _key_shift(self, spec: AttentionSpec, rotary: Rotary | None, context_length: int) -> Array | None:
+        """Less the part of the keys' bias that rotation turns by a radian at most within a context: some models have it
+        a hundred times as large as what tells one key from another. Only where nothing bends scores or joins them."""
+        bias = self.get("k.bias")
+        bent = spec.softcap or spec.head_norm or spec.clip or self.get("sinks") is not None
+        if bias is None or bent or isinstance(rotary, LengthRotary):
+            return None
+        common = np.array(self.ops.to_host(bias), np.float32).reshape(spec.num_kv_heads, spec.head_dim)
+        if rotary is not None:
+            still = np.abs(self.ops.to_host(rotary.inv_freq)) * context_length < 1
+            still = np.repeat(still, 2) if rotary.interleaved else np.concatenate((still, still))
+            common[:, : len(still)] *= np.float32(rotary.scale) * still
+        return self.ops.from_host(-common.reshape(-1)) if common.any() else None
 
     def _latent_attention(self, spec: AttentionSpec, rotary: Rotary) -> LatentAttention:
         latent = spec.latent
@@ -258,7 +273,9 @@ class Decoder:
         attention, mlp, mixes = None, None, spec.attention is not None or spec.state is not None
         if spec.attention is not None:
             rope = spec.attention.rope
-            attention = here.below("attention").attention(spec.attention, self._rotaries[rope] if rope else None)
+            attention = here.below("attention").attention(
+                spec.attention, self._rotaries[rope] if rope else None, self.spec.context_length
+            )
         if spec.mlp is not None:
             mlp = here.below("moe").moe(spec.mlp) if isinstance(spec.mlp, MoESpec) else here.below("mlp").mlp(spec.mlp)
         return _Layer(
@@ -273,7 +290,7 @@ class Decoder:
         )
 
     def new_cache(self, num_blocks: int, block_size: int, dtype: str, num_states: int = 0) -> KVCache:
-        """A cache for this model; `dtype` float32, float16 or bfloat16; `num_states`: places for states, in models that
+        """A cache for this model; `dtype`: of `kernels.cells.CELLS`; `num_states`: places for states, in models that
         keep one."""
         slots = {layer: slot for group in cache_groups(self.spec) for slot, layer in enumerate(group.layers)}
         in_order = [slots.get(index) for index in range(len(self.spec.layers))]

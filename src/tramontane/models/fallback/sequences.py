@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
+from tramontane.kernels.cells import cells_of
+from tramontane.kernels.torch_cells import pages_of, read_keys, read_values, rotate
 from tramontane.layers.context import BatchContext
 from tramontane.layers.kvcache import KVCache
 from tramontane.models.fallback.module import Module
@@ -207,8 +209,12 @@ class _Store:
         new_k, new_v = (to_array(ops, x[0].transpose(0, 1).to(torch.float32)) for x in (k, v))
         ops.write_cache(*arrays, new_k, new_v, to_array(ops, self.slots))
         blocks = self.table[: -(-self.length // self.cache.block_size)].long()
-        pages = [to_tensor(array)[blocks].transpose(0, 1) for array in arrays]  # [H,B,block_size,D]
-        k, v = (x.reshape(1, len(x), -1, x.shape[3])[:, :, : self.length].to(k.dtype) for x in pages)
+        held = [pages_of(to_tensor(array), blocks) for array in arrays]
+        keys, values = read_keys(held[0], k.shape[3]), read_values(held[1], v.shape[3])  # [B,H,block_size,D]
+        if cells_of(held[0]).top:
+            keys = rotate(keys)
+        pages = (x.transpose(0, 1).flatten(1, 2)[None, :, : self.length] for x in (keys, values))
+        k, v = (x.to(k.dtype) for x in pages)
         return k, v
 
     def update_indexer(self, keys: Any) -> Any:

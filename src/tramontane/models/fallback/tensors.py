@@ -24,6 +24,8 @@ def to_tensor(array: Array) -> Any:
         return array
     if array.dtype == ml_dtypes.bfloat16:
         return to_tensor(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return to_tensor(array.view(np.uint8)).view(torch.float8_e4m3fn)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
