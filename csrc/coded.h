@@ -73,27 +73,24 @@ struct CodedSource {
     float few[16];                 // the table, repeated where it is shorter
     int shift = 0, special = 128;  // of SMALL: where the seven bits go; from which on the table says something else
     float power = 1;
-    // Of tables that are whole numbers, or as good as that: a value is `step` times what stands for its code in
-    // `numbers`, plus `base`. Small floats become whole numbers in units of their own, 128 more, in each 32: they keep
-    // six bits or more of the largest there, of which they had four.
+    // Of tables that are whole numbers: a value is `step` times what stands for its code in `numbers`, plus `base`.
     int8_t bytes[16];
     float step = 1, base;
-    bool rounded = false;
 
     explicit CodedSource(const Coded& coded) : m(coded) {
         for (int i = 0; i < 16; i++) few[i] = m.table[i % (1 << m.bits)];
         kind = kind_of_table();
-        base = kind == Values::SIGNED ? -128.0f : kind == Values::SMALL ? 0.0f : m.table[0];
+        base = kind == Values::SIGNED ? -128.0f : m.table[0];
         if (kind == Values::FEW) find_numbers();
     }
 
     // Whether products may take whole numbers for values. Not where values would be rounded to that: of NF4 and FP8 it
     // moved perplexity by a percent and more.
     bool whole() const {
-        return kind == Values::COUNTED || kind == Values::SIGNED || (kind == Values::FEW && step > 0 && !rounded);
+        return kind == Values::COUNTED || kind == Values::SIGNED || (kind == Values::FEW && step > 0);
     }
     // Whether some of them are above 127.
-    bool wide() const { return kind == Values::FEW ? rounded : m.bits == 8; }
+    bool wide() const { return kind != Values::FEW && m.bits == 8; }
 
     int64_t line(int64_t row) const { return row / m.row_block % m.lines * m.groups; }
 
@@ -102,16 +99,14 @@ struct CodedSource {
         return m.codes + (panel * (m.columns / 32) + k / 32) * m.bits * 64;
     }
 
-    // Calls f(i, numbers, unit) for the i-th 32 of packed codes; of small floats, what one is worth.
+    // Calls f(i, numbers) for the i-th 32 of packed codes.
     template <class F>
     [[gnu::always_inline]] void numbers(const uint8_t* packed, int64_t count, const F& f) const {
         switch (kind) {
-            case Values::SIGNED: return each_codes<8>(packed, count, [&](int64_t i, Bytes32 c) { f(i, c + 128, 1.0f); });
-            case Values::SMALL:
-                return shift == 20 ? small<3>(packed, count, f) : small<2>(packed, count, f);
+            case Values::SIGNED: return each_codes<8>(packed, count, [&](int64_t i, Bytes32 c) { f(i, c + 128); });
             case Values::FEW:
-                return each_codes(m.bits, packed, count, [&](int64_t i, Bytes32 c) { f(i, look(bytes, c), 1.0f); });
-            default: return each_codes(m.bits, packed, count, [&](int64_t i, Bytes32 c) { f(i, c, 1.0f); });
+                return each_codes(m.bits, packed, count, [&](int64_t i, Bytes32 c) { f(i, look(bytes, c)); });
+            default: return each_codes(m.bits, packed, count, [&](int64_t i, Bytes32 c) { f(i, c); });
         }
     }
 
@@ -160,16 +155,6 @@ struct CodedSource {
     }
 
    private:
-    // An exponent is as if its largest float were just below the next power of two: 64 of a unit are that power's half.
-    template <int MANTISSA, class F>
-    [[gnu::always_inline]] void small(const uint8_t* packed, int64_t count, const F& f) const {
-        each_codes<8>(packed, count, [&](int64_t i, Bytes32 c) {
-            const int most = largest(field(c, 0, 127)), top = most >> MANTISSA ? most >> MANTISSA : 1;
-            const float unit = m.table[top << MANTISSA] * (1.0f / 64);
-            f(i, small_numbers<MANTISSA>(c, top) + 128, most < special ? unit : m.table[most]);
-        });
-    }
-
     void row_of_panel(uint8_t* codes, int64_t row, int64_t k, int64_t count) const {
         for (int64_t i = 0; i < count; i += 32, codes += 32)
             for (int w = 0; w < m.bits; w++) {
@@ -281,8 +266,7 @@ struct CodedSource {
         return true;
     }
 
-    // The smallest of a few values as the unit of all, where they are up to 63 times that; else a 127th of the largest,
-    // rounded, which is finer than what 16 values leave of a weight by far.
+    // The smallest of a few values as the unit of all, where they are up to 63 times that.
     void find_numbers() {
         float smallest = 0, largest = 0;
         for (float value : few) {
@@ -293,12 +277,11 @@ struct CodedSource {
         }
         step = 0;
         if (!(largest > 1e-30f && largest < 1e30f)) return;  // not such as anybody quantizes to
-        rounded = largest > 63 * smallest;
-        for (float value : few) rounded = rounded || value != smallest * float(int(value / smallest));
-        step = rounded ? largest / 127 : smallest;
-        const int center = rounded ? 128 : 64;
-        base = -float(center) * step;
-        for (int i = 0; i < 16; i++)
-            bytes[i] = static_cast<int8_t>(int(few[i] / step + (few[i] < 0 ? -0.5f : 0.5f)) + center);
+        if (largest > 63 * smallest) return;
+        for (float value : few)
+            if (value != smallest * float(int(value / smallest))) return;
+        step = smallest;
+        base = -64 * step;
+        for (int i = 0; i < 16; i++) bytes[i] = static_cast<int8_t>(int(few[i] / step) + 64);
     }
 };

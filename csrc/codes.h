@@ -79,32 +79,6 @@ inline Bytes32 ternary(Bytes32 a, Bytes32 powers) {
     const __m256i odd = digit(_mm256_srli_epi16(a.v, 8), _mm256_srli_epi16(powers.v, 8));
     return {_mm256_or_si256(even, _mm256_slli_epi16(odd, 8))};
 }
-inline int largest(Bytes32 a) {
-    const __m128i most = _mm_max_epu8(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
-    const __m128i less = _mm_xor_si128(most, _mm_set1_epi8(-1));
-    return 255 - _mm_extract_epi16(_mm_minpos_epu16(_mm_min_epu8(less, _mm_srli_epi16(less, 8))), 0);
-}
-// Floats of eight bits, MANTISSA of them the mantissa, as numbers up to 120 and of their signs, in units that are right
-// for a float of that exponent `top`, the largest of all, 1 at least.
-template <int MANTISSA>
-inline Bytes32 small_numbers(Bytes32 a, int top) {
-    const auto all = [](int byte) { return _mm256_set1_epi8(static_cast<char>(byte)); };
-    const __m256i low = _mm256_and_si256(a.v, all(127));
-    const __m256i exponent = _mm256_and_si256(_mm256_srli_epi16(low, MANTISSA), all(127 >> MANTISSA));
-    const __m256i normal = _mm256_and_si256(_mm256_cmpgt_epi8(exponent, all(0)), all(1 << MANTISSA));
-    const __m256i mantissa = _mm256_or_si256(_mm256_and_si256(low, all((1 << MANTISSA) - 1)), normal);
-    const __m256i below = _mm256_sub_epi8(all(top), _mm256_max_epi8(exponent, all(1)));
-    const __m256i powers = _mm256_setr_epi8(-128, 64, 32, 16, 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, -128, 64, 32, 16, 8,
-                                            4, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m256i power = _mm256_shuffle_epi8(powers, _mm256_min_epi8(below, all(15)));
-    const __m256i even = _mm256_set1_epi16(255), half = _mm256_set1_epi16(1 << MANTISSA);
-    const auto scaled = [&](__m256i some) {
-        return _mm256_srli_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(power, some), half), MANTISSA + 1);
-    };
-    const __m256i first = scaled(_mm256_and_si256(mantissa, even)), second = scaled(_mm256_andnot_si256(even, mantissa));
-    const __m256i size = _mm256_or_si256(first, _mm256_slli_epi16(second, 8));
-    return {_mm256_sign_epi8(size, _mm256_or_si256(a.v, all(1)))};
-}
 // Each half of the bytes to a place of its own.
 inline void store_halves(uint8_t* first, uint8_t* second, Bytes32 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(first), _mm256_castsi256_si128(a.v));
@@ -177,20 +151,6 @@ inline Bytes32 two_halves(const uint8_t* first, const uint8_t* second) {
 }
 inline Bytes32 ternary(Bytes32 a, Bytes32 powers) {
     return each([&](int i) { return uint8_t(a.v[i] * powers.v[i]) * 3 >> 8; });
-}
-inline int largest(Bytes32 a) {
-    int most = 0;
-    for (uint8_t byte : a.v) most = byte > most ? byte : most;
-    return most;
-}
-template <int MANTISSA>
-inline Bytes32 small_numbers(Bytes32 a, int top) {
-    return each([&](int i) {
-        const int exponent = (a.v[i] & 127) >> MANTISSA, rest = a.v[i] & ((1 << MANTISSA) - 1);
-        const int mantissa = exponent ? rest | 1 << MANTISSA : rest, below = top - (exponent ? exponent : 1);
-        const int size = ((below < 8 ? mantissa * (128 >> below) : 0) + (1 << MANTISSA)) >> (MANTISSA + 1);
-        return a.v[i] & 128 ? -size : size;
-    });
 }
 inline void store_halves(uint8_t* first, uint8_t* second, Bytes32 a) {
     memcpy(first, a.v, 16);

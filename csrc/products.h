@@ -136,8 +136,9 @@ class Products {
         std::vector<Matmul> list;
         add_product(list, {out.data<float>(), x.data<const float>(), nullptr, bias, x[0]}, weight.rows, x[1]);
         const int64_t columns = x[1];
-        device_.compute(out.size() * columns, [=, this, list = std::move(list)]() mutable {
-            const Matmuls products = {list.data(), ssize(list), weight.rows, columns, Format::F32};
+        device_.compute(out.size() * columns, [=, this, list = std::move(list)] {
+            std::vector<Matmul> own = list;  // a plan computes it again
+            const Matmuls products = {own.data(), ssize(own), weight.rows, columns, Format::F32};
             tiles_.matmul_coded(pool_, products, weight, arithmetic_);
         });
     }
@@ -332,12 +333,11 @@ class Products {
         std::vector<Matmul> list;
         add_product(list, {out.data<float>(), x.data<const float>(), weight.data, bias, x[0]}, out[1], x[1]);
         const int64_t outputs = out[1], inputs = x[1];
-        device_.compute(out.size() * inputs, [=, this, list = std::move(list)]() mutable {
-            run(weight, list, outputs, inputs);
-        });
+        device_.compute(out.size() * inputs, [=, this, list = std::move(list)] { run(weight, list, outputs, inputs); });
     }
 
-    void run(const Stored& weight, std::vector<Matmul>& list, int64_t outputs, int64_t inputs) {
+    // Takes a copy of the list, which kernels change.
+    void run(const Stored& weight, std::vector<Matmul> list, int64_t outputs, int64_t inputs) {
         const Matmuls products = {list.data(), ssize(list), outputs, inputs, weight.format};
         if (weight.tiled) return tiles_.matmul(pool_, products, arithmetic_);
         is_dense(weight.format) ? kernels_.matmul(pool_, products) : tiles_.matmul_blocks(pool_, products, arithmetic_);

@@ -86,6 +86,18 @@ needs_cpu = pytest.mark.skipif(not cpu.available(), reason="the compiled module 
 
 
 @needs_cpu
+def test_rows_that_are_padded_are_padded_each_time() -> None:
+    rng = np.random.default_rng(0)
+    ops, x, weight, out = cpu.CpuOps(), normal(rng, 3, 40), normal(rng, 5, 40), np.zeros((3, 5), np.float32)
+    replay = ops.record(lambda: ops.matmul(out, x, weight))  # a matrix in rows, of no whole vectors
+    assert replay is not None
+    for _ in range(3):
+        x[...] = normal(rng, 3, 40)
+        replay()
+        np.testing.assert_allclose(out, x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@needs_cpu
 def test_values_are_checked_each_time() -> None:
     ops = cpu.CpuOps()
     one = Computation(ops)
