@@ -107,7 +107,8 @@ def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: s
     """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector."""
     if format is None:
         vectors = [_vector(checkpoint, piece) for piece in binding.pieces]
-        values = np.concatenate([vector.reshape(-1) for vector in vectors]) if len(vectors) > 1 else vectors[0]
+        # Copied: one page of the file that is read in every step has its neighbours in memory, too.
+        values = np.concatenate([vector.reshape(-1) for vector in vectors])
         if binding.shifted:
             values = values + np.float32(1)
         parameter: Parameter = ops.from_host(values.reshape(binding.shape))
