@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -85,6 +86,18 @@ class Terminal:
         found = self.seen[self._fresh : at + len(text)]
         self._fresh = at + len(text)
         return found
+
+    def insist(self, keys: str, text: str) -> str:
+        """Send `keys`, and every other second again, until `text` comes. Of Ctrl-C that arrives just before Python waits
+        for a key, Python tells with the next."""
+        again, late = 0.0, time.monotonic() + _PATIENCE
+        while self.seen.find(text, self._fresh) < 0 and (now := time.monotonic()) < late:
+            if now >= again:
+                self.send(keys)
+                again = now + 2
+            if select.select([self._screen], [], [], 0.1)[0] and not self._read():
+                break
+        return self.expect(text)
 
     def rest(self) -> str:
         """What is on the screen after what was expected last."""

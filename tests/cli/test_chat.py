@@ -74,9 +74,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
     terminal.expect("(stopped)")
     terminal.expect("> ")
     terminal.send("half a li")
-    terminal.expect("half a li")  # the line is being read: before, the interpreter tells of Ctrl-C with the next key
-    terminal.send("\x03")
-    terminal.expect("/exit or Ctrl-D leaves")
+    terminal.expect("half a li")
+    terminal.insist("\x03", "/exit or Ctrl-D leaves")
     terminal.expect("> ")
     terminal.send("/stats\r")
     terminal.expect("last answer")
