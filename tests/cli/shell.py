@@ -88,8 +88,8 @@ class Terminal:
         return found
 
     def insist(self, keys: str, text: str) -> str:
-        """Send `keys`, and every other second again, until `text` comes. Of Ctrl-C that arrives just before Python waits
-        for a key, Python tells with the next."""
+        """Send `keys`, and every other second again, until `text` comes. Of Ctrl-C that arrives just before Python
+        waits for a key, Python tells with the next."""
         again, late = 0.0, time.monotonic() + _PATIENCE
         while self.seen.find(text, self._fresh) < 0 and (now := time.monotonic()) < late:
             if now >= again:
