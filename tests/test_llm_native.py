@@ -218,7 +218,8 @@ print("bye")
 @pytest.mark.slow
 def test_smollm2_answers(smollm2: Path) -> None:
     with LLM(smollm2, context_length=512, temperature=0) as llm:
-        asked = [[{"role": "user", "content": f"What is the capital of {name}?"}] for name in ("France", "Japan")]
+        question = "What is the name of the capital city of {}?"
+        asked = [[{"role": "user", "content": question.format(name)}] for name in ("France", "Japan")]
         paris, tokyo = llm.chat(asked, max_tokens=24)
         assert "Paris" in paris.text
         assert "Tokyo" in tokyo.text

@@ -998,8 +998,9 @@ def test_smollm2_answers_many_within_its_memory(smollm2: Path) -> None:
         "grown = platform.peak_rss() - before\n"
         "alone = [asyncio.run(all_of([n]))[0] for n in range(32)]\n"
         "stats = backend.stats()\n"
-        "paris = chunks(backend, Request(messages=(Message('user', 'What is the capital of France?'),),\n"
-        "                                sampling=SamplingParams(temperature=0, max_tokens=12)))\n"
+        "question = Message('user', 'What is the name of the capital city of France?')\n"
+        "greedy = SamplingParams(temperature=0, max_tokens=12)\n"
+        "paris = chunks(backend, Request(messages=(question,), sampling=greedy))\n"
         "print(json.dumps({'same': [text(a) for a in together] == [text(b) for b in alone], 'grown': grown,\n"
         "  'answer': text(paris), 'cache': stats.cache_bytes, 'workspace': stats.workspace_bytes}))\n"
     )

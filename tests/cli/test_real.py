@@ -11,7 +11,7 @@ from tests.cli.shell import Terminal, environment, run
 
 pytestmark = pytest.mark.slow
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the name of the capital city of France?"
 
 
 def test_it_knows_paris(smollm2: Path) -> None:
