@@ -106,6 +106,8 @@ class _Job(Generic[T]):
 
     def _begin(self) -> None:
         self._task = asyncio.ensure_future(self._finish())
+        # As asyncio's own `gather` does: a program that ends right after its owner left has no word to lose about it.
+        self._task._log_destroy_pending = False  # type: ignore[attr-defined]
         # Cancelled before its first step, the task would leave the work unstarted.
         self._task.add_done_callback(lambda _: self._work.close())
 
