@@ -7,6 +7,7 @@ nothing ever runs on the caller's loop. Must not know: backends, requests.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -106,8 +107,6 @@ class _Job(Generic[T]):
 
     def _begin(self) -> None:
         self._task = asyncio.ensure_future(self._finish())
-        # As asyncio's own `gather` does: a program that ends right after its owner left has no word to lose about it.
-        self._task._log_destroy_pending = False  # type: ignore[attr-defined]
         # Cancelled before its first step, the task would leave the work unstarted.
         self._task.add_done_callback(lambda _: self._work.close())
 
@@ -135,6 +134,22 @@ def _running_loop() -> asyncio.AbstractEventLoop:
             _thread = threading.Thread(target=_serve, args=(_loop,), name="tramontane-loop", daemon=True)
             _thread.start()
         return _loop
+
+
+@atexit.register
+def _let_end() -> None:
+    """What is cancelled when the program ends comes to its end: of tasks that do not, asyncio tells the terminal."""
+    if _loop is None or _thread is None or not _thread.is_alive():
+        return
+
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_TICK)
+
+    wait([asyncio.run_coroutine_threadsafe(end(), _loop)], timeout=2 * _TICK)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
