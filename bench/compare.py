@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from bench.engines import Engine, Model, Setting, engines, models
 from bench.process import Others, ProgramFailed, own_peak_bytes, run
@@ -122,16 +122,33 @@ def processor() -> str:
     return f"{name} ({', '.join(names)})"
 
 
-def compare(args: argparse.Namespace, cpu_clock: Mapping[str, str]) -> dict[str, Any]:
+class Candidate(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def missing(self) -> str | None:
+        """Why it cannot be had here; None: it can."""
+        ...
+
+
+Asked = TypeVar("Asked", bound=Candidate)
+
+
+def installed(candidates: Iterable[Asked]) -> tuple[list[Asked], dict[str, str]]:
+    """Those that can be asked here, and why the others cannot."""
     asked, skipped = [], {}
-    for engine in engines(dict(place.split("=", 1) for place in args.peer)):
-        if args.engines and engine.name not in args.engines:
-            continue
-        if reason := engine.missing():
-            skipped[engine.name] = reason
-            say(f"skipped {engine.name}: {reason}")
+    for one in candidates:
+        if reason := one.missing():
+            skipped[one.name] = reason
+            say(f"skipped {one.name}: {reason}")
         else:
-            asked.append(engine)
+            asked.append(one)
+    return asked, skipped
+
+
+def compare(args: argparse.Namespace, cpu_clock: Mapping[str, str]) -> dict[str, Any]:
+    found = engines(dict(place.split("=", 1) for place in args.peer))
+    asked, skipped = installed(engine for engine in found if not args.engines or engine.name in args.engines)
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),

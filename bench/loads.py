@@ -88,7 +88,8 @@ async def watch(llm: AsyncLLM, given: Sequence[list[int]], generate: int, block_
                 now = time.perf_counter()
                 (seen.between if begun else seen.first).append(now - last)
                 last, begun, name = now, True, chunk.request_id
-                known[name] = known.get(name, len(prompt)) + len(chunk.token_ids)
+                # The last token is in no block before the next is computed.
+                known[name] = known.get(name, len(prompt) - 1) + len(chunk.token_ids)
                 seen.tokens += len(chunk.token_ids)
                 held = sum(blocks.held[request] for request in known)
                 if held:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.compare import FOLDER, processor, say
+from bench.compare import FOLDER, installed, processor, say
 from bench.engines import Model, PythonEngine, Setting, models
 from bench.process import Others, ProgramFailed, run
 from bench.servers import OURS, PEERS, Server, servers
@@ -141,13 +141,7 @@ def _row(texts: Iterable[str]) -> str:
 
 
 def compare(args: argparse.Namespace, tokenizer: Path) -> dict[str, Any]:
-    asked, skipped = [], {}
-    for server in servers(dict(place.split("=", 1) for place in args.peer), tokenizer):
-        if reason := server.missing():
-            skipped[server.name] = reason
-            say(f"skipped {server.name}: {reason}")
-        else:
-            asked.append(server)
+    asked, skipped = installed(servers(dict(place.split("=", 1) for place in args.peer), tokenizer))
     report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),

@@ -7,6 +7,8 @@
 namespace tramontane {
 namespace {
 
+#include "pieces.h"
+
 constexpr int R = PANEL_ROWS;
 
 // The bytes of one unit: where its rows begin in the stored matrix, `row_bytes` apart, `rows` of them.
@@ -257,17 +259,7 @@ void panels(const Packing& m, bool packing, int64_t begin, int64_t end) {
 }
 
 void move(Pool& pool, const Packing& m, bool packing) {
-    struct Call {
-        const Packing& m;
-        bool packing;
-    } const call{m, packing};
-    pool.run(
-        m.panels, 1,
-        [](const void* context, int64_t begin, int64_t end) {
-            const Call& c = *static_cast<const Call*>(context);
-            panels(c.m, c.packing, begin, end);
-        },
-        &call);
+    parallel(pool, m.panels, 1, [&](int64_t begin, int64_t end) { panels(m, packing, begin, end); });
 }
 
 // Four nibbles to a byte each, and back.
@@ -315,17 +307,9 @@ void code_panel(const CodePacking& m, bool packing, int64_t n) {
 }
 
 void move_codes(Pool& pool, const CodePacking& m, bool packing) {
-    struct Call {
-        const CodePacking& m;
-        bool packing;
-    } const call{m, packing};
-    pool.run(
-        m.panels, 1,
-        [](const void* context, int64_t begin, int64_t end) {
-            const Call& c = *static_cast<const Call*>(context);
-            for (int64_t n = begin; n < end; n++) code_panel(c.m, c.packing, n);
-        },
-        &call);
+    parallel(pool, m.panels, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; n++) code_panel(m, packing, n);
+    });
 }
 
 }  // namespace

@@ -126,7 +126,7 @@ class CpuOps(RecurrentOps):
 
     def pack_codes(self, coded: Coded) -> Coded:
         codes, bits = coded.codes, coded.bits
-        # Small floats become integers from their rows; groups that are no vectors become floats.
+        # Tables of other numbers become floats, as do groups that are no vectors: from their rows.
         integers = bits == 4 or (bits == 8 and np.array_equal(np.rint(coded.table), coded.table))
         vectors = coded.group % 16 == 0 or coded.scales.shape[1] == 1
         if not integers or not vectors or coded.columns % 32 or codes.shape[1] != coded.columns * bits // 8:

@@ -35,11 +35,11 @@ from tramontane.kernels.checks import (
     check_route,
     check_same,
     check_sample,
-    check_together,
     check_write,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode_host
 from tramontane.kernels.recurrence import RecurrentOps
+from tramontane.kernels.stored import StoredOps
 
 __all__ = ["ReferenceOps", "dequantize"]
 
@@ -266,7 +266,7 @@ def _typical(weights: NDArray[np.float64], mass: float) -> tuple[int, int]:
     return int(kept[0]), int(kept[-1]) + 1
 
 
-class ReferenceOps(RecurrentOps):
+class ReferenceOps(StoredOps, RecurrentOps):
     """Every op of `Ops` in numpy. `threads` is only what the caller asked for: numpy's BLAS has its own setting.
 
     Not deterministic, products go through BLAS, whose rounding differs with the number of rows; deterministic, each
@@ -293,27 +293,11 @@ class ReferenceOps(RecurrentOps):
         host: NDArray[Any] = array
         return host
 
-    def pack(self, matrix: Array, format: str) -> Array:
-        return matrix
-
-    def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
-        return self.to_host(packed)
-
-    def pack_codes(self, coded: Coded) -> Coded:
-        return coded
-
-    def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
-        return self.to_host(coded.codes)
-
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.reshape(-1)[: math.prod(shape)].reshape(shape)
 
     def synchronize(self) -> None:
         """Nothing to wait for: numpy computes at once."""
-
-    def record(self, compute: Callable[[], None]) -> Callable[[], None] | None:
-        compute()
-        return None
 
     def free_memory(self) -> int | None:
         return None
@@ -362,21 +346,6 @@ class ReferenceOps(RecurrentOps):
                 np.matmul(x, values.T, out=part)
         if bias is not None:
             out += bias
-
-    def matmul_together(
-        self,
-        outs: Sequence[Array],
-        x: Array,
-        weights: Sequence[Array],
-        format: str | None,
-        biases: Sequence[Array | None],
-    ) -> None:
-        check_together(outs, weights, biases)
-        for out, weight, bias in zip(outs, weights, biases, strict=True):
-            if format is None:
-                self.matmul(out, x, weight, bias)
-            else:
-                self.matmul_blocks(out, x, weight, format, bias)
 
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         check("rows", ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32), ("weight", weight, "V K", FLOATS))

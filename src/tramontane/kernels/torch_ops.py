@@ -39,11 +39,11 @@ from tramontane.kernels.checks import (
     check_route,
     check_same,
     check_sample,
-    check_together,
     check_write,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
 from tramontane.kernels.recurrence import RecurrentOps
+from tramontane.kernels.stored import StoredOps
 from tramontane.kernels.tables import table
 from tramontane.kernels.torch_attention import Scoring, Step, attend, attend_rows, row_groups
 
@@ -162,7 +162,7 @@ def _integers(array: Array) -> list[int]:
     return values
 
 
-class TorchOps(RecurrentOps):
+class TorchOps(StoredOps, RecurrentOps):
     """Every op of `Ops` in torch, on one device.
 
     `threads` sets torch's own number of CPU threads (of the whole process) when the device is the CPU. Deterministic,
@@ -214,18 +214,6 @@ class TorchOps(RecurrentOps):
             values = host.numpy()
         return values
 
-    def pack(self, matrix: Array, format: str) -> Array:
-        return matrix
-
-    def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
-        return self.to_host(packed)
-
-    def pack_codes(self, coded: Coded) -> Coded:
-        return coded
-
-    def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
-        return self.to_host(coded.codes)
-
     def view(self, array: Array, shape: tuple[int, ...]) -> Array:
         return array.view(-1)[: math.prod(shape)].view(shape)
 
@@ -234,10 +222,6 @@ class TorchOps(RecurrentOps):
             torch.cuda.synchronize(self._device)
         elif self._device.type == "mps":
             torch.mps.synchronize()
-
-    def record(self, compute: Callable[[], None]) -> Callable[[], None] | None:
-        compute()
-        return None
 
     def free_memory(self) -> int | None:
         return int(torch.cuda.mem_get_info(self._device)[0]) if self._device.type == "cuda" else None
@@ -280,21 +264,6 @@ class TorchOps(RecurrentOps):
                 part.copy_(x @ values.T)
         if bias is not None:
             out += bias
-
-    def matmul_together(
-        self,
-        outs: Sequence[Array],
-        x: Array,
-        weights: Sequence[Array],
-        format: str | None,
-        biases: Sequence[Array | None],
-    ) -> None:
-        check_together(outs, weights, biases)
-        for out, weight, bias in zip(outs, weights, biases, strict=True):
-            if format is None:
-                self.matmul(out, x, weight, bias)
-            else:
-                self.matmul_blocks(out, x, weight, format, bias)
 
     def rows(self, out: Array, ids: Array, weight: Array) -> None:
         check("rows", ("out", out, "R K", FLOAT32), ("ids", ids, "R", INT32), ("weight", weight, "V K", FLOATS))

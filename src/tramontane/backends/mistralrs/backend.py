@@ -259,11 +259,8 @@ class MistralRSBackend:
         self._require_open()
         if isq_for(self._found, self._settings) is None:
             raise InvalidRequest("quantization", "the model was loaded without any in place", "Open it with one.")
-        try:
-            with wheel.captured():
-                return self._streams.runner.call(method, *args)
-        except Exception as error:
-            raise wheel.public(error, "The model was not quantized anew") from error
+        with wheel.explained("The model was not quantized anew"), wheel.captured():
+            return self._streams.runner.call(method, *args)
 
     def _stream(self, plan: Plan, index: int, mailbox: Mailbox) -> Stream:
         tokenizer = self._planner.tokenizer
