@@ -17,6 +17,10 @@ each_kind = pytest.mark.parametrize("kind", ["int8", "fp8"])
 WIDTHS = [(8, 8), (24, 17), (64, 64), (80, 96), (33, 1)]
 
 
+def test_rotating_nothing_gives_nothing() -> None:
+    assert rotate(np.zeros((0, 2, 64), np.float32)).shape == (0, 2, 64)
+
+
 def empty(kind: str, blocks: int, heads: int, size: int, widths: tuple[int, int]) -> list[NDArray[Any]]:
     cells = CELLS[kind]
     shapes = cells.shapes(blocks, heads, size, *widths)

@@ -86,7 +86,7 @@ def rotate(x: NDArray[Any]) -> NDArray[Any]:
     size = x.shape[-1]
     n, half = size & -size, 1
     while half < n:
-        pairs = x.reshape(*x.shape[:-1], -1, 2, half)
+        pairs = x.reshape(*x.shape[:-1], size // (2 * half), 2, half)
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = np.stack((a + b, a - b), axis=-2).reshape(x.shape)
         half *= 2

@@ -24,7 +24,7 @@ def rotate(x: Array) -> Array:
     shape, size = x.shape, x.shape[-1]
     n, half = size & -size, 1
     while half < n:
-        a, b = x.reshape(*shape[:-1], -1, 2, half).unbind(dim=-2)
+        a, b = x.reshape(*shape[:-1], size // (2 * half), 2, half).unbind(dim=-2)
         x = torch.stack((a + b, a - b), dim=-2).reshape(shape)
         half *= 2
     return x * (1 / math.sqrt(n))
