@@ -27,8 +27,8 @@ from tramontane.engine.step import Step, StepResult
 def test_it_finds_what_steps_cost(base: float, cost: float, sizes: list[int]) -> None:
     pace = Pace(None)
     for size in [0, 512, *sizes]:
-        pace.learn(size, base + cost * size)
-    room = pace.room()
+        pace.learn(1, size, base + cost * size)
+    room = pace.room(1, 1)
     assert room is not None
     assert base + cost * room <= max(2.51 * base, base + 8.01 * cost)
     assert base + cost * (room + 1) >= 2.49 * base
@@ -37,10 +37,32 @@ def test_it_finds_what_steps_cost(base: float, cost: float, sizes: list[int]) ->
 def test_nothing_is_known_before_steps_of_two_sizes() -> None:
     pace = Pace(0.1)
     for _ in range(5):
-        pace.learn(0, 0.01)
-        assert pace.room() is None
-    pace.learn(100, 0.11)
-    assert pace.room() == pytest.approx(90, abs=1)
+        pace.learn(1, 0, 0.01)
+        assert pace.room(1, 1) is None
+    pace.learn(1, 100, 0.11)
+    assert pace.room(1, 1) == pytest.approx(90, abs=1)
+    assert pace.room(1, 50) == pytest.approx(90, abs=1), "a target that was set holds for any number"
+
+
+@given(ones=st.integers(1, 40), many=st.integers(1, 40))
+def test_what_many_sequences_take_is_not_put_down_to_prompts(ones: int, many: int) -> None:
+    """A step takes a part for each sequence, too; and no step without prompts was ever seen of so many."""
+    base, own, cost = 0.004, 0.0005, 0.0003
+    pace = Pace(None)
+    for sequences, tokens in [(1, 0), (1, 100), (ones, 300), (ones, 300), (ones + many, 300), (ones, 10)]:
+        pace.learn(sequences, tokens, base + own * sequences + cost * tokens)
+    room = pace.room(ones, 0)
+    assert room is not None
+    least, most = (1.5 * (base + own * sequences) / cost for sequences in (1, 2 * ones))
+    assert 0.6 * least < room < 1.1 * most
+
+
+def test_where_more_wait_for_their_first_token_than_for_their_next_they_count_for_more() -> None:
+    pace = Pace(None)
+    pace.learn(2, 0, 0.01)
+    pace.learn(2, 100, 0.02)
+    rooms = [pace.room(streams, others) for streams, others in [(4, 0), (4, 4), (4, 8), (1, 63)]]
+    assert rooms == pytest.approx([150, 150, 300, 63 * 150], abs=2)
 
 
 @dataclass

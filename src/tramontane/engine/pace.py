@@ -14,28 +14,42 @@ _LEAST = 8
 
 
 class Pace:
-    """Learns seconds = base + cost * tokens and solves for tokens. The base is that of steps without prompts, and never
-    more than a step has taken; the cost is the latest, since it grows with the context that a prompt's tokens see."""
+    """Learns seconds = base + cost * tokens and solves for tokens.
+
+    The base is that of steps without prompts, kept by doublings of the number of sequences, and never more than a step
+    has taken; the cost is the latest, since it grows with the context that a prompt's tokens see.
+    """
 
     def __init__(self, target: float | None) -> None:
-        """`target`: seconds that a step may take; None: as many as `_USUAL` steps without prompts."""
+        """`target`: seconds that a step may take; None: as many as `_USUAL` steps without prompts, more where more
+        wait for their first token than for their next."""
         self._target = target
-        self._base: float | None = None
+        self._bases: dict[int, float] = {}
         self._cost: float | None = None
 
-    def learn(self, tokens: int, seconds: float) -> None:
-        """A step read so many tokens beyond one a sequence, and took so long."""
-        if self._base is None or seconds < self._base:
-            self._base = seconds
+    def learn(self, sequences: int, tokens: int, seconds: float) -> None:
+        """A step of so many sequences read so many tokens beyond one each, and took so long."""
+        doublings, base = sequences.bit_length(), self._bases.get(sequences.bit_length())
+        if base is None:
+            known = self._nearest(doublings)
+            base = known if known and not self._cost else max(known or 0.0, seconds - (self._cost or 0.0) * tokens)
         elif not tokens:
-            self._base += (1 - _MEMORY) * (seconds - self._base)
-        if tokens and seconds > self._base:
-            latest = (seconds - self._base) / tokens
+            base += (1 - _MEMORY) * (seconds - base)
+        self._bases[doublings] = base = min(base, seconds)
+        if tokens and seconds > base:
+            latest = (seconds - base) / tokens
             self._cost = latest if self._cost is None else max(latest, (latest + self._cost) / 2)
 
-    def room(self) -> int | None:
-        """Tokens beyond one a sequence that the next step may read; None as long as it is not known what they cost."""
-        if self._base is None or not self._cost:
+    def room(self, streams: int, others: int) -> int | None:
+        """Tokens beyond one a sequence that the next step may read, where so many wait for their next token and so
+        many for their first; None as long as it is not known what tokens cost."""
+        base = self._nearest(streams.bit_length())
+        if base is None or not self._cost:
             return None
-        target = _USUAL * self._base if self._target is None else self._target
-        return max(_LEAST, int((target - self._base) / self._cost))
+        target = base + (_USUAL - 1) * base * max(1.0, others / streams) if self._target is None else self._target
+        return max(_LEAST, int((target - base) / self._cost))
+
+    def _nearest(self, doublings: int) -> float | None:
+        """What is known of a step with so many sequences, else with fewer, else with more."""
+        fewer = [known for known in self._bases if known <= doublings]
+        return self._bases[max(fewer) if fewer else min(self._bases)] if self._bases else None

@@ -266,10 +266,14 @@ class Scheduler:
 
     def _tokens(self) -> int:
         """What the next step may compute: where answers are streamed, not so much that they falter."""
-        room = self._pace.room()
-        if room is None or not any(s.output_ids and s.request.streamed for s in self._running):
-            return self._budget
-        return min(self._budget, len(self._running) + room)
+        streams = sum(bool(s.output_ids) and s.request.streamed for s in self._running)
+        room = self._pace.room(streams, self._beginning()) if streams else None
+        return self._budget if room is None else min(self._budget, len(self._running) + room)
+
+    def _beginning(self) -> int:
+        """Sequences that have yet to draw their first token, as far as there are seats."""
+        begun = sum(bool(s.output_ids) for s in self._running)
+        return min(self._seats, len(self._running) + len(self._waiting)) - begun
 
     def _make_way(self) -> Sequence | None:
         """Preempt what runs with a higher priority number than the first that waits, until that one fits; returns
@@ -384,7 +388,8 @@ class Scheduler:
         flights = self._in_flight(step)
         answers = self._answers(flights, step, result)
         self._flights = None
-        self._pace.learn(sum(len(s.tokens) - 1 for s in step.sequences), self._clock() - self._left)
+        tokens = sum(len(s.tokens) - 1 for s in step.sequences)
+        self._pace.learn(len(step.sequences), tokens, self._clock() - self._left)
         return [event for flight, answer in answers for event in self._advance(flight, answer)]
 
     def _in_flight(self, step: Step) -> list[_Flight]:
