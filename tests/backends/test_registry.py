@@ -209,7 +209,7 @@ def test_what_is_installed_is_read_again_only_where_it_changed(tmp_path: Path, m
         reads.append(chosen)
         return entry_points(**chosen)
 
-    monkeypatch.setattr(registry, "entry_points", counted)
+    monkeypatch.setattr("importlib.metadata.entry_points", counted)
     registry._added_by.cache_clear()
     for _ in range(3):
         assert "parrot" in those_that(lambda one: "max_tokens" in one.sampling_fields)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,8 @@ from tramontane.errors import InvalidRequest, TramontaneError
 from tramontane.types import SamplingParams
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from tramontane.loading.sources import ModelSource
 
 BUILT_IN = ("native", "mistralrs", "transformers", "mock")
@@ -131,6 +132,8 @@ def _added() -> dict[str, EntryPoint]:
 def _added_by(places: tuple[tuple[str, int], ...]) -> dict[str, EntryPoint]:
     """The entry points of what is installed in those places, as it was when they were last changed: to read them takes
     as long as a refusal may."""
+    from importlib.metadata import entry_points
+
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in BUILT_IN}
 
 

