@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 from bench.engines import Engine, Model, Setting, engines, models
 from bench.process import Others, ProgramFailed, own_peak_bytes, run
 from bench.roof import Roof, build_cpu_clock, measure_roof, wide_peak
-from bench.tasks import TASKS, Task
+from bench.tasks import TASKS, USUAL, Task
 
 FOLDER = Path(os.environ.get("TRAMONTANE_BENCH_MODELS", Path.home() / ".cache" / "tramontane-bench"))
 MEMORY = {1: "memory", 2: "memory_batch"}
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=places, metavar="NAME=PLACE")
     parser.add_argument("--engines", nargs="+", help="these only")
     parser.add_argument("--models", nargs="+", default=list(models(FOLDER)))
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=USUAL)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(

@@ -15,6 +15,8 @@ OURS = "tramontane"
 LABELS = {
     "prefill": "prefill {prompt}",
     "decode": "decode, 1 sequence",
+    "prefill4096": "prefill {prompt}",
+    "decode8000": "decode behind {prompt}",
     "memory": "peak memory, 1 sequence, MB",
     "memory_batch": "peak memory, batches, MB",
 }

@@ -52,8 +52,12 @@ TASKS = {
         Task("decode", 1, 128, 64),
         Task("batch16", 16, 32, 32),
         Task("batch64", 64, 32, 32),
+        Task("prefill4096", 1, 4096, 1),
+        Task("decode8000", 1, 8000, 64),
     )
 }
+USUAL = ("prefill", "decode", "batch16", "batch64")
+"""The others take minutes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Order:
     model: str
     threads: int
     tasks: Sequence[Task]
+
+    @property
+    def context(self) -> int:
+        """Tokens that every sequence fits in."""
+        return max(1024, *(task.prompt + task.generate + 64 for task in self.tasks))
 
     def dump(self) -> str:
         return json.dumps(asdict(self))

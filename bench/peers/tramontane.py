@@ -8,7 +8,7 @@ from tramontane import LLM
 
 class Tramontane:
     def __init__(self, order: Order) -> None:
-        self._llm = LLM(order.model, threads=order.threads, prefix_caching=False, context_length=1024)
+        self._llm = LLM(order.model, threads=order.threads, prefix_caching=False, context_length=order.context)
 
     def answer(self, prompts: list[list[int]], generate: int) -> tuple[float, float]:
         began, first = clock(), 0.0

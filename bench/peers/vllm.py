@@ -25,7 +25,7 @@ class Vllm:
             dtype="bfloat16",
             enforce_eager=True,
             enable_prefix_caching=False,
-            max_model_len=1024,
+            max_model_len=order.context,
             disable_log_stats=True,
         )
 
