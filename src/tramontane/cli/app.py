@@ -88,8 +88,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still shows the rest
     # Vocabularies and modules make hundreds of thousands of objects that stay: to look through them ever again for
-    # what could be freed takes a tenth of a start, and time of every step later.
-    gc.set_threshold(50_000, 50, 100)
+    # what could be freed takes a tenth of a start.
+    gc.set_threshold(50_000, 10, 10)
     try:
         app(prog_name="tramontane")
     finally:
