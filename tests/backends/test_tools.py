@@ -79,6 +79,9 @@ def test_what_is_cut_is_kept(backend: NativeBackend) -> None:
     said = choice(backend, asked(spelled(CALL), sampling={"max_tokens": 45}))
     assert said.finish_reason == "length"
     assert said.tool_calls[0].arguments == CALL[:45].partition('"arguments": ')[2]
+    alone = {"tool_choice": "required", "parallel_tool_calls": False}
+    said = choice(backend, asked(spelled(CALL), sampling={"max_tokens": 45}, **alone))
+    assert (said.finish_reason, len(said.tool_calls)) == ("length", 1)
     said = choice(backend, asked(spelled(CALL), sampling={"stop": "arg"}))
     assert (said.text, said.finish_reason, said.stop_reason) == (CALL.partition("arg")[0], "stop", "arg")
 

@@ -159,6 +159,22 @@ def test_one_call_at_most() -> None:
     assert by.push("more").text == ""
 
 
+def test_a_call_that_the_end_cuts_off_is_not_the_one_made() -> None:
+    seen = 0
+    for sample in SAMPLES:
+        written = "".join(sample.written)
+        ways = [(_done(sample, written[:n]), _done(sample, written[:n], ended=True)) for n in range(len(written) + 1)]
+        assert all(open_ == ended for open_, ended in ways)
+        seen += ways[-1][0]
+    assert seen > 5
+
+
+def _done(sample: Sample, written: str, ended: bool = False) -> bool:
+    by = of(sample, single=True)
+    by.push(written, ended)
+    return by.done
+
+
 def test_mistrals_ids_are_kept_and_made() -> None:
     said = read(["[TOOL_CALLS]get_time[CALL_ID]abc123XYZ[ARGS]{}[TOOL_CALLS]get_time[ARGS]{}"], parser("mistral_args"))
     assert said.calls[0].id == "abc123XYZ"

@@ -29,11 +29,18 @@ class AnswerParser:
     def push(self, text: str, ended: bool = False) -> Piece:
         """More text; what is certain now. With `ended` it was the last, and all is certain."""
         if not self.done:
-            self._reader.feed(text, ended)
-            try:
-                next(self._reading)
-            except StopIteration:
-                pass
-            except Enough:
-                self.done = True
+            self.done = self._read(text)
+            if ended and not self.done:  # apart: a call that only the end of the text ends is not whole
+                self._read("", ended)
         return self._output.take(ended or self.done)
+
+    def _read(self, text: str, ended: bool = False) -> bool:
+        """Read on. Whether that made the one call that may be made."""
+        self._reader.feed(text, ended)
+        try:
+            next(self._reading)
+        except StopIteration:
+            pass
+        except Enough:
+            return True
+        return False
