@@ -29,10 +29,14 @@ class Pace:
 
     def learn(self, sequences: int, tokens: int, seconds: float) -> None:
         """A step of so many sequences read so many tokens beyond one each, and took so long."""
-        doublings, base = sequences.bit_length(), self._bases.get(sequences.bit_length())
+        doublings = sequences.bit_length()
+        base = self._bases.get(doublings)
         if base is None:
-            known = self._nearest(doublings)
-            base = known if known and not self._cost else max(known or 0.0, seconds - (self._cost or 0.0) * tokens)
+            base = self._nearest(doublings)
+            if base is None:
+                base = seconds
+            elif self._cost is not None:
+                base = max(base, seconds - self._cost * tokens)
         elif not tokens:
             base += (1 - _MEMORY) * (seconds - base)
         self._bases[doublings] = base = min(base, seconds)
@@ -44,7 +48,7 @@ class Pace:
         """Tokens beyond one a sequence that the next step may read, where so many wait for their next token and so
         many for their first; None as long as it is not known what tokens cost."""
         base = self._nearest(streams.bit_length())
-        if base is None or not self._cost:
+        if base is None or self._cost is None:
             return None
         target = base + (_USUAL - 1) * base * max(1.0, others / streams) if self._target is None else self._target
         return max(_LEAST, int((target - base) / self._cost))
