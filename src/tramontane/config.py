@@ -85,7 +85,8 @@ class SchedulerConfig:
     """Sequences that may wait beyond those that there are seats for; what comes then is refused with Overloaded."""
     step_target: float | None = None
     """Seconds that a step may take while answers are streamed, others' prompts being read in portions accordingly;
-    None: about as long as two and a half steps without prompts."""
+    None: about as long as two and a half steps without prompts, longer where more wait for their first token than for
+    their next."""
 
     def __post_init__(self) -> None:
         _check("max_num_seqs", self.max_num_seqs, int, 1, 65536)
