@@ -507,17 +507,6 @@ def test_what_cannot_be_loaded(checkpoint: Path, tmp_path: Path) -> None:
         NativeBackend(folder, CONFIG)
 
 
-def test_loading_leaves_python_as_it_was(tmp_path: Path) -> None:
-    """Also where it fails: other threads of the process take their turns as before."""
-    usual, folder = sys.getswitchinterval(), checkpoints.write(tmp_path / "model")
-    NativeBackend(folder, CONFIG).close()
-    assert sys.getswitchinterval() == usual
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(TramontaneError):
-        NativeBackend(folder, CONFIG)
-    assert sys.getswitchinterval() == usual
-
-
 # ---- many at once
 
 

@@ -6,11 +6,8 @@ Owns the registry: equal source and settings, one copy of the weights. Must not 
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -40,25 +37,13 @@ class SharedModel:
         if self.trace is not None:
             ops = traced(ops, self.trace)
         checkpoint = open_checkpoint(path)
-        with _short_turns(), ThreadPoolExecutor(1) as aside:  # packing weights leaves Python to others
+        with ThreadPoolExecutor(1) as aside:  # packing weights leaves Python to others
             tokenizer = aside.submit(tokenizer_of, checkpoint)
             self.loaded = load_model(checkpoint, ops, dtype=config.dtype, architecture=config.architecture)
         self.tokenizer = tokenizer.result()
         self.grammars = Grammars(self.tokenizer, self.loaded.spec.vocab_size)
         self.turn = threading.Lock()
         """Held while a step runs: the ops' threads and scratch memory serve one caller at a time."""
-
-
-@contextmanager
-def _short_turns() -> Iterator[None]:
-    """Threads of Python take turns of a fifth of a millisecond: each matrix is packed in less, and to come back from
-    that takes as long as another thread's turn. For one caller at a time."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(min(usual, 2e-4))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 _models: WeakValueDictionary[tuple[object, ...], SharedModel] = WeakValueDictionary()

@@ -6,7 +6,6 @@ commands import what they need when they run.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Annotated, Any
@@ -87,9 +86,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still shows the rest
-    # Vocabularies and modules make hundreds of thousands of objects that stay: to look through them ever again for
-    # what could be freed takes a tenth of a start.
-    gc.set_threshold(50_000, 10, 10)
     try:
         app(prog_name="tramontane")
     finally:
