@@ -68,6 +68,7 @@ NB_MODULE(_native, m) {
     cpu.def(nb::init<int, const std::string&, bool, bool>(), "threads"_a, "isa"_a = "", "exact"_a = false,
             "deterministic"_a = false);
     cpu.def_prop_ro("isa", [](const Cpu& cpu) { return std::string(cpu.device.set.name); });
+    cpu.def("pin", [](Cpu& cpu, std::vector<int> processors) { cpu.device.pool.pin(std::move(processors)); });
     cpu.def_prop_ro("turns", [](const Cpu& cpu) { return cpu.device.pool.turns(); });
     const auto binder = [&](auto part) {
         return [&cpu, part](const char* name, auto op, const auto&... names) { define(cpu, name, part, op, names...); };

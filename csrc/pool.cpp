@@ -52,6 +52,19 @@ void watch_forks() {
 #endif
 }
 
+// Binds a thread. A processor that the process has lost since it was chosen is not had: the thread then runs
+// where it may, as the system has it with threads that were bound already.
+void bind(std::thread& thread, int processor) {
+#if defined(__linux__)
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(processor, &only);
+    pthread_setaffinity_np(thread.native_handle(), sizeof only, &only);
+#else
+    (void)thread, (void)processor;
+#endif
+}
+
 }  // namespace
 
 // The workers of a pool and the job that they share.
@@ -62,10 +75,13 @@ void watch_forks() {
 struct Pool::Workers {
     static constexpr uint64_t EPOCH = uint64_t(1) << 32, OPEN = uint64_t(1) << 31, INSIDE = OPEN - 1;
 
-    explicit Workers(int count) : born(forks.load()) {
+    Workers(int count, const std::vector<int>& processors) : born(forks.load()) {
         threads.reserve(count);
         try {
-            for (int i = 0; i < count; i++) threads.emplace_back([this] { serve(); });
+            for (int i = 0; i < count; i++) {
+                threads.emplace_back([this] { serve(); });
+                if (i < static_cast<int>(processors.size())) bind(threads.back(), processors[i]);
+            }
         } catch (const std::system_error&) {
             // The system has no more threads: those that started, and the caller, do the work.
         }
@@ -157,7 +173,7 @@ void Pool::run(int64_t count, int64_t grain, Body body, const void* context) {
     if (count <= 0) return;
     if (threads_ > 1 && count > grain && owner_.try_lock()) {
         std::lock_guard lock(owner_, std::adopt_lock);
-        if (!workers_ || workers_->born != forks.load()) workers_ = new Workers(threads_ - 1);
+        if (!workers_ || workers_->born != forks.load()) workers_ = new Workers(threads_ - 1, processors_);
         turns_++;
         workers_->run(count, grain, body, context);
         return;

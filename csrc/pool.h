@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 namespace tramontane {
 
@@ -21,6 +23,10 @@ class Pool {
     int threads() const { return threads_; }
     int64_t turns() const { return turns_; }  // jobs that the threads have shared
 
+    // Binds the workers, which must not have started, each to one of `processors`; the calling thread is the caller's to
+    // bind. A system that binds no threads must not be asked to.
+    void pin(std::vector<int> processors) { processors_ = std::move(processors); }
+
     // Calls body on pieces that together cover [0, count), each of a multiple of `grain`; returns when all are
     // done. Up to `grain` items are computed by the caller alone, and wake nobody.
     void run(int64_t count, int64_t grain, Body body, const void* context);
@@ -29,6 +35,7 @@ class Pool {
     struct Workers;
 
     const int threads_;
+    std::vector<int> processors_;  // of the workers; empty: they run where the system likes
     std::mutex owner_;
     Workers* workers_ = nullptr;
     int64_t turns_ = 0;

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,28 @@ def test_large_pages_are_asked_for_in_memory_that_can_have_them() -> None:
     assert about["mode"].endswith("p")  # private: what is shared gets small pages
     if Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
         assert " hg" in about["flags"]
+
+
+def test_a_core_is_shared_only_when_every_core_has_a_thread(tmp_path: Path) -> None:
+    siblings = {0: "0,4", 1: "1,5", 2: "2-3", 3: "2-3", 4: "0,4", 5: "1,5"}
+    write(tmp_path, {f"cpu{cpu}/topology/thread_siblings_list": f"{text}\n" for cpu, text in siblings.items()})
+    assert platform.cores_first(range(7), tmp_path) == [0, 1, 2, 6, 3, 4, 5]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are bound on Linux only")
+def test_a_pin_holds_only_its_thread_and_lets_go() -> None:
+    before = os.sched_getaffinity(0)
+    assert set(platform.processors()) == before
+    chosen = platform.processors()[-1]
+    pin = platform.Pin(chosen)
+    with pin, ThreadPoolExecutor(1) as heirs, ThreadPoolExecutor(1) as free:
+        assert os.sched_getaffinity(0) == {chosen}
+        assert heirs.submit(os.sched_getaffinity, 0).result() == {chosen}
+        with pin.lifted():
+            assert free.submit(os.sched_getaffinity, 0).result() == before
+        assert os.sched_getaffinity(0) == {chosen}
+    assert os.sched_getaffinity(0) == before
+    with platform.Pin(None):
+        assert os.sched_getaffinity(0) == before
+    with platform.Pin(1 << 20):  # no such processor
+        assert os.sched_getaffinity(0) == before

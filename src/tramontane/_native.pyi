@@ -52,6 +52,9 @@ class Cpu:
     def turns(self) -> int:
         """How many ops the threads have shared."""
 
+    def pin(self, processors: list[int], /) -> None:
+        """Bind the threads, all but the calling one, to a processor each, before an op starts them."""
+
     def matmul(
         self, out: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None, /
     ) -> None: ...

@@ -109,6 +109,8 @@ class EngineConfig:
     """Which implementation of the ops; auto takes the fastest that the device has."""
     threads: int | None = None
     """CPU threads; None: as many as this process may use."""
+    pin_threads: bool = False
+    """Whether each of these threads stays on one processor of those that this process may use."""
     dtype: DType = "auto"
     """Of dense weights; auto keeps the checkpoint's. Quantized weights stay as they are."""
     architecture: str = "auto"
@@ -132,6 +134,7 @@ class EngineConfig:
         if not _DEVICE.fullmatch(self.device):
             raise InvalidRequest("device", f"{self.device!r} is unknown", "Use auto, cpu, cuda, cuda:N or metal.")
         _check_optional("threads", self.threads, int, 1, 1024)
+        _check("pin_threads", self.pin_threads, bool)
         _check_dtype("dtype", self.dtype)
         _check("architecture", self.architecture, str)
         _check_optional("context_length", self.context_length, int, 2)

@@ -10,9 +10,10 @@ import ctypes
 import math
 import mmap
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,6 +48,45 @@ def cpu_count() -> int:
     else:
         usable = len(os.sched_getaffinity(0))
     return max(1, min([usable, *_cgroup_cpus()]))
+
+
+def processors() -> list[int]:
+    """Ids of the processors that the calling thread may use, one of each core first and then their siblings; none
+    where the system binds no threads to them."""
+    if sys.platform != "linux":
+        return []
+    return cores_first(os.sched_getaffinity(0), Path("/sys/devices/system/cpu"))
+
+
+class Pin:
+    """Keeps the thread that enters it on one processor until it leaves, and while the pin is not lifted.
+
+    `processor`: one of `processors()`; with None nothing happens. One that the process has lost since is not had.
+    """
+
+    def __init__(self, processor: int | None) -> None:
+        self._processor = processor
+        self._before: set[int] = set()
+
+    def __enter__(self) -> None:
+        if self._processor is not None and sys.platform == "linux":
+            self._before = os.sched_getaffinity(0)
+            with suppress(OSError):
+                os.sched_setaffinity(0, {self._processor})
+
+    def __exit__(self, *_: object) -> None:
+        if self._processor is not None and sys.platform == "linux":
+            with suppress(OSError):
+                os.sched_setaffinity(0, self._before)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """What starts threads meanwhile does not start them pinned."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
 def cache_dir() -> Path:
@@ -253,7 +293,7 @@ else:
         return cgroup_cpus(_text(Path("/proc/self/cgroup")), _CGROUPS)
 
 
-# ---- control groups: files of text, so this part runs (and is tested) on any system ---------------------------
+# ---- files of text, so this part runs (and is tested) on any system --------------------------------------------
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -274,6 +314,16 @@ def cgroup_memory(membership: str, root: Path) -> list[tuple[int, int]]:
                 idle = dict(line.split() for line in _text(folder / "memory.stat").splitlines()).get(idle_name, "0")
                 found.append((int(limit), max(int(used or 0) - int(idle), 0)))
     return found
+
+
+def cores_first(processors: Iterable[int], root: Path) -> list[int]:
+    """In the order in which threads fill them: by their place among the processors of their core, then by number."""
+
+    def turn(processor: int) -> tuple[int, int]:
+        words = re.findall(r"\d+", _text(root / f"cpu{processor}" / "topology" / "thread_siblings_list"))
+        return sorted(map(int, words)).index(processor) if str(processor) in words else 0, processor
+
+    return sorted(processors, key=turn)
 
 
 def cgroup_cpus(membership: str, root: Path) -> list[int]:

@@ -28,6 +28,7 @@ from tramontane.engine.sampler import apply_processor
 from tramontane.engine.sequence import Event
 from tramontane.errors import EngineClosed, OutOfMemory, TramontaneError
 from tramontane.models.heads import Floats
+from tramontane.platform import Pin
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.tracing import Trace
 from tramontane.types import AllocationListener, Chunk, FinishReason, LogitsProcessor, Pooling, Stats
@@ -40,14 +41,15 @@ Command = Callable[[], None]
 class _Guard:
     """A user's logits processor whose failure ends its own request and no other's."""
 
-    def __init__(self, processor: LogitsProcessor) -> None:
-        self._processor = processor
+    def __init__(self, processor: LogitsProcessor, pin: Pin) -> None:
+        self._processor, self._pin = processor, pin
         self.error: Exception | None = None
 
     def __call__(self, prompt_ids: Sequence[int], output_ids: Sequence[int], logits: FloatArray) -> FloatArray:
         if self.error is None:
             try:
-                return apply_processor(self._processor, prompt_ids, output_ids, logits)
+                with self._pin.lifted():
+                    return apply_processor(self._processor, prompt_ids, output_ids, logits)
             except Exception as error:
                 self.error = error
         return logits
@@ -73,11 +75,13 @@ class EngineLoop:
         tokenizer: Tokenizer,
         name: str = "engine",
         trace: Trace | None = None,
+        pin: Pin | None = None,
     ) -> None:
         """Takes over `engine`, `executor` and `encoder`: closes the latter two when it stops. `encoder`: None where
-        `encode` is never called. `trace`: is told of steps, waiting and requests."""
+        `encode` is never called. `trace`: is told of steps, waiting and requests. `pin`: holds the
+        thread, lifted for logits processors, whose own threads would inherit it."""
         self._engine, self._executor, self._encoder, self._tokenizer = engine, executor, encoder, tokenizer
-        self._trace = trace
+        self._trace, self._pin = trace, pin or Pin(None)
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._open: dict[str, _Open] = {}
         self._waiting: list[tuple[str, Mailbox, Reader]] = []  # for what has been put since the last `_wake`
@@ -143,6 +147,10 @@ class EngineLoop:
     # ---- on the engine's thread
 
     def _run(self) -> None:
+        with self._pin:
+            self._serve()
+
+    def _serve(self) -> None:
         closed = EngineClosed("The engine was closed.", "Load the model again.")
         try:
             while self._take_commands():
@@ -212,7 +220,7 @@ class EngineLoop:
         if self._closed is not None:
             self._refuse(mailbox, EngineClosed(*self._closed.args))
             return
-        guards = tuple(_Guard(processor) for processor in prepared.request.params.logits_processors or ())
+        guards = tuple(_Guard(processor, self._pin) for processor in prepared.request.params.logits_processors or ())
         request = replace(prepared.request, params=replace(prepared.request.params, logits_processors=guards))
         held = replace(prepared, request=request)
         try:

@@ -94,7 +94,8 @@ class NativeBackend(EngineBackend):
         engine, self._executor, encoder, self._cache_bytes = _engine(shared, config, self._context_length, free)
         self._shared: SharedModel | None = shared
         name = Path(self._source).name
-        loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=name, trace=shared.trace)
+        pin = platform.Pin(next(iter(shared.loaded.ops.processors), None))
+        loop = EngineLoop(engine, self._executor, encoder, shared.tokenizer, name=name, trace=shared.trace, pin=pin)
         super().__init__(preparer, loop)
 
     async def embed(self, request: EmbedRequest) -> list[Embedding]:

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from tramontane import platform
 from tramontane.backends.language import tokenizer_of
 from tramontane.config import EngineConfig
+from tramontane.errors import InvalidRequest
 from tramontane.kernels import for_device
 from tramontane.kernels.traced import traced
 from tramontane.loading.build import load_model
@@ -32,6 +33,7 @@ class SharedModel:
             threads=threads,
             deterministic=config.deterministic,
             exact=config.arithmetic == "exact",
+            processors=_processors(threads) if config.pin_threads else (),
         )
         self.trace = Trace(config.profile) if config.profile else None
         if self.trace is not None:
@@ -55,13 +57,27 @@ def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
     changed on disk. Raises what `load_model` and `Tokenizer` raise."""
     threads = config.threads or platform.cpu_count()
     path = Path(os.path.abspath(path))  # links stay: the hub's cache gives files their names by them
-    how = (config.kernels, threads, config.deterministic, config.arithmetic, config.profile)
+    how = (config.kernels, threads, config.pin_threads, config.deterministic, config.arithmetic, config.profile)
     key = (path, _state(path), device, *how, config.dtype, config.architecture)
     with _loading:  # two at once would load it twice
         model = _models.get(key)
         if model is None:
             model = _models[key] = SharedModel(path, config, device, threads)
         return model
+
+
+def _processors(threads: int) -> list[int]:
+    """One of this process's for each thread. Raises InvalidRequest."""
+    usable = platform.processors()
+    if not usable:
+        raise InvalidRequest("pin_threads", "this system binds no threads to processors", "Leave it out.")
+    if threads > len(usable):
+        raise InvalidRequest(
+            "pin_threads",
+            f"{threads} threads do not have a processor each: this process may use {len(usable)}",
+            f"Use threads={len(usable)}, or leave pin_threads out.",
+        )
+    return usable[:threads]
 
 
 def _state(path: Path) -> tuple[tuple[str, int, int], ...]:

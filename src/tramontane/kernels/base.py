@@ -76,6 +76,8 @@ class Ops(Protocol):
     """The implementation: "reference", "cpu" (with its instruction set, such as "cpu-avx512") or "torch"."""
     device: str
     threads: int
+    processors: Sequence[int]
+    """That the threads are bound to, the calling one first; empty where they run where the system likes."""
     deterministic: bool
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:

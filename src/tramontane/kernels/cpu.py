@@ -7,6 +7,7 @@ run during all but the shortest ops. Must not know: weights, layers, models.
 
 Threads. Each `CpuOps` keeps a pool of `threads` threads, the calling one included; they start with the first op that
 is worth sharing, spin for some 60 microseconds after each (a model's ops follow one another closely), then sleep.
+With `processors` each is bound to one; the first is for the calling thread, whose owner binds it (`platform.Pin`).
 Results do not depend on their number: every element is computed by one thread, in one order of accumulation. It is the
 same for one row and for many, except that AMX multiplies many rows in bfloat16 where neither `deterministic` nor
 `exact` forbids it.
@@ -68,7 +69,12 @@ class CpuOps(RecurrentOps):
     device = "cpu"
 
     def __init__(
-        self, threads: int = 1, deterministic: bool = False, isa: str | None = None, exact: bool = False
+        self,
+        threads: int = 1,
+        deterministic: bool = False,
+        isa: str | None = None,
+        exact: bool = False,
+        processors: Sequence[int] = (),
     ) -> None:
         from tramontane import _native
 
@@ -79,10 +85,12 @@ class CpuOps(RecurrentOps):
             raise InvalidRequest("threads", f"{threads} is less than 1", "Use at least one thread.")
         _set_tables()
         self._native = _native.Cpu(threads, chosen, exact, deterministic)
+        if processors:
+            self._native.pin(list(processors[1:]))
         self._spoil = _native.spoil
         self._arena = Arena()
         self.name = f"cpu-{self._native.isa}"
-        self.threads = threads
+        self.threads, self.processors = threads, processors
         self.deterministic = deterministic
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:

@@ -278,6 +278,7 @@ class ReferenceOps(StoredOps, RecurrentOps):
 
     def __init__(self, threads: int = 1, deterministic: bool = False) -> None:
         self.threads = threads
+        self.processors: Sequence[int] = ()
         self.deterministic = deterministic
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:

@@ -177,6 +177,7 @@ class TorchOps(StoredOps, RecurrentOps):
     def __init__(self, device: str = "cpu", threads: int = 1, deterministic: bool = False) -> None:
         self.device = device
         self.threads = threads
+        self.processors: Sequence[int] = ()
         self.deterministic = deterministic
         self._device = _resolve(device)
         on_cpu = self._device.type == "cpu"

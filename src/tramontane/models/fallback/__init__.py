@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tramontane.errors import MissingExtra, UnsupportedModel
+from tramontane.errors import InvalidRequest, MissingExtra, UnsupportedModel
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext, GroupContext
@@ -68,6 +68,8 @@ class FallbackModel:
                 f"{source} runs through transformers' own layers, whose arithmetic is not deterministic.",
                 "Use deterministic=False.",
             )
+        if ops.processors:
+            raise InvalidRequest("pin_threads", f"{source} needs torch's threads, which are not", "Leave it out.")
         if ops.device == "cpu":
             torch.set_num_threads(ops.threads)
         self.ops = ops
