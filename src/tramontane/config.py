@@ -125,6 +125,8 @@ class EngineConfig:
     """Which marks its reasoning stands between (think, mistral, ..., or none); None reads it from the template."""
     profile: str | None = None
     """A file to write a trace to, of steps, ops, waiting and requests; see `tracing`. Ops then run one by one."""
+    keep_packed: bool | str = False
+    """Whether the CPU's packed weights are kept on disk for the next start: True, beside the model; or a folder."""
     arithmetic: Literal["fast", "exact"] = "fast"
     """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32), and for many
     rows both to bfloat16; exact: never."""
@@ -143,6 +145,9 @@ class EngineConfig:
         for name in ("tool_format", "reasoning_format", "profile"):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), str)
+        _check("keep_packed", self.keep_packed, str if isinstance(self.keep_packed, str) else bool)
+        if self.keep_packed == "":
+            raise InvalidRequest("keep_packed", "an empty name is no folder", "Use true, false or a folder.")
         if self.arithmetic not in ("fast", "exact"):
             raise InvalidRequest("arithmetic", f"{self.arithmetic!r} is unknown", "Use fast or exact.")
         if self.kernels not in ("auto", "cpu", "torch", "reference"):

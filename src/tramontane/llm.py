@@ -88,8 +88,8 @@ class _Facade:
         demo model.
         `backend`: the same name by itself; where neither is given, TRAMONTANE_BACKEND names one, or it is native.
         `chat_template`: a Jinja template, or a Path to one, instead of the model's. `progress(done, total, label)`
-        hears of downloads. `options`: settings of the backend (of native, `EngineConfig.from_options`) and default
-        sampling parameters (fields of `SamplingParams`).
+        hears of downloads, and of loading (`loading NAME`) that takes longer than a second. `options`: settings of the
+        backend (of native, `EngineConfig.from_options`) and default sampling parameters (fields of `SamplingParams`).
         Raises InvalidRequest for an option that is neither, MissingExtra, and what loading raises.
         """
         sampling = {name: options.pop(name) for name in [*options] if name in SAMPLING_FIELDS}

@@ -77,6 +77,13 @@ def test_standard_output_stays_clean_while_the_bar_is_on_the_terminal() -> None:
     assert screen.seen.count('{"in": "between"}') == 2
 
 
+def test_loading_says_nothing_into_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with DownloadBar() as progress:
+        progress(1, 2, "loading m.gguf")
+        progress(2, 2, "loading m.gguf")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_nothing_is_drawn_where_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
     with DownloadBar():
         pass

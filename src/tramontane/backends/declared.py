@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tramontane.loading.sources import ModelSource
 
 Progress = Callable[[int, "int | None", str], None]
-"""Called while a model is fetched: bytes done, bytes in all where known, and what they are of."""
+"""Called while a model is fetched, and while it is loaded if that takes long: bytes done, bytes in all where known, and
+what they are of, which begins with "loading " for the latter."""
 
 Ability = Literal["generate", "chat", "tokenize", "embed", "rerank", "stats", "listen", "adapt"]
 """What a backend may be asked for: answers to texts and to conversations, then the optional protocols of `base`."""

@@ -84,7 +84,7 @@ class NativeBackend(EngineBackend):
         config = config or EngineConfig()
         self._source = str(source)
         device = resolve_device(config.device, fallback=config.device_fallback, kernels=config.kernels)
-        shared = shared_model(resolve(source, progress), config, device)
+        shared = shared_model(resolve(source, progress), config, device, progress)
         free = _free_for_cache(shared.loaded, config)
         self._context_length = _context_length(config, shared.loaded, free)
         self._defaults, ends = _defaults(shared, sampling or SamplingParams())

@@ -12,6 +12,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from tramontane import platform
+from tramontane.backends.declared import Progress
 from tramontane.backends.language import tokenizer_of
 from tramontane.config import EngineConfig
 from tramontane.errors import InvalidRequest
@@ -19,6 +20,7 @@ from tramontane.kernels import for_device
 from tramontane.kernels.traced import traced
 from tramontane.loading.build import load_model
 from tramontane.loading.checkpoint import open_checkpoint
+from tramontane.loading.packed import stamps
 from tramontane.text.grammar import Grammars
 from tramontane.tracing import Trace
 
@@ -26,7 +28,9 @@ from tramontane.tracing import Trace
 class SharedModel:
     """A loaded model and its tokenizer. Its memory goes when nobody holds it any more."""
 
-    def __init__(self, path: Path, config: EngineConfig, device: str, threads: int) -> None:
+    def __init__(
+        self, path: Path, config: EngineConfig, device: str, threads: int, progress: Progress | None = None
+    ) -> None:
         ops = for_device(
             device,
             kernels=config.kernels,
@@ -41,7 +45,14 @@ class SharedModel:
         checkpoint = open_checkpoint(path)
         with ThreadPoolExecutor(1) as aside:  # packing weights leaves Python to others
             tokenizer = aside.submit(tokenizer_of, checkpoint)
-            self.loaded = load_model(checkpoint, ops, dtype=config.dtype, architecture=config.architecture)
+            self.loaded = load_model(
+                checkpoint,
+                ops,
+                dtype=config.dtype,
+                architecture=config.architecture,
+                keep_packed=config.keep_packed,
+                progress=progress,
+            )
         self.tokenizer = tokenizer.result()
         self.grammars = Grammars(self.tokenizer, self.loaded.spec.vocab_size)
         self.turn = threading.Lock()
@@ -52,17 +63,17 @@ _models: WeakValueDictionary[tuple[object, ...], SharedModel] = WeakValueDiction
 _loading = threading.Lock()
 
 
-def shared_model(path: Path, config: EngineConfig, device: str) -> SharedModel:
+def shared_model(path: Path, config: EngineConfig, device: str, progress: Progress | None = None) -> SharedModel:
     """The model at `path`, loaded unless a backend of this process holds it with the same settings and it has not
     changed on disk. Raises what `load_model` and `Tokenizer` raise."""
     threads = config.threads or platform.cpu_count()
     path = Path(os.path.abspath(path))  # links stay: the hub's cache gives files their names by them
     how = (config.kernels, threads, config.pin_threads, config.deterministic, config.arithmetic, config.profile)
-    key = (path, _state(path), device, *how, config.dtype, config.architecture)
+    key = (path, tuple(stamps(path)), device, *how, config.dtype, config.architecture, config.keep_packed)
     with _loading:  # two at once would load it twice
         model = _models.get(key)
         if model is None:
-            model = _models[key] = SharedModel(path, config, device, threads)
+            model = _models[key] = SharedModel(path, config, device, threads, progress)
         return model
 
 
@@ -78,16 +89,3 @@ def _processors(threads: int) -> list[int]:
             f"Use threads={len(usable)}, or leave pin_threads out.",
         )
     return usable[:threads]
-
-
-def _state(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a file of the model does."""
-    return tuple(map(_stamp, sorted(path.iterdir()) if path.is_dir() else [path]))
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    try:
-        stat = file.stat()
-    except OSError:  # a link to nowhere, say: no file, until it leads somewhere
-        return file.name, -1, 0
-    return file.name, stat.st_size, stat.st_mtime_ns

@@ -116,7 +116,7 @@ class AnswerWriter:
 
 class DownloadBar:
     """Hears (done bytes, total bytes or None, label) and shows it on standard error: a bar on a terminal, which goes
-    when the context ends, else a line for each label. Standard output is never touched."""
+    when the context ends, else a line for each label, but none for loading. Standard output is never touched."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -126,6 +126,8 @@ class DownloadBar:
     def __call__(self, done: int, total: int | None, label: str) -> None:
         if label != self._label:
             self._label = label
+            if not coloured(sys.stderr) and label.startswith("loading "):
+                return
             if not coloured(sys.stderr):
                 print(f"fetching {one_line(label)}", file=sys.stderr, flush=True)
             else:

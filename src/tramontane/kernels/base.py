@@ -100,6 +100,10 @@ class Ops(Protocol):
         one of `BLOCKS`."""
         ...
 
+    def room(self, format: str, shape: tuple[int, int]) -> Array | None:
+        """An array such as `pack` makes of a matrix [N,K] in this format, with any values; None where it makes none."""
+        ...
+
     def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
         """The matrix [N,K], or its blocks, that `packed` was made of, on the host and bit for bit."""
         ...

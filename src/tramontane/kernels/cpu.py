@@ -19,7 +19,7 @@ import dataclasses
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -38,6 +38,13 @@ __all__ = ["CpuOps", "available", "isas"]
 
 _CACHE_LINE = 64
 _PAGE = 4096
+_BYTES = np.dtype(np.uint8)
+_TILES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": numpy_dtype("bfloat16"),
+}
+"""What tiles are of, where it is not bytes."""
 
 
 def available() -> bool:
@@ -109,18 +116,19 @@ class CpuOps(RecurrentOps):
         return host
 
     def pack(self, matrix: Array, format: str) -> Array:
-        from tramontane import _native
-
-        if matrix.size == 0:
-            return matrix
         elements = BLOCKS[format] if format in BLOCKS else BlockLayout(1, matrix.itemsize)
         columns = matrix.shape[1] * matrix.itemsize // elements.nbytes * elements.elements
-        shape = tuple(_native.tiles_shape(format, matrix.shape[0], columns))
-        if not shape:
+        tiles = self.room(format, (matrix.shape[0], columns))
+        if tiles is None:
             return matrix
-        tiles = self._arena.empty(shape, matrix.dtype)
         self._native.pack(tiles, np.ascontiguousarray(matrix), format)
         return tiles
+
+    def room(self, format: str, shape: tuple[int, int]) -> Array | None:
+        from tramontane import _native
+
+        tiles = tuple(_native.tiles_shape(format, *shape)) if math.prod(shape) else ()
+        return self._arena.empty(tiles, _TILES.get(format, _BYTES)) if tiles else None
 
     def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
         if packed.ndim != 3:

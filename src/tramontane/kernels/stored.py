@@ -24,6 +24,9 @@ class StoredOps:
     def pack(self, matrix: Array, format: str) -> Array:
         return matrix
 
+    def room(self, format: str, shape: tuple[int, int]) -> Array | None:
+        return None
+
     def unpack(self: Ops, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
         return self.to_host(packed)
 

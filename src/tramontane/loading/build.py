@@ -7,8 +7,10 @@ requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from tramontane import platform
 from tramontane.errors import InvalidRequest, UnsupportedModel
-from tramontane.kernels import Ops
+from tramontane.kernels import Array, Ops
 from tramontane.kernels.blocks import dequantize
 from tramontane.loading import memory
 from tramontane.loading.binding import Binding, Piece
@@ -25,16 +27,23 @@ from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
 from tramontane.loading.converting import NUMPY, converted, unit_rows
 from tramontane.loading.fallback import load_fallback, refusal_of
 from tramontane.loading.memory import Plan
+from tramontane.loading.packed import KeptWeights
 from tramontane.models.decoder import Decoder
 from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import ModelSpec
-from tramontane.weights import FORMATS, Experts, make_weight, select_rows
+from tramontane.weights import FORMATS, Experts, Weight, can_be_packed, make_weight, packed_weight, select_rows
 
 if TYPE_CHECKING:
+    from tramontane.loading.pypi import Progress
     from tramontane.models.fallback import FallbackModel
 
 _VECTORS = (*memory.DENSE, "F64", "I8", "I16", "I32")
 """Numbers that vectors, which become float32, may be stored as."""
+
+_LONG = 1.0
+"""Seconds of a load that go by without a word of progress."""
+
+_NOT_KEPT = "Leave keep_packed out, or load the model with the CPU's kernels."
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,20 @@ class LoadedModel:
 
 
 def load_model(
-    source: str | Path | Checkpoint, ops: Ops, *, dtype: str = "auto", architecture: str = "auto"
+    source: str | Path | Checkpoint,
+    ops: Ops,
+    *,
+    dtype: str = "auto",
+    architecture: str = "auto",
+    keep_packed: bool | str = False,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a checkpoint, or the one at a path, onto the device of `ops`.
 
     Matrices are used where they are mapped if the device can; `dtype` (float32, float16, bfloat16) converts dense
     ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and a few megabytes.
     A language model that no family of this build's describes runs through transformers' layers, where installed.
+    `keep_packed`: as of `EngineConfig`. `progress` hears of loads that take longer than a second.
     Raises ModelNotFound, CorruptCheckpoint, UnsupportedModel, OutOfMemory or InvalidRequest.
     """
     if dtype != "auto" and dtype not in memory.ITEMSIZE:
@@ -74,6 +90,8 @@ def load_model(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     refusal = refusal_of(checkpoint, architecture)
     if refusal is not None:
+        if keep_packed:
+            raise InvalidRequest("keep_packed", "this model runs through transformers' layers", _NOT_KEPT)
         found = load_fallback(checkpoint, ops, dtype, refusal)
         spec, formats = found.model.spec, found.formats
         return LoadedModel(spec, found.model, ops, checkpoint, found.nbytes, found.dtype, formats, {})
@@ -82,9 +100,16 @@ def load_model(
     needed = plan.weight_bytes(formats)
     if ops.device == "cpu":
         memory.check_weights_fit(needed, platform.available_memory())
-    parameters = {
-        name: load_parameter(ops, checkpoint, binding, formats.get(name)) for name, binding in plan.bindings.items()
-    }
+    kept = _kept(ops, checkpoint, plan, formats, keep_packed, (dtype, architecture)) if keep_packed else None
+    packed = kept.read(partial(_rooms, ops, plan, formats)) if kept else {}
+    hear = _heard(progress, needed, f"loading {checkpoint.path.name}")
+    parameters: dict[str, Parameter] = {}
+    for name, binding in plan.bindings.items():
+        ready = [packed[key] for key in _keys(name, binding) if key in packed]
+        parameters[name] = load_parameter(ops, checkpoint, binding, formats.get(name), ready)
+        hear(parameters[name].nbytes)
+    if kept and not packed:
+        kept.write(_packed(parameters))
     decoder = Decoder(plan.spec, parameters, ops)
     return LoadedModel(plan.spec, decoder, ops, checkpoint, needed, plan.dense_dtype(formats), formats, plan.bindings)
 
@@ -103,8 +128,24 @@ def checked_plan(checkpoint: Checkpoint, architecture: str = "auto") -> Plan:
     return plan
 
 
-def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: str | None) -> Parameter:
-    """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector."""
+def _heard(progress: Progress | None, total: int, label: str) -> Callable[[int], None]:
+    """What takes the bytes of each parameter, and tells `progress` of all so far once loading takes long."""
+    begun, done = time.monotonic(), 0
+
+    def hear(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None and time.monotonic() - begun > _LONG:
+            progress(done, total, label)
+
+    return hear
+
+
+def load_parameter(
+    ops: Ops, checkpoint: Checkpoint, binding: Binding, format: str | None, packed: Sequence[Array] = ()
+) -> Parameter:
+    """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector. `packed`: what
+    `Ops.pack` made of its matrices before, where it is at hand."""
     if format is None:
         vectors = [_vector(checkpoint, piece) for piece in binding.pieces]
         # Copied: one page of the file that is read in every step has its neighbours in memory, too.
@@ -112,6 +153,10 @@ def load_parameter(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: s
         if binding.shifted:
             values = values + np.float32(1)
         parameter: Parameter = ops.from_host(values.reshape(binding.shape))
+    elif packed:
+        rows, columns = binding.shape[-2:]
+        weights = [packed_weight(ops, format, (rows, columns), one) for one in packed]
+        parameter = Experts(ops, weights) if binding.kind == "experts" else weights[0]
     elif binding.kind == "experts":
         count, rows, columns = binding.shape
         stacked = count if len(binding.pieces) < count else 1
@@ -155,6 +200,62 @@ def _matrices(
     for start in range(0, total, total // count):
         one = parts if count == 1 else select_rows(parts, slice(start, start + total // count), total)
         yield one if piece.rows is None else select_rows(one, piece.rows, total // count)
+
+
+# ---- packed matrices, kept for the next start -----------------------------------------------------------------
+
+
+def _kept(
+    ops: Ops,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    formats: Mapping[str, str],
+    where: bool | str,
+    options: tuple[str, str],
+) -> KeptWeights:
+    """The kept matrices of a model loaded with `options` (dtype, architecture). Raises InvalidRequest for ops that pack
+    none of them."""
+    samples = [_sample(ops, format) for format in sorted(set(formats.values())) if can_be_packed(format)]
+    if not any(samples):
+        raise InvalidRequest("keep_packed", f"{ops.name} packs no matrix of this model", _NOT_KEPT)
+    depends = (options, samples, plan.bindings, sorted(formats.items()))
+    return KeptWeights.of(checkpoint.path, where, options[0], depends)
+
+
+def _sample(ops: Ops, format: str) -> bytes | None:
+    """What the ops make of a small matrix, which tells layouts of tiles apart; None where they leave it."""
+    nbytes = FORMATS[format].nbytes((17, 512))
+    stored = (np.arange(nbytes) % 251).astype(np.uint8).reshape(17, -1).view(NUMPY.get(format, np.uint8))
+    packed = ops.pack(stored, format)
+    return None if packed is stored else ops.to_host(packed).tobytes()
+
+
+def _keys(name: str, binding: Binding) -> list[str]:
+    """What the matrices of a parameter are kept under: each expert's by itself."""
+    return [f"{name}/{i}" for i in range(binding.shape[0] if binding.kind == "experts" else 1)]
+
+
+def _rooms(ops: Ops, plan: Plan, formats: Mapping[str, str]) -> dict[str, Array]:
+    """Arrays for all matrices that the ops pack."""
+    rooms = {
+        key: ops.room(formats[name], (binding.shape[-2], binding.shape[-1]))
+        for name, binding in plan.bindings.items()
+        if name in formats and can_be_packed(formats[name])
+        for key in _keys(name, binding)
+    }
+    return {key: room for key, room in rooms.items() if room is not None}
+
+
+def _packed(parameters: Mapping[str, Parameter]) -> dict[str, Array]:
+    """The matrices that the ops packed. (What is left as it is stored has two dimensions, not a tile's three.)"""
+    packed = {}
+    for name, parameter in parameters.items():
+        weights = parameter.weights if isinstance(parameter, Experts) else [parameter]
+        for i, weight in enumerate(weights):
+            single = weight.single if isinstance(weight, Weight) else None
+            if single is not None and single[0].ndim == 3:
+                packed[f"{name}/{i}"] = single[0]
+    return packed
 
 
 def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:
