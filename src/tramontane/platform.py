@@ -121,13 +121,15 @@ def prefetch_pages(mapping: mmap.mmap, start: int = 0, length: int | None = None
     return _advise(mapping, mmap.MADV_WILLNEED, start, length)
 
 
-def large_pages(nbytes: int) -> mmap.mmap:
-    """Memory of the process's own, in large pages where the system has them and lets one ask."""
+def large_pages(nbytes: int, first: int = 0) -> mmap.mmap:
+    """Memory of the process's own, in large pages where the system has them and lets one ask, from byte `first` on, a
+    multiple of the size of small ones."""
     if sys.platform != "linux":
         return mmap.mmap(-1, nbytes)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory would get small ones
-    with suppress(OSError):  # a kernel built without them: small pages are what there is
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if first < nbytes:
+        with suppress(OSError):  # a kernel built without them: small pages are what there is
+            memory.madvise(mmap.MADV_HUGEPAGE, first)
     return memory
 
 

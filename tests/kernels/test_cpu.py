@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.kernels import oracles
+from tramontane import platform
 from tramontane.errors import InvalidRequest
 from tramontane.kernels import cpu
 
@@ -372,3 +373,13 @@ def test_buffers_start_on_cache_lines_and_large_ones_on_pages(make: str) -> None
         assert array.flags.c_contiguous
         assert array.flags.writeable
     assert getattr(ops, make)((300, 300), "float32").ctypes.data % 4096 == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident pages are told exactly on Linux only")
+def test_what_little_is_written_at_the_start_of_zeros_takes_no_large_page() -> None:
+    caches = [cpu.CpuOps().zeros((16 << 20,), "float16") for _ in range(16)]
+    before = platform.current_rss()
+    for cache in caches:
+        cache[: 64 << 10] = 1
+    assert platform.current_rss() - before < 16 * (512 << 10)
+    assert not caches[0][64 << 10 :].any()

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tramontane import platform
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.arena import Arena
 from tramontane.kernels.base import BLOCKS, Array, BlockLayout
@@ -38,6 +39,9 @@ __all__ = ["CpuOps", "available", "isas"]
 
 _CACHE_LINE = 64
 _PAGE = 4096
+_SMALL = 1 << 20
+"""Bytes at the start of an array of zeros that lie in small pages: what few sequences use of a layer's cache would take
+a whole large page, or two, in each. They are read no slower; numpy would ask for large ones."""
 _BYTES = np.dtype(np.uint8)
 _TILES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -104,7 +108,10 @@ class CpuOps(RecurrentOps):
         return _aligned(np.empty, shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        return _aligned(np.zeros, shape, dtype)
+        kind, count = numpy_dtype(dtype), math.prod(shape)
+        if count * kind.itemsize <= _SMALL:
+            return _aligned(np.zeros, shape, dtype)
+        return np.frombuffer(platform.large_pages(count * kind.itemsize, _SMALL), kind).reshape(shape)
 
     def from_host(self, array: NDArray[Any]) -> Array:
         self._spoil()
