@@ -74,12 +74,17 @@ void bind(std::thread& thread, int processor) {
 // wakes late never holds up a job, nor sees the fields of the next one change.
 struct Pool::Workers {
     static constexpr uint64_t EPOCH = uint64_t(1) << 32, OPEN = uint64_t(1) << 31, INSIDE = OPEN - 1;
+    static constexpr uint64_t REST = EPOCH - 1;
 
-    Workers(int count, const std::vector<int>& processors) : born(forks.load()) {
+    struct alignas(64) Share {
+        std::atomic<uint64_t> left{0};
+    };
+
+    Workers(int count, const std::vector<int>& processors) : born(forks.load()), shares(count + 1) {
         threads.reserve(count);
         try {
             for (int i = 0; i < count; i++) {
-                threads.emplace_back([this] { serve(); });
+                threads.emplace_back([this, i] { serve(i + 1); });
                 if (i < static_cast<int>(processors.size())) bind(threads.back(), processors[i]);
             }
         } catch (const std::system_error&) {
@@ -101,33 +106,54 @@ struct Pool::Workers {
         grain = piece;
         body = work;
         context = with;
-        next.store(0, std::memory_order_relaxed);
+        const int64_t all = (items + piece - 1) / piece, members = static_cast<int64_t>(shares.size());
+        for (int64_t i = 0; i < members; i++)
+            shares[i].left.store(range(all * i / members, all * (i + 1) / members), std::memory_order_relaxed);
         const uint64_t epoch = (state.load() & ~(EPOCH - 1)) + EPOCH;
         state.store(epoch | OPEN);
         if (sleepers.load() > 0) {
             { std::lock_guard lock(mutex); }
             wake.notify_all();
         }
-        take_pieces();
+        take_pieces(0);
         state.fetch_and(~OPEN);
         const auto empty = [this] { return (state.load(std::memory_order_acquire) & INSIDE) == 0; };
         while (!spin(empty)) std::this_thread::yield();
     }
 
-    // A thread takes a share of what is left: few turns, neighbouring pieces together, and little to wait for at the
-    // end, even where another thread came late or lost its processor.
-    void take_pieces() {
-        const int64_t shares = 2 * (static_cast<int64_t>(threads.size()) + 1);
-        int64_t begin = next.load(std::memory_order_relaxed);
-        while (begin < count) {
-            const int64_t size = std::max((count - begin) / shares / grain, int64_t(1)) * grain;
-            if (!next.compare_exchange_weak(begin, begin + size, std::memory_order_relaxed)) continue;
-            body(context, begin, std::min(begin + size, count));
-            begin = next.load(std::memory_order_relaxed);
-        }
+    // Grains [begin, end) that a thread has yet to do, in one word, so that they change at once.
+    static uint64_t range(uint64_t begin, uint64_t end) { return begin << 32 | end; }
+
+    // A thread walks through its own share from the front, so that what it reads lies in one row, for the processor to
+    // fetch ahead; then it takes the rear half of what another has left, which may be all where that one is late.
+    void take_pieces(size_t me) {
+        std::atomic<uint64_t>& own = shares[me].left;
+        do {
+            uint64_t left = own.load(std::memory_order_relaxed);
+            while (const uint64_t size = (left & REST) - (left >> 32)) {
+                const uint64_t begin = left >> 32, end = begin + (size + 3) / 4;
+                if (!own.compare_exchange_weak(left, range(end, left & REST), std::memory_order_relaxed)) continue;
+                body(context, static_cast<int64_t>(begin) * grain, std::min(static_cast<int64_t>(end) * grain, count));
+                left = own.load(std::memory_order_relaxed);
+            }
+        } while (take_over(me));
     }
 
-    void serve() {
+    bool take_over(size_t me) {
+        for (size_t i = 1; i < shares.size(); i++) {
+            std::atomic<uint64_t>& other = shares[(me + i) % shares.size()].left;
+            uint64_t left = other.load(std::memory_order_relaxed);
+            while (const uint64_t size = (left & REST) - (left >> 32)) {
+                const uint64_t end = left & REST, middle = end - (size + 1) / 2;
+                if (!other.compare_exchange_weak(left, range(left >> 32, middle), std::memory_order_relaxed)) continue;
+                shares[me].left.store(range(middle, end), std::memory_order_relaxed);
+                return true;
+            }
+        }
+        return false;
+    }
+
+    void serve(size_t me) {
         uint64_t seen = 0;
         const auto news = [&] { return stop.load() || (state.load() & ~(EPOCH - 1)) != seen; };
         for (;;) {
@@ -142,7 +168,7 @@ struct Pool::Workers {
             seen = now & ~(EPOCH - 1);
             while ((now & OPEN) && (now & ~(EPOCH - 1)) == seen) {
                 if (!state.compare_exchange_weak(now, now + 1)) continue;
-                take_pieces();
+                take_pieces(me);
                 state.fetch_sub(1, std::memory_order_release);
                 break;
             }
@@ -153,7 +179,7 @@ struct Pool::Workers {
     int64_t count = 0, grain = 1;
     Body body = nullptr;
     const void* context = nullptr;
-    alignas(64) std::atomic<int64_t> next{0};
+    std::vector<Share> shares;  // the caller's first
     alignas(64) std::atomic<uint64_t> state{0};
     alignas(64) std::atomic<int> sleepers{0};
     std::atomic<bool> stop{false};
