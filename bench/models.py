@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 FOLDER = Path(os.environ.get("TRAMONTANE_BENCH_MODELS", Path.home() / ".cache" / "tramontane-bench"))
 QUANTIZATIONS = ("Q4_0", "Q8_0", "Q4_K_M", "BF16")
-_CONTEXT = 8192
+_CONTEXT = 40960
 _EPS = 1e-5
 _THETA = 100000.0
 _CHUNK = 1 << 24
