@@ -15,7 +15,7 @@ from tramontane import platform
 
 __all__ = ["Arena"]
 
-_CHUNK = 64 << 20
+_CHUNK = 256 << 20
 _LINE = 64
 
 
