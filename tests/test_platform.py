@@ -32,6 +32,22 @@ def test_peak_counts_what_was_given_back() -> None:
     assert platform.peak_rss() >= before + (32 << 20)
 
 
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's alone")
+def test_a_trimmed_heap_gives_back_what_was_freed_below_what_is_held() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(64 << 10))) for _ in range(512)]
+    for block in blocks:
+        ctypes.memset(block, 1, 64 << 10)
+    for block in blocks[:-1]:
+        libc.free(block)
+    before = platform.current_rss()
+    assert platform.trim_heap()
+    assert platform.current_rss() < before - (24 << 20)
+    libc.free(blocks[-1])
+    assert isinstance(platform.trim_heap(), bool)
+
+
 def test_cpu_count() -> None:
     assert 1 <= platform.cpu_count() <= (os.cpu_count() or 1)
 

@@ -133,6 +133,14 @@ def large_pages(nbytes: int, first: int = 0) -> mmap.mmap:
     return memory
 
 
+def trim_heap() -> bool:
+    """Give back to the system what the C library keeps of freed memory. False where it has no such call (glibc has)."""
+    if sys.platform != "linux":
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(ctypes.c_size_t(0)))
+
+
 def _advise(mapping: mmap.mmap, advice: int, start: int, length: int | None) -> bool:
     end = len(mapping) if length is None else min(start + length, len(mapping))
     first = start - start % mmap.PAGESIZE

@@ -202,6 +202,29 @@ def test_gguf_recommends_sampling(tmp_path: Path) -> None:
     assert checkpoint.metadata["general.architecture"] == "llama"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="pages of a map are told apart on Linux only")
+def test_what_has_been_loaded_keeps_no_page_of_the_file_and_no_list_of_tokens(tmp_path: Path) -> None:
+    tokens = ["piece"] * 50_000
+    path = write_gguf(tmp_path / "m.gguf", {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.bos_token_id": 1})
+
+    def resident() -> int:
+        """Kilobytes of the file's map."""
+        maps = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")
+        return sum(map(int, re.findall(rf"{re.escape(str(path))}\nSize:.*?\nRss: +(\d+) kB", maps, re.DOTALL)))
+
+    with open_checkpoint(path) as checkpoint:
+        spec, norm = checkpoint.spec(), checkpoint.array("output_norm.weight").copy()
+        assert checkpoint.metadata["tokenizer.ggml.tokens"] == tokens
+        assert resident() > 100
+        checkpoint.forget_tokens()
+        checkpoint.release_all()
+        assert resident() == 0
+        assert "tokenizer.ggml.tokens" not in checkpoint.metadata
+        assert checkpoint.metadata["tokenizer.ggml.bos_token_id"] == 1
+        assert checkpoint.spec() == spec
+        assert np.array_equal(checkpoint.array("output_norm.weight"), norm)
+
+
 def test_rope_factors_are_read_and_checked(tmp_path: Path) -> None:
     factors = np.array([1.0, 1.5, 2.0, 4.0], np.float32)
     sound = open_checkpoint(write_gguf(tmp_path / "a.gguf", tensors={"rope_freqs.weight": factors}))

@@ -19,9 +19,10 @@ from tramontane.errors import InvalidRequest
 from tramontane.kernels import for_device
 from tramontane.kernels.traced import traced
 from tramontane.loading.build import load_model
-from tramontane.loading.checkpoint import open_checkpoint
+from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
 from tramontane.loading.packed import stamps
 from tramontane.text.grammar import Grammars
+from tramontane.text.tokenizer import Tokenizer
 from tramontane.tracing import Trace
 
 
@@ -44,7 +45,7 @@ class SharedModel:
             ops = traced(ops, self.trace)
         checkpoint = open_checkpoint(path)
         with ThreadPoolExecutor(1) as aside:  # packing weights leaves Python to others
-            tokenizer = aside.submit(tokenizer_of, checkpoint)
+            tokenizer = aside.submit(_tokenizer, checkpoint)
             self.loaded = load_model(
                 checkpoint,
                 ops,
@@ -53,6 +54,7 @@ class SharedModel:
                 keep_packed=config.keep_packed,
                 progress=progress,
             )
+        checkpoint.release_all()
         self.tokenizer = tokenizer.result()
         self.grammars = Grammars(self.tokenizer, self.loaded.spec.vocab_size)
         self.turn = threading.Lock()
@@ -75,6 +77,15 @@ def shared_model(path: Path, config: EngineConfig, device: str, progress: Progre
         if model is None:
             model = _models[key] = SharedModel(path, config, device, threads, progress)
         return model
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's, of which nothing else stays in memory: what it is made from takes as much again, and what its
+    making leaves behind."""
+    made = tokenizer_of(checkpoint)
+    checkpoint.forget_tokens()
+    platform.trim_heap()
+    return made
 
 
 def _processors(threads: int) -> list[int]:

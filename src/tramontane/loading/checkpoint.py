@@ -104,6 +104,19 @@ class Checkpoint(ABC):
     def release(self, name: str) -> None:
         """Give the tensor's pages back to the system; views stay valid and are read again on use."""
 
+    def release_all(self) -> None:
+        """The same of all of them: reading one brings back some of its neighbours."""
+        for name in self.tensors:
+            self.release(name)
+
+    def forget_tokens(self) -> None:
+        """Let go of the lists in `metadata` that a tokenizer is made from, once it is made."""
+        self.metadata = {
+            key: value
+            for key, value in self.metadata.items()
+            if not (key.startswith("tokenizer.ggml.") and isinstance(value, list))
+        }
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the files."""
@@ -165,6 +178,13 @@ class GGUFCheckpoint(Checkpoint):
 
     def release(self, name: str) -> None:
         self._file.release(name)
+
+    def release_all(self) -> None:
+        self._file.release_all()
+
+    def forget_tokens(self) -> None:
+        super().forget_tokens()
+        self._file.metadata = self.metadata
 
     def close(self) -> None:
         self._file.close()

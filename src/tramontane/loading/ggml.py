@@ -137,6 +137,10 @@ class GGMLFile:
         """Give the tensor's pages back to the system; views on it stay valid."""
         self._file.release(self.tensors[name].offset, self.tensors[name].nbytes)
 
+    def release_all(self) -> None:
+        """The same of everything, the head included."""
+        self._file.release(0, self._file.size)
+
     def prefetch(self, name: str) -> None:
         """Have the tensor read ahead from the disk."""
         self._file.prefetch(self.tensors[name].offset, self.tensors[name].nbytes)

@@ -82,7 +82,7 @@ class GGUFFile:
                 if name in self.tensors:
                     raise CorruptCheckpoint(str(part.file.path), f"tensor {name!r} is in another part too")
                 self.tensors[name] = replace(tensor, part=number)
-        self._parts = parts
+        self._parts = [replace(part, metadata={}) for part in parts]
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
@@ -140,6 +140,11 @@ class GGUFFile:
         """Give the tensor's pages back to the system (once it was repacked); views on it stay valid."""
         tensor = self.tensors[name]
         self._parts[tensor.part].file.release(tensor.offset, tensor.nbytes)
+
+    def release_all(self) -> None:
+        """The same of everything, the head included."""
+        for part in self._parts:
+            part.file.release(0, part.file.size)
 
     def prefetch(self, name: str) -> None:
         """Have the tensor read ahead from the disk."""
