@@ -30,10 +30,10 @@ void rows_coded(Pool& pool, const CodedRows& m) { usual.rows_coded(pool, m); }
 
 }  // namespace
 
-extern const TileKernels tiles = {"amx",         matmul<TileUnit>, rows, matmul_blocks,
-                                  rows_blocks, matmul_coded,     rows_coded};
-extern const TileKernels emulated = {"amx_emulated", matmul<EmulatedUnit>, rows, matmul_blocks,
-                                     rows_blocks,    matmul_coded,         rows_coded};
+extern const TileKernels tiles = {"amx",         MANY - 1,     matmul<TileUnit>, rows, matmul_blocks,
+                                  rows_blocks, matmul_coded, rows_coded};
+extern const TileKernels emulated = {"amx_emulated", MANY - 1,     matmul<EmulatedUnit>, rows, matmul_blocks,
+                                     rows_blocks,    matmul_coded, rows_coded};
 
 bool computes() {
     return agree<TileUnit, EmulatedUnit, 2, 2>() && agree<TileUnit, EmulatedUnit, 2, 1>() &&

@@ -66,7 +66,7 @@ struct Matmuls {
     Matmul* list;
     int64_t count, outputs, inputs;
     Format format;  // of the weights
-    // Where there are parts, which only few tokens and matrices in tiles have, they are the matrix of the one product.
+    // Where there are parts, which only matrices in tiles have, they are the matrix of the one product.
     const Part* parts = nullptr;
     int64_t part_count = 0;
     const int32_t* order = nullptr;  // [inputs]: the weights' columns in terms of x's; null: the same

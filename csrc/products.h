@@ -67,7 +67,7 @@ class Products {
         multiply(out, x, stored(blocks_, "blocks", name, out[1], x[1]), bias_);
     }
 
-    // One x by several matrices: what few tokens are laid out as serves them all, and so does one turn of the pool.
+    // One x by several matrices: what tokens are laid out as serves them all, and so does one turn of the pool.
     void matmul_together(nanobind::tuple outs, handle x_, nanobind::tuple weights, const char* name,
                          nanobind::tuple biases) {
         const Array x(x_, "x", FLOAT32, {ANY, ANY});
@@ -90,11 +90,7 @@ class Products {
         }
         if (work == 0) return;
         device_.compute(work, [=, this, parts = std::move(parts)] {
-            if (first->tiled && tokens <= TOGETHER) {
-                Matmul one = {nullptr, rows, nullptr, nullptr, tokens};
-                tiles_.matmul(pool_, {&one, 1, 0, inputs, first->format, parts.data(), ssize(parts)}, arithmetic_);
-                return;
-            }
+            if (first->tiled && tokens <= tiles_.together) return run_together(parts, rows, tokens, inputs, first->format);
             for (const Part& p : parts) {
                 std::vector<Matmul> list;
                 add_product(list, {p.out, rows, p.weight, p.bias, tokens}, p.outputs, inputs);
@@ -192,8 +188,6 @@ class Products {
     }
 
    private:
-    static constexpr int64_t TOGETHER = 15;  // tokens: of more, other kernels make something else
-
     static Number number(const Array& grid) {
         switch (grid.dtype()) {
             case DType::FLOAT16: return Number::F16;
@@ -334,6 +328,16 @@ class Products {
         add_product(list, {out.data<float>(), x.data<const float>(), weight.data, bias, x[0]}, out[1], x[1]);
         const int64_t outputs = out[1], inputs = x[1];
         device_.compute(out.size() * inputs, [=, this, list = std::move(list)] { run(weight, list, outputs, inputs); });
+    }
+
+    // Products of the same rows by several matrices in tiles, as many of them at a time as one product may have.
+    void run_together(std::vector<Part> parts, const float* x, int64_t tokens, int64_t inputs, Format format) {
+        for (int64_t left = tokens; left > 0; left -= TOKEN_BLOCK) {
+            Matmul one = {nullptr, x, nullptr, nullptr, left < TOKEN_BLOCK ? left : TOKEN_BLOCK};
+            tiles_.matmul(pool_, {&one, 1, 0, inputs, format, parts.data(), ssize(parts)}, arithmetic_);
+            x += TOKEN_BLOCK * inputs;
+            for (Part& p : parts) p.out += TOKEN_BLOCK * p.outputs;
+        }
     }
 
     // Takes a copy of the list, which kernels change.

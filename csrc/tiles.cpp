@@ -33,6 +33,6 @@ namespace {
 
 }  // namespace
 
-extern const TileKernels tiles = {TRAMONTANE_NAME(TRAMONTANE_TILE_ISA), matmul, rows, matmul_blocks, rows_blocks, matmul_coded, rows_coded};
+extern const TileKernels tiles = {TRAMONTANE_NAME(TRAMONTANE_TILE_ISA), INT64_MAX, matmul, rows, matmul_blocks, rows_blocks, matmul_coded, rows_coded};
 
 }  // namespace tramontane::TRAMONTANE_TILE_ISA

@@ -147,6 +147,7 @@ enum class Arithmetic : int { FAST, UNIFORM, EXACT };
 // Products and lookups of matrices in tiles, for one instruction set.
 struct TileKernels {
     const char* name;
+    int64_t together;  // tokens that several matrices may meet as parts of one
     void (*matmul)(Pool&, const Matmuls&, Arithmetic);
     void (*rows)(Pool&, const Rows&);
     // Of matrices in rows: quantized blocks, and codes.
