@@ -218,7 +218,7 @@ def test_tiles_are_checked() -> None:
 def test_several_matrices_as_each_alone(isa: str, format: str) -> None:
     """Bit for bit, where activations are rounded too, for few tokens and many, on one thread and on several."""
     rng, sizes = np.random.default_rng(8), (48, 17, 5)
-    for threads, tokens in ((1, 1), (2, 7), (3, 16), (2, 30)):
+    for threads, tokens in ((1, 1), (2, 7), (3, 16), (2, 30), (1, 260)):
         ops = cpu.CpuOps(threads, isa=isa)
         x = rng.standard_normal((tokens, 512), dtype=np.float32)
         tiles = [ops.pack(matrix(rng, format, rows, 512)[0], format) for rows in sizes]
