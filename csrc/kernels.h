@@ -156,6 +156,7 @@ struct Attention {
     float softcap;        // 0: none
     const float* sinks;   // [q_heads] or null
     const float* slopes;  // [q_heads] or null
+    bool latent;          // k_cache: values and the first value_size elements of keys; v_cache: the others
 };
 
 struct Kernels {

@@ -70,6 +70,15 @@ class Layers {
         });
     }
 
+    void swap(handle out_, handle x_, int64_t to, int64_t start, int64_t width) {
+        const Array out(out_, "out", FLOAT32, {ANY, ANY, ANY}, true), x(x_, "x", FLOAT32, {out[1], out[0], ANY});
+        require(width >= 0 && to >= 0 && to <= out[2] - width && start >= 0 && start <= x[2] - width,
+                "the elements must lie within the heads of x and out");
+        device_.compute(out[0] * out[1] * width, [=] {
+            tramontane::swap(out.data<float>() + to, out[2], x.data<const float>() + start, x[2], x[0], x[1], width);
+        });
+    }
+
     void copy(handle out_, handle x_) {
         const Array out(out_, "out", FLOAT32, {}, true), x(x_, "x", FLOAT32, {});
         require(out.same_shape(x), "out and x must have the same shape");
@@ -134,10 +143,10 @@ class Layers {
 
     void attention(handle out_, handle q_, handle k_cache_, handle v_cache_, handle tables_, handle query_start_,
                    handle context_lens_, float scale, int64_t window, bool causal, float softcap, handle sinks_,
-                   handle slopes_) {
+                   handle slopes_, bool latent) {
         const Array q(q_, "q", FLOAT32, {ANY, ANY, ANY}), out(out_, "out", FLOAT32, {q[0], q[1], ANY}, true);
         const Array k_cache(k_cache_, "k_cache", CELLS, {}), v_cache(v_cache_, "v_cache", CELLS, {});
-        check_caches(k_cache, v_cache, ANY, q[2], out[2]);
+        check_caches(k_cache, v_cache, ANY, latent ? out[2] : q[2], latent ? q[2] - out[2] : out[2]);
         const Array context_lens(context_lens_, "context_lens", INT32, {ANY});
         const Array tables(tables_, "block_tables", INT32, {context_lens[0], ANY});
         const Array query_start(query_start_, "query_start", INT32, {context_lens[0] + 1});
@@ -163,6 +172,7 @@ class Layers {
             .softcap = softcap,
             .sinks = floats_or_null(sinks_, "sinks", {q[1]}),
             .slopes = floats_or_null(slopes_, "slopes", {q[1]}),
+            .latent = latent,
         };
         require(a.kv_heads > 0 && a.q_heads % a.kv_heads == 0, "query heads must be a multiple of key-value heads");
         require(a.block_size > 0, "k_cache must have places in its blocks");

@@ -92,7 +92,7 @@ NB_MODULE(_native, m) {
     products("rows_coded", &Products::rows_coded, "out"_a, "ids"_a, "codes"_a, "table"_a, "scales"_a,
              "scale_table"_a.none(), "zeros"_a.none(), "offsets"_a.none(), "order"_a.none(), "bits"_a, "group"_a,
              "row_block"_a, "factor"_a);
-    products("matmul_experts", &Products::matmul_experts, "out"_a, "x"_a, "offsets"_a, "weights"_a, "format"_a,
+    products("matmul_experts", &Products::matmul_experts, "out"_a, "x"_a, "offsets"_a.none(), "weights"_a, "format"_a,
              "bias"_a.none());
     layers("rms_norm", &Layers::rms_norm, "out"_a, "x"_a, "weight"_a.none(), "eps"_a);
     layers("layer_norm", &Layers::layer_norm, "out"_a, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a);
@@ -104,13 +104,15 @@ NB_MODULE(_native, m) {
     layers("softcap", &Layers::softcap);
     layers("shift", &Layers::shift);
     layers("place", &Layers::place);
+    layers("swap", &Layers::swap);
     layers("copy", &Layers::copy);
     layers("rope_angles", &Layers::rope_angles);
     layers("rope", &Layers::rope);
     layers("write_cache", &Layers::write_cache);
     layers("copy_blocks", &Layers::copy_blocks);
     layers("attention", &Layers::attention, "out"_a, "q"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a, "query_start"_a,
-           "context_lens"_a, "scale"_a, "window"_a, "causal"_a, "softcap"_a, "sinks"_a.none(), "slopes"_a.none());
+           "context_lens"_a, "scale"_a, "window"_a, "causal"_a, "softcap"_a, "sinks"_a.none(), "slopes"_a.none(),
+           "latent"_a);
     layers("activation", &Layers::activation);
     layers("gated_activation", &Layers::gated_activation);
     choices("route", &Choices::route, "weights"_a, "experts"_a, "logits"_a, "correction"_a.none(), "score"_a,

@@ -157,15 +157,18 @@ class Products {
                         handle bias_) {
         const int64_t count = static_cast<int64_t>(weights.size());
         const Array x(x_, "x", FLOAT32, {ANY, ANY}), out(out_, "out", FLOAT32, {x[0], ANY}, true);
-        const Array offsets(offsets_, "offsets", INT32, {count + 1});
+        std::optional<Array> bounds;
+        if (!offsets_.is_none()) bounds = Array(offsets_, "offsets", INT32, {count + 1});
+        const int32_t* offsets = bounds ? bounds->data<const int32_t>() : nullptr;
         const float* bias = floats_or_null(bias_, "bias", {count, out[1]});
         const bool dense = !*name;
         require(x[1] > 0, "x must have columns");
+        require(offsets || (count > 0 && x[0] % count == 0), "without offsets, each of the weights must have equally many rows");
+        const auto begin = [=](int64_t e) { return offsets ? offsets[e] : x[0] / count * e; };  // of its rows
         std::optional<Stored> first;
         std::vector<Stored> experts(count);
         for (int64_t e = 0; e < count; e++) {
-            const int32_t* bounds = offsets.data<const int32_t>() + e;
-            if (bounds[0] == bounds[1] && !Plan::recording()) continue;  // a plan's next rows may be those of any
+            if (begin(e) == begin(e + 1) && !Plan::recording()) continue;  // a plan's next rows may be those of any
             const nanobind::object weight = weights[e];
             experts[e] = stored(weight, "weights", dense ? nullptr : name, out[1], x[1]);
             if (!first) first = experts[e];
@@ -176,7 +179,7 @@ class Products {
         device_.compute(out.size() * x[1], [=, this, experts = std::move(experts)] {
             std::vector<Matmul> list;
             for (int64_t e = 0; e < count; e++) {
-                const int64_t start = offsets.data<const int32_t>()[e], stop = offsets.data<const int32_t>()[e + 1];
+                const int64_t start = begin(e), stop = begin(e + 1);
                 require(0 <= start && start <= stop && stop <= x[0], "offsets must ascend within the rows of x");
                 add_product(list,
                             {out.data<float>() + start * out[1], x.data<const float>() + start * x[1],

@@ -57,6 +57,12 @@ void place(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t
                         width * sizeof(float));
 }
 
+void swap(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t tokens, int64_t heads, int64_t width) {
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t h = 0; h < heads; h++)
+            std::memcpy(out + (h * tokens + t) * out_size, x + (t * heads + h) * x_size, width * sizeof(float));
+}
+
 void group_rows(int32_t* rows, int32_t* slots, int32_t* offsets, const int32_t* experts, int64_t pairs, int64_t chosen,
                 int64_t count) {
     std::memset(offsets, 0, (count + 1) * sizeof(int32_t));

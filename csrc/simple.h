@@ -24,6 +24,9 @@ void multiply(float* out, const float* x, int64_t count);
 void place(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t tokens, int64_t heads, int64_t x_heads,
            int64_t width);
 
+// The same from [tokens, heads] to [heads, tokens].
+void swap(float* out, int64_t out_size, const float* x, int64_t x_size, int64_t tokens, int64_t heads, int64_t width);
+
 // Sorts (token, choice) pairs by expert, of `count`; see kernels/base.py.
 void group_rows(int32_t* rows, int32_t* slots, int32_t* offsets, const int32_t* experts, int64_t pairs, int64_t chosen,
                 int64_t count);

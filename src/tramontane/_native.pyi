@@ -117,7 +117,7 @@ class Cpu:
         self,
         out: NDArray[Any],
         x: NDArray[Any],
-        offsets: NDArray[Any],
+        offsets: NDArray[Any] | None,
         weights: tuple[NDArray[Any], ...],
         format: str,
         bias: NDArray[Any] | None,
@@ -134,6 +134,7 @@ class Cpu:
     def softcap(self, x: NDArray[Any], cap: float, /) -> None: ...
     def shift(self, x: NDArray[Any], by: NDArray[Any], /) -> None: ...
     def place(self, out: NDArray[Any], x: NDArray[Any], to: int, start: int, width: int, /) -> None: ...
+    def swap(self, out: NDArray[Any], x: NDArray[Any], to: int, start: int, width: int, /) -> None: ...
     def copy(self, out: NDArray[Any], x: NDArray[Any], /) -> None: ...
     def rope_angles(
         self, cos: NDArray[Any], sin: NDArray[Any], positions: NDArray[Any], inv_freq: NDArray[Any], scale: float, /
@@ -160,6 +161,7 @@ class Cpu:
         softcap: float,
         sinks: NDArray[Any] | None,
         slopes: NDArray[Any] | None,
+        latent: bool,
     ) -> None: ...
     def activation(self, out: NDArray[Any], x: NDArray[Any], kind: str, /) -> None: ...
     def gated_activation(

@@ -32,6 +32,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
+LATENT = [((5, 1), (24, 16), 16), ((16, 1), (576, 512), 16), ((6, 2), (27, 20), 4), ((130, 1), (40, 32), 16)]
+"""Query and key heads, elements of keys and values, tokens of a block."""
+
 
 class Paged:
     """Sequences with their keys and values laid out in a paged cache, whose unwritten slots are NaN."""
@@ -47,10 +50,13 @@ class Paged:
         dtype: str = "float32",
         spare: int = 0,
         value_width: int | None = None,
+        latent: bool = False,
     ) -> None:
-        self.size = size
+        """`latent`: the values are the beginning of the keys, of which the second cache has the rest."""
+        self.size, self.latent = size, latent
         self.sinks, self.slopes = normal(rng, query_heads) * 2, rng.random(query_heads, np.float32)
-        widths = (width, value_width or width)
+        value_width = value_width or width
+        widths = (value_width, width - value_width) if latent else (width, value_width)
         self.k, self.v = ([normal(rng, n, heads, w) for n in lengths] for w in widths)
         self.q = [normal(rng, n, query_heads, width) for n in lengths]
         counts = [-(-n // size) for n in lengths]
@@ -73,6 +79,8 @@ class Paged:
             held = read_keys(self.k_cache[table], widths[0]), read_values(self.v_cache[table], widths[1])
             keys, self.v[s] = (x.swapaxes(1, 2).reshape(-1, heads, x.shape[3])[:n] for x in held)
             self.k[s] = rotate(keys) if cells.top else keys
+            if latent:
+                self.k[s], self.v[s] = np.concatenate((self.k[s], self.v[s]), axis=-1), self.k[s]
 
     def attend(
         self,
@@ -92,7 +100,7 @@ class Paged:
         contexts = ints(*(b for _, _, b in rows))
         scores = self._scores(kind)
         args = (q.astype(np.float32), self.k_cache, self.v_cache, tables, starts, contexts, scale, window)
-        out = call(ops, "attention", unset(*q.shape[:2], self.v[0].shape[2]), *args, *scores.values())
+        out = call(ops, "attention", unset(*q.shape[:2], self.v[0].shape[2]), *args, *scores.values(), self.latent)
         return [out[a:b] for a, b in pairwise(starts)]
 
     def expected(
@@ -144,6 +152,29 @@ def test_every_kind_of_score(
     paged = Paged(rng, [1, 50, 16, 33, 70, 7], *heads, widths[0], size, dtype, spare=2, value_width=widths[1])
     for (s, a, b), actual in zip(MIXED, paged.attend(ops, MIXED, 0.3, window, KINDS[kind]), strict=True):
         np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.3, window, KINDS[kind]), atol=4e-6, rtol=4e-6)
+
+
+@each_dtype
+@pytest.mark.parametrize(("heads", "widths", "size"), LATENT)
+def test_values_that_lie_in_the_keys(
+    ops: Ops, dtype: str, heads: tuple[int, int], widths: tuple[int, int], size: int, rng: np.random.Generator
+) -> None:
+    paged = Paged(rng, [1, 50, 16, 33, 70, 7], *heads, widths[0], size, dtype, 2, widths[1], latent=True)
+    for kind, window in ((PLAIN, 0), (PLAIN, 5), (KINDS["all"], 40), (KINDS["bidirectional with all"], 0)):
+        for (s, a, b), actual in zip(MIXED, paged.attend(ops, MIXED, 0.1, window, kind), strict=True):
+            np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.1, window, kind), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_latent_attention_does_not_depend_on_chunks_nor_on_neighbours(
+    fixed: Ops, dtype: str, rng: np.random.Generator
+) -> None:
+    paged = Paged(rng, [100, 67, 540], 16, 1, 40, 16, dtype, value_width=32, latent=True)
+    whole = [paged.attend(fixed, [(s, 0, n)], 0.2)[0] for s, n in enumerate((100, 67, 540))]
+    for a, b in pairwise([0, 1, 38, 40, 99, 100]):
+        rows = [(2, 539, 540), (0, a, b), (1, 15, 19)]
+        for actual, (s, start, stop) in zip(paged.attend(fixed, rows, 0.2), rows, strict=True):
+            np.testing.assert_array_equal(actual, whole[s][start:stop])
 
 
 @pytest.mark.parametrize(
@@ -274,7 +305,7 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
     paged = Paged(rng, [9, 5], 4, 2, 8, 4, value_width=6)
     q, out = normal(rng, 3, 4, 8), unset(3, 4, 6)
     caches, lists = (paged.k_cache, paged.v_cache), (paged.tables, ints(0, 2, 3), ints(9, 5))
-    good = (out, q, *caches, *lists, 1.0, 0, True, 0.0, paged.sinks, paged.slopes)
+    good = (out, q, *caches, *lists, 1.0, 0, True, 0.0, paged.sinks, paged.slopes, False)
     call(ops, "attention", *good)
     wrong: list[dict[int, Any]] = [
         {0: unset(3, 4, 8)},
@@ -289,6 +320,7 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         {11: paged.sinks[:3].copy()},
         {12: paged.slopes.astype(np.float64)},
         {9: False},
+        {13: True},
     ]
     for change in wrong:
         arguments = [change.get(i, argument) for i, argument in enumerate(good)]

@@ -180,6 +180,21 @@ def test_matmul_experts(ops: Ops, format: str, sizes: tuple[int, ...], columns: 
             np.testing.assert_array_equal(actual[start:stop], own)
 
 
+@pytest.mark.parametrize("format", [*FLOATS, "Q8_0"])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_experts_of_equally_many_rows_need_no_offsets(
+    ops: Ops, format: str, rows: int, rng: np.random.Generator
+) -> None:
+    x, bias = normal(rng, 5 * rows, 64), normal(rng, 5, 37)
+    blocks = None if format in FLOATS else format
+    weights = tuple(ops.from_host(weight) for weight in experts_of(rng, format, 5, 37, 64))
+    offsets = (np.arange(6) * rows).astype(np.int32)
+    with_them, without = (
+        call(ops, "matmul_experts", unset(5 * rows, 37), x, given, weights, blocks, bias) for given in (offsets, None)
+    )
+    np.testing.assert_array_equal(without, with_them)
+
+
 def test_experts_without_rows_are_not_touched(ops: Ops, rng: np.random.Generator) -> None:
     x, weight = normal(rng, 2, 32), ops.from_host(normal(rng, 3, 32))
     actual = call(ops, "matmul_experts", unset(2, 3), x, ints(0, 0, 2, 2), (None, weight, None), None)
@@ -261,6 +276,7 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         ("matmul_experts", *product[:2], ints(1, 0, 2), *product[3:]),
         ("matmul_experts", *product[:2], ints(-1, 1, 2), *product[3:]),
         ("matmul_experts", *product[:2], ints(0, 1, 3), *product[3:]),
+        ("matmul_experts", unset(3, 4), normal(rng, 3, 32), None, *product[3:]),
         ("matmul_experts", *product, normal(rng, 3, 4)),
         ("matmul_experts", *product[:4], "Q8_0"),
         ("combine", unset(3, 8), normal(rng, 6, 7), ints(0, 1, 2)[:, None], normal(rng, 3, 1)),

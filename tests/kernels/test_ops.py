@@ -267,6 +267,16 @@ def test_place(ops: Ops, heads: tuple[int, int], rng: np.random.Generator) -> No
             np.testing.assert_array_equal(call(ops, "place", out, x, to, start, width), expected)
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_swap(ops: Ops, heads: int, rng: np.random.Generator) -> None:
+    for t in (0, 1, 5):
+        out, x = normal(rng, heads, t, 12), normal(rng, t, heads, 9)
+        for to, start, width in ((0, 0, 9), (7, 4, 5), (12, 0, 0), (3, 8, 1)):
+            expected = out.copy()
+            expected[:, :, to : to + width] = x.swapaxes(0, 1)[:, :, start : start + width]
+            np.testing.assert_array_equal(call(ops, "swap", out, x, to, start, width), expected)
+
+
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "sigmoid")
 
 
@@ -728,6 +738,10 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         ("place", unset(2, 1, 8), x[:, None], 0, 30, 3),
         ("place", unset(2, 1, 8), x[:, None], 0, 0, -1),
         ("place", unset(2, 3, 8), x.reshape(2, 2, 16), 0, 0, 8),
+        ("swap", unset(1, 2, 8), x[:, None], 0, 0, 9),
+        ("swap", unset(1, 2, 8), x[:, None], 1, 0, 8),
+        ("swap", unset(1, 2, 8), x[:, None], 0, 0, -1),
+        ("swap", unset(2, 1, 8), x[:, None], 0, 0, 8),
         ("rope", unset(2, 1, 8), unset(2, 4), unset(2, 4), False, 1),
         ("rope", unset(2, 1, 8), unset(2, 2), unset(2, 2), False, -1),
         ("rope_angles", unset(2, 4), unset(2, 4), ints(0, 1), unset(3, 4), 1.0),

@@ -175,7 +175,7 @@ class Ops(Protocol):
         self,
         out: Array,
         x: Array,
-        offsets: Array,
+        offsets: Array | None,
         weights: Sequence[Array],
         format: str | None,
         bias: Array | None = None,
@@ -183,8 +183,8 @@ class Ops(Protocol):
         """`matmul` (`matmul_blocks` of a format) of rows that are grouped: those of x[P,K] from offsets[e] to
         offsets[e + 1] by weights[e].
 
-        offsets int32 [E+1], read on the host, ascending within P; weights are E arrays of one shape and dtype, not
-        touched where they have no rows; bias float32 [E,N].
+        offsets int32 [E+1], read on the host, ascending within P; None: each has P / E rows. weights are E arrays of
+        one shape and dtype, not touched where they have no rows; bias float32 [E,N].
         """
         ...
 
@@ -232,6 +232,10 @@ class Ops(Protocol):
 
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         """out[T,H,to:to+width] = x[T,H or 1,start:start+width]; one head of x goes to all heads of out."""
+        ...
+
+    def swap(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        """out[B,A,to:to+width] = x[A,B,start:start+width], with A and B in turn: rows a token become rows a head."""
         ...
 
     def copy(self, out: Array, x: Array) -> None:
@@ -284,6 +288,7 @@ class Ops(Protocol):
         softcap: float = 0.0,
         sinks: Array | None = None,
         slopes: Array | None = None,
+        latent: bool = False,
     ) -> None:
         """Attention of ragged rows over the paged cache, float32 softmax.
 
@@ -296,6 +301,9 @@ class Ops(Protocol):
         A score is scale * q.k, then cap * tanh(score / cap) where softcap > 0, then minus slopes[h] * (own - p)
         (slopes float32 [Hq], with causal only; Press et al., 2022). sinks float32 [Hq]: one more score of each
         head's softmax, with no value.
+
+        latent: what k_cache holds are values (of Dv elements) and the beginning of keys at once, and v_cache holds the
+        rest of keys (D - Dv elements).
         """
         ...
 

@@ -29,6 +29,7 @@ __all__ = [
     "numpy_dtype",
     "quantize",
     "read_keys",
+    "read_latent",
     "read_values",
     "rotate",
     "write_keys",
@@ -152,6 +153,18 @@ def read_values(blocks: NDArray[Any], width: int) -> NDArray[Any]:
     size = blocks.shape[2]
     flat = blocks.reshape(*blocks.shape[:2], -1)[:, :, : size * width]
     return _scaled(flat.reshape(*blocks.shape[:3], width).astype(np.float32), blocks, width)
+
+
+def read_latent(
+    latents: NDArray[Any], rotated: NDArray[Any], width: int, more: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Keys [B,H,block_size,width + more] and values [B,H,block_size,width], float32, of blocks of two caches: what the
+    first holds are both the values and the beginning of the keys."""
+    values = read_keys(latents, width)
+    if cells_of(latents).top:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = rotate(values)
+    return np.concatenate((values, read_values(rotated, more)), axis=-1), values
 
 
 def _scaled(numbers: NDArray[Any], blocks: NDArray[Any], width: int) -> NDArray[Any]:

@@ -101,6 +101,7 @@ def check_attention(
     causal: bool = True,
     sinks: Array | None = None,
     slopes: Array | None = None,
+    latent: bool = False,
 ) -> None:
     """Hold the arguments of `Ops.attention` to their shapes."""
     sizes = check(
@@ -113,7 +114,8 @@ def check_attention(
         ("context_lens", context_lens, "S", INT32),
         ("query_start", query_start, "S+1", INT32),
     )
-    check_caches("attention", k_cache, v_cache, sizes["D"], sizes["Dv"])
+    stored = (sizes["Dv"], sizes["D"] - sizes["Dv"]) if latent else (sizes["D"], sizes["Dv"])
+    check_caches("attention", k_cache, v_cache, *stored)
     if sizes["S+1"] != sizes["S"] + 1:
         raise ValueError(f"attention: query_start has {sizes['S+1']} entries for {sizes['S']} sequences")
     heads = int(k_cache.shape[1])
@@ -149,6 +151,14 @@ def check_place(out: Array, x: Array, to: int, start: int, width: int) -> None:
     if width < 0 or not inside or x.shape[1] not in (1, out.shape[1]):
         shapes = f"{list(x.shape)} to {to} of {list(out.shape)}"
         raise ValueError(f"place: {width} elements from {start} of {shapes} do not fit")
+
+
+def check_swap(out: Array, x: Array, to: int, start: int, width: int) -> None:
+    """Hold the arguments of `Ops.swap` to their shapes."""
+    check("swap", ("out", out, "A B D", FLOAT32), ("x", x, "B A from", FLOAT32))
+    if width < 0 or not 0 <= to <= out.shape[2] - width or not 0 <= start <= x.shape[2] - width:
+        shapes = f"{list(x.shape)} to {to} of {list(out.shape)}"
+        raise ValueError(f"swap: {width} elements from {start} of {shapes} do not fit")
 
 
 def check_route(
@@ -193,9 +203,14 @@ def check_groups(rows: Array, slots: Array, offsets: Array, experts: Array) -> N
 
 
 def check_experts(
-    out: Array, x: Array, offsets: Array, bounds: Sequence[int], weights: Sequence[Array], bias: Array | None
+    out: Array,
+    x: Array,
+    offsets: Array | None,
+    bounds: Sequence[int],
+    weights: Sequence[Array],
+    bias: Array | None,
 ) -> list[tuple[int, slice]]:
-    """Hold the arguments of `Ops.matmul_experts` to each other; `bounds` are the values of offsets.
+    """Hold the arguments of `Ops.matmul_experts` to each other; `bounds` are the values of offsets, if there are any.
 
     Returns the matrices that have rows, each with these.
     """
@@ -206,8 +221,15 @@ def check_experts(
         ("offsets", offsets, "E+1", INT32),
         ("bias", bias, "E N", FLOAT32),
     )
-    if sizes["E+1"] != len(weights) + 1 or sizes.get("E", len(weights)) != len(weights):
-        raise ValueError(f"matmul_experts: offsets or bias are not for {len(weights)} matrices")
+    if offsets is None:
+        each, left = divmod(sizes["P"], len(weights))
+        if left:
+            raise ValueError(f"matmul_experts: {sizes['P']} rows for {len(weights)} matrices")
+        bounds = range(0, sizes["P"] + 1, each) if each else [0] * (len(weights) + 1)
+    elif sizes["E+1"] != len(weights) + 1:
+        raise ValueError(f"matmul_experts: offsets are not for {len(weights)} matrices")
+    if sizes.get("E", len(weights)) != len(weights):
+        raise ValueError(f"matmul_experts: bias is not for {len(weights)} matrices")
     if list(bounds) != sorted(bounds) or bounds[0] < 0 or bounds[-1] > sizes["P"]:
         raise ValueError(f"matmul_experts: offsets do not ascend within {sizes['P']} rows")
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]

@@ -225,7 +225,7 @@ class CpuOps(RecurrentOps):
         self,
         out: Array,
         x: Array,
-        offsets: Array,
+        offsets: Array | None,
         weights: Sequence[Array],
         format: str | None,
         bias: Array | None = None,
@@ -262,6 +262,9 @@ class CpuOps(RecurrentOps):
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         self._native.place(out, x, to, start, width)
 
+    def swap(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        self._native.swap(out, x, to, start, width)
+
     def copy(self, out: Array, x: Array) -> None:
         self._native.copy(out, x)
 
@@ -295,9 +298,10 @@ class CpuOps(RecurrentOps):
         softcap: float = 0.0,
         sinks: Array | None = None,
         slopes: Array | None = None,
+        latent: bool = False,
     ) -> None:
         arrays = (out, q, k_cache, v_cache, block_tables, query_start, context_lens)
-        self._native.attention(*arrays, scale, window, causal, softcap, sinks, slopes)
+        self._native.attention(*arrays, scale, window, causal, softcap, sinks, slopes, latent)
 
     def activation(self, out: Array, x: Array, kind: str) -> None:
         self._native.activation(out, x, kind)

@@ -35,6 +35,7 @@ from tramontane.kernels.checks import (
     check_route,
     check_same,
     check_sample,
+    check_swap,
     check_write,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode_host
@@ -383,12 +384,13 @@ class ReferenceOps(StoredOps, RecurrentOps):
         self,
         out: Array,
         x: Array,
-        offsets: Array,
+        offsets: Array | None,
         weights: Sequence[Array],
         format: str | None,
         bias: Array | None = None,
     ) -> None:
-        for e, rows in check_experts(out, x, offsets, offsets.tolist(), weights, bias):
+        bounds = [] if offsets is None else offsets.tolist()
+        for e, rows in check_experts(out, x, offsets, bounds, weights, bias):
             own = None if bias is None else bias[e]
             if format is None:
                 self.matmul(out[rows], x[rows], weights[e], own)
@@ -445,6 +447,10 @@ class ReferenceOps(StoredOps, RecurrentOps):
     def place(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
         check_place(out, x, to, start, width)
         out[:, :, to : to + width] = x[:, :, start : start + width]
+
+    def swap(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        check_swap(out, x, to, start, width)
+        out[:, :, to : to + width] = x[:, :, start : start + width].swapaxes(0, 1)
 
     def copy(self, out: Array, x: Array) -> None:
         check_same("copy", out=out, x=x)
@@ -507,10 +513,12 @@ class ReferenceOps(StoredOps, RecurrentOps):
         softcap: float = 0.0,
         sinks: Array | None = None,
         slopes: Array | None = None,
+        latent: bool = False,
     ) -> None:
-        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
+        lists = (block_tables, query_start, context_lens)
+        check_attention(out, q, k_cache, v_cache, *lists, causal, sinks, slopes, latent)
         heads, size, width = k_cache.shape[1], k_cache.shape[3], q.shape[2]
-        if cells.cells_of(k_cache).top:
+        if cells.cells_of(k_cache).top and not latent:
             q = cells.rotate(q)
         by_head = [None if each is None else each.reshape(heads, -1) for each in (sinks, slopes)]
         attend = _attend_tiled if self.deterministic else _attend
@@ -520,7 +528,11 @@ class ReferenceOps(StoredOps, RecurrentOps):
                 continue
             first = max(0, context - (b - a) - window + 1) // size if window > 0 else 0
             table = block_tables[s, first : -(-context // size)]
-            keys, values = cells.read_keys(k_cache[table], width), cells.read_values(v_cache[table], out.shape[2])
+            pages, value_width = (k_cache[table], v_cache[table]), out.shape[2]
+            if latent:
+                keys, values = cells.read_latent(*pages, value_width, width - value_width)
+            else:
+                keys, values = cells.read_keys(pages[0], width), cells.read_values(pages[1], value_width)
             if context % size:  # what no token has written yet may be anything, NaN included
                 keys[-1, :, context % size :] = 0
                 values[-1, :, context % size :] = 0

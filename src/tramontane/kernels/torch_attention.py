@@ -12,7 +12,8 @@ from typing import Any
 
 from tramontane.errors import MissingExtra
 from tramontane.kernels.base import Array
-from tramontane.kernels.torch_cells import pages_of, read_keys, read_values
+from tramontane.kernels.cells import cells_of
+from tramontane.kernels.torch_cells import pages_of, read_keys, read_values, rotate
 
 try:
     import torch
@@ -80,18 +81,20 @@ class Step:
     starts: list[int]
     contexts: list[int]
     lens: Array
+    latent: bool = False
 
     @property
     def block_size(self) -> int:
         return int(self.k_cache.shape[3])
 
-    def keys(self, blocks: Array, width: int) -> Array:
-        """float32 [..., Hkv, block_size, D] of blocks [...]."""
-        return read_keys(pages_of(self.k_cache, blocks), width)
-
-    def values(self, blocks: Array, width: int) -> Array:
-        """float32 [..., Hkv, block_size, Dv] of blocks [...]."""
-        return read_values(pages_of(self.v_cache, blocks), width)
+    def read(self, blocks: Array, key_size: int, value_size: int) -> tuple[Array, Array]:
+        """Keys float32 [..., Hkv, block_size, D] and values [..., Hkv, block_size, Dv] of blocks [...]."""
+        keys, values = pages_of(self.k_cache, blocks), pages_of(self.v_cache, blocks)
+        if not self.latent:
+            return read_keys(keys, key_size), read_values(values, value_size)
+        latents = read_keys(keys, value_size)
+        latents = rotate(latents) if cells_of(self.k_cache).top else latents
+        return torch.cat((latents, read_values(values, key_size - value_size)), dim=-1), latents
 
 
 def attend(out: Array, q: Array, step: Step, scoring: Scoring, held: int) -> None:
@@ -125,8 +128,7 @@ def _attend_run(out: Array, q: Array, step: Step, run: slice, scoring: Scoring, 
     heads, size, contexts = step.k_cache.shape[1], step.block_size, step.contexts[run]
     first, last = scoring.first(min(contexts) - n) // size, -(-max(contexts) // size)
     pages = step.tables[run, first:last].clamp(min=0).long()
-    k, v = step.keys(pages, q.shape[3]), step.values(pages, out.shape[3])
-    k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))
+    k, v = (x.transpose(1, 2).flatten(2, 3) for x in step.read(pages, q.shape[3], out.shape[3]))
     keys = torch.arange(first * size, last * size, device=q.device)
     lens = step.lens[run, None, None]
     by_head = (heads, 1, query_heads // heads, 1)
@@ -184,7 +186,8 @@ def _attend_group(
         keys = torch.arange(page * size, (page + 1) * size, device=q.device)
         seen = scoring.seen(place, keys, lens)[:, None, :]
         block = step.tables[owner, page].clamp(min=0).long()
-        k, v = step.keys(block, q.shape[2]), step.values(block, width).masked_fill(~seen[..., None], 0)
+        k, v = step.read(block, q.shape[2], width)
+        v = v.masked_fill(~seen[..., None], 0)
         products = (queries * k[:, :, None]).sum(dim=-1)
         scores = scoring(products, (place - keys)[:, None, None], seen[:, :, None], (*by_head, 1))
         new = torch.maximum(best, scores.amax(dim=-1))

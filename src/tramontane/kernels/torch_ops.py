@@ -39,6 +39,7 @@ from tramontane.kernels.checks import (
     check_route,
     check_same,
     check_sample,
+    check_swap,
     check_write,
 )
 from tramontane.kernels.coded import Coded, check_coded, decode
@@ -308,12 +309,13 @@ class TorchOps(StoredOps, RecurrentOps):
         self,
         out: Array,
         x: Array,
-        offsets: Array,
+        offsets: Array | None,
         weights: Sequence[Array],
         format: str | None,
         bias: Array | None = None,
     ) -> None:
-        for e, rows in check_experts(out, x, offsets, _integers(offsets), weights, bias):
+        bounds = [] if offsets is None else _integers(offsets)
+        for e, rows in check_experts(out, x, offsets, bounds, weights, bias):
             own = None if bias is None else bias[e]
             if format is None:
                 self.matmul(out[rows], x[rows], weights[e], own)
@@ -383,6 +385,10 @@ class TorchOps(StoredOps, RecurrentOps):
         check_place(out, x, to, start, width)
         out[:, :, to : to + width] = x[:, :, start : start + width]
 
+    def swap(self, out: Array, x: Array, to: int, start: int, width: int) -> None:
+        check_swap(out, x, to, start, width)
+        out[:, :, to : to + width] = x[:, :, start : start + width].transpose(0, 1)
+
     def copy(self, out: Array, x: Array) -> None:
         check_same("copy", out=out, x=x)
         out.copy_(x)
@@ -448,12 +454,15 @@ class TorchOps(StoredOps, RecurrentOps):
         softcap: float = 0.0,
         sinks: Array | None = None,
         slopes: Array | None = None,
+        latent: bool = False,
     ) -> None:
-        check_attention(out, q, k_cache, v_cache, block_tables, query_start, context_lens, causal, sinks, slopes)
+        lists = (block_tables, query_start, context_lens)
+        check_attention(out, q, k_cache, v_cache, *lists, causal, sinks, slopes, latent)
         scoring = Scoring(scale, window, causal, softcap, sinks, slopes)
-        if cells_of(k_cache).top:
+        if cells_of(k_cache).top and not latent:
             q = torch_cells.rotate(q)
-        step = Step(k_cache, v_cache, block_tables, _integers(query_start), _integers(context_lens), context_lens)
+        starts, contexts = _integers(query_start), _integers(context_lens)
+        step = Step(k_cache, v_cache, block_tables, starts, contexts, context_lens, latent)
         if self.deterministic:
             attend_rows(out, q, step, scoring)
         else:

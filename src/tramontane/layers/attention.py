@@ -16,6 +16,7 @@ from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.layers.linear import Linear, Linears
 from tramontane.layers.norm import Norm
 from tramontane.layers.rope import Angles, Rotary
+from tramontane.weights import Experts
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Scores:
 class Attention(ABC):
     """Attention of a batch's rows over all that their sequences have in the cache."""
 
+    latent: bool = False
+    """Whether values lie in the keys: see `Ops.attention`."""
     key_shift: Array | None = None
     """float32 [Hkv*D], added to keys before a cache quantizes them: what they have in common, below zero. As it moves
     all scores of a query alike, no weight feels it."""
@@ -91,13 +94,14 @@ class Attention(ABC):
         if self.key_shift is not None and cells_of(cache[0]).top:
             ops.shift(ops.view(k, (rows, self.num_kv_heads * self.head_dim)), self.key_shift)
         ops.write_cache(*cache, k, v, group.slots)
-        flat = workspace.take("attention.out", rows, self.num_heads * self.value_dim)
-        attended = ops.view(flat, (rows, self.num_heads, self.value_dim))
+        attended = workspace.take("attention.out", rows, self.num_heads * self.value_dim)
+        attended = ops.view(attended, (rows, self.num_heads, self.value_dim))
         tables, starts, lens = group.block_tables, batch.query_start, batch.context_lens
         ops.attention(
             *(attended, q, *cache, tables, starts, lens, scores.scale),
-            *(scores.window, scores.causal, scores.softcap, scores.sinks, scores.slopes),
+            *(scores.window, scores.causal, scores.softcap, scores.sinks, scores.slopes, self.latent),
         )
+        flat = self.values(attended, rows, workspace)
         if self.gate is not None:
             gate = workspace.take("attention.gate", rows, self.num_heads * self.value_dim)
             self.gate(gate, x)
@@ -107,7 +111,11 @@ class Attention(ABC):
 
     @abstractmethod
     def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
-        """Queries [T,Hq,D], keys [T,Hkv,D] and values [T,Hkv,Dv] of x [T,H], rotated."""
+        """Queries [T,Hq,D], and what of x [T,H] the cache keeps: keys [T,Hkv,D], rotated, and values [T,Hkv,Dv]."""
+
+    def values(self, attended: Array, rows: int, workspace: Workspace) -> Array:
+        """What `o` takes [T,Hq*Dv] of what was attended [T,Hq,Dv]."""
+        return self.ops.view(attended, (rows, self.num_heads * self.value_dim))
 
 
 class PlainAttention(Attention):
@@ -175,8 +183,11 @@ class LatentAttention(Attention):
     """Keys and values out of one low-rank vector a token, which all heads share (DeepSeek-V2, 2024).
 
     The last elements of a query's head, and as many more of the vector, are rotated; these are in every head's key.
-    What is cached are the keys and values of the heads.
+    What is cached is the vector, and these. Keys and values are never made: the way from vectors to a head's keys is
+    taken back by its query, and the one to its values by what it has attended.
     """
+
+    latent = True
 
     def __init__(
         self,
@@ -187,40 +198,37 @@ class LatentAttention(Attention):
         q_up: Linear,
         kv_down: Linear,
         kv_norm: Norm,
-        k_up: Linear,
-        v_up: Linear,
+        k_up: Experts,
+        v_up: Experts,
         o: Linear,
         num_heads: int,
-        head_dim: int,
-        value_dim: int,
         rotary: Rotary,
         scores: Scores,
     ) -> None:
-        """`q_down` None: queries are `q_up` of the input."""
+        """`q_down` None: queries are `q_up` of the input. `k_up` [Hq,L,D] and `v_up` [Hq,Dv,L]: a matrix a head."""
+        rank, rotated = k_up.shape[1], kv_down.weight.shape[0] - k_up.shape[1]
         super().__init__(
             ops,
             o=o,
             num_heads=num_heads,
-            num_kv_heads=num_heads,
-            head_dim=head_dim,
-            value_dim=value_dim,
+            num_kv_heads=1,
+            head_dim=rank + rotated,
+            value_dim=rank,
             rotary=rotary,
             scores=scores,
         )
         self.q_down, self.q_norm, self.q_up = q_down, q_norm, q_up
         self.kv_down, self.kv_norm, self.k_up, self.v_up = kv_down, kv_norm, k_up, v_up
-        self.rank = k_up.weight.shape[1]
-        self.rotated = kv_down.weight.shape[0] - self.rank
+        self.rank, self.rotated = rank, rotated
 
     def project(self, x: Array, angles: Angles | None, rows: int, workspace: Workspace) -> tuple[Array, Array, Array]:
-        ops, heads, width = self.ops, self.num_heads, self.head_dim
-        plain = width - self.rotated
-        q = ops.view(self._queries(x, rows, workspace), (rows, heads, width))
-        joint = workspace.take("attention.kv_down", rows, self.rank + self.rotated)
+        ops, plain, both = self.ops, self.k_up.shape[2], self.rank + self.rotated
+        q = ops.view(self._queries(x, rows, workspace), (rows, self.num_heads, plain + self.rotated))
+        joint = workspace.take("attention.kv_down", rows, both)
         self.kv_down(joint, x)
-        joint = ops.view(joint, (rows, 1, self.rank + self.rotated))
-        latent = ops.view(workspace.take("attention.latent", rows, self.rank), (rows, 1, self.rank))
-        shared = ops.view(workspace.take("attention.rotated", rows, self.rotated), (rows, 1, self.rotated))
+        joint = ops.view(joint, (rows, 1, both))
+        latent = workspace.take("attention.latent", rows, 1, self.rank)
+        shared = workspace.take("attention.rotated", rows, 1, self.rotated)
         ops.place(latent, joint, 0, 0, self.rank)
         ops.place(shared, joint, 0, self.rank, self.rotated)
         if self.rotary is not None and angles is not None:
@@ -228,18 +236,31 @@ class LatentAttention(Attention):
             self.rotary.rotate(shared, angles)
         flat = ops.view(latent, (rows, self.rank))
         self.kv_norm(flat, flat)
-        unrotated = workspace.take("attention.k_up", rows, heads * plain)
-        self.k_up(unrotated, flat)
-        k = ops.view(workspace.take("attention.k", rows, heads * width), (rows, heads, width))
-        ops.place(k, ops.view(unrotated, (rows, heads, plain)), 0, 0, plain)
-        ops.place(k, shared, plain, 0, self.rotated)
-        v = workspace.take("attention.v", rows, heads * self.value_dim)
-        self.v_up(v, flat)
-        v = ops.view(v, (rows, heads, self.value_dim))
-        return q, k, v
+        absorbed = workspace.take("attention.absorbed", rows, self.num_heads, both)
+        self._by_head(absorbed, q, self.k_up, ("attention.heads", "attention.latents"), workspace)
+        ops.place(absorbed, q, self.rank, plain, self.rotated)
+        return absorbed, latent, shared
+
+    def values(self, attended: Array, rows: int, workspace: Workspace) -> Array:
+        size = self.v_up.shape[1]
+        out = workspace.take("attention.values", rows, self.num_heads, size)
+        self._by_head(out, attended, self.v_up, ("attention.latents", "attention.heads"), workspace)
+        return self.ops.view(out, (rows, self.num_heads * size))
+
+    def _by_head(self, out: Array, x: Array, matrices: Experts, buffers: tuple[str, str], workspace: Workspace) -> None:
+        """The beginnings of out [T,Hq,N or more] from those of x [T,Hq,K or more], each head by its matrix."""
+        ops, rows, heads = self.ops, int(x.shape[0]), self.num_heads
+        given, made = (
+            workspace.take(name, rows, heads, width) for name, width in zip(buffers, matrices.shape[:0:-1], strict=True)
+        )
+        given, made = (ops.view(each, (heads, rows, each.shape[2])) for each in (given, made))
+        ops.swap(given, x, 0, 0, given.shape[2])
+        flat, to = (ops.view(each, (heads * rows, each.shape[2])) for each in (given, made))
+        matrices.matmul(to, flat, None)
+        ops.swap(out, made, 0, 0, made.shape[2])
 
     def _queries(self, x: Array, rows: int, workspace: Workspace) -> Array:
-        q = workspace.take("attention.q", rows, self.num_heads * self.head_dim)
+        q = workspace.take("attention.q", rows, self.q_up.weight.shape[0])
         if self.q_down is not None and self.q_norm is not None:
             low = workspace.take("attention.q_down", rows, self.q_down.weight.shape[0])
             self.q_down(low, x)

@@ -31,6 +31,8 @@ class Piece:
     rows: Rows = None
     transposed: bool = False
     """The tensor is stored [..., inputs, outputs]; rows are those of its transpose."""
+    turned: bool = False
+    """The rows are those of a matrix a head, each stored [inputs, outputs]."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def bind(names: NameMap, tensors: Mapping[str, TensorEntry], spec: ModelSpec, so
         ]
         bindings[part] = Binding(
             tuple(piece for piece, _, _ in bound),
-            _joined([shape for _, shape, _ in bound], parameter, numbered),
+            _joined([shape for _, shape, _ in bound], parameter, numbered, bound[0][0].turned),
             parameter.kind,
             sum(nbytes for _, _, nbytes in bound),
             shifted=shifted.fullmatch(part) is not None,
@@ -131,7 +133,7 @@ def _numbered(part: str, pieces: Sequence[_Found], source: str) -> bool:
     return bool(numbers)
 
 
-def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tuple[int, ...]:
+def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool, turned: bool) -> tuple[int, ...]:
     """The shape that pieces make. Vectors may lie in any shape of the same size, matrices a head above the other."""
     shape = shapes[0]
     if any(other != shape for other in shapes):
@@ -140,8 +142,9 @@ def _joined(shapes: list[tuple[int, ...]], wanted: Wanted, numbered: bool) -> tu
         shape = (len(shapes), *shape)
     if wanted.kind == "vector" and math.prod(shape) == math.prod(wanted.shape):
         return wanted.shape
-    if wanted.kind == "matrix" and len(shape) == 3 and not numbered:
-        return (shape[0] * shape[1], shape[2])
+    if wanted.kind == "heads" and len(shape) == 2 and shape[0] % wanted.shape[0] == 0:
+        heads, each = wanted.shape[0], shape[0] // wanted.shape[0]
+        return (heads, shape[1], each) if turned else (heads, each, shape[1])
     return shape
 
 
@@ -166,17 +169,21 @@ def _piece(
         return Piece(name, slice(skipped, None), target.transposed), rest, entry.nbytes * rest[0] // shape[axis]
     if len(target.parts) == 1:
         return Piece(name, None, target.transposed), shape, entry.nbytes
-    sizes = [_outputs(wanted.get(part)) for part in target.parts]
+    sizes = [_outputs(wanted.get(part), turned) for part, turned in zip(target.parts, target.turned, strict=True)]
     if sum(sizes) != shape[axis] or not sizes[index]:
         return Piece(name, None, target.transposed), shape, entry.nbytes  # does not fit: told by its shape
     rows = _rows(target.layout, sizes, index, _groups(target, spec))
     cut = (*shape[:axis], sizes[index], *shape[axis:][1:])
-    return Piece(name, rows, target.transposed), cut, entry.nbytes * sizes[index] // shape[axis]
+    piece = Piece(name, rows, target.transposed, target.turned[index])
+    return piece, cut, entry.nbytes * sizes[index] // shape[axis]
 
 
-def _outputs(wanted: Wanted | None) -> int:
+def _outputs(wanted: Wanted | None, turned: bool) -> int:
+    """Rows of a tensor that are the parameter's."""
     if wanted is None:
         return 0
+    if wanted.kind == "heads":
+        return wanted.shape[0] * wanted.shape[2 if turned else 1]
     return wanted.shape[-2] if wanted.kind != "vector" else wanted.shape[-1]
 
 

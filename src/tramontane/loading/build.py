@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tramontane import platform
 from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.kernels import Array, Ops
-from tramontane.kernels.blocks import dequantize
 from tramontane.loading import memory
 from tramontane.loading.binding import Binding, Piece
 from tramontane.loading.checkpoint import Checkpoint, open_checkpoint
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 _VECTORS = (*memory.DENSE, "F64", "I8", "I16", "I32")
 """Numbers that vectors, which become float32, may be stored as."""
+_MANY = ("experts", "heads")
+"""Kinds of parameters that are several matrices."""
 
 _LONG = 1.0
 """Seconds of a load that go by without a word of progress."""
@@ -156,17 +157,19 @@ def load_parameter(
     elif packed:
         rows, columns = binding.shape[-2:]
         weights = [packed_weight(ops, format, (rows, columns), one) for one in packed]
-        parameter = Experts(ops, weights) if binding.kind == "experts" else weights[0]
+        parameter = Experts(ops, weights) if binding.kind in _MANY else weights[0]
     elif binding.kind == "experts":
         count, rows, columns = binding.shape
         stacked = count if len(binding.pieces) < count else 1
         each = (one for piece in binding.pieces for one in _matrices(checkpoint, piece, format, stacked))
         parameter = Experts(ops, [make_weight(ops, format, (rows, columns), one) for one in each])
+    elif binding.kind == "heads":
+        _, rows, columns = binding.shape
+        heads = _heads(ops, checkpoint, binding, format)
+        parameter = Experts(ops, [make_weight(ops, format, (rows, columns), one) for one in heads])
     else:
         rows, columns = binding.shape
-        stacked = math.prod(checkpoint.tensors[binding.tensor].shape[:-2])
-        heads = list(_matrices(checkpoint, binding.pieces[0], format, stacked))
-        one = heads[0] if stacked == 1 else {role: np.concatenate([head[role] for head in heads]) for role in heads[0]}
+        one = next(_matrices(checkpoint, binding.pieces[0], format))
         if binding.unit_rows:
             one = {"weight": unit_rows(one["weight"])}
         parameter = make_weight(ops, format, (rows, columns), one)
@@ -181,6 +184,25 @@ def _vector(checkpoint: Checkpoint, piece: Piece) -> NDArray[Any]:
     return array if piece.rows is None else array[..., piece.rows]
 
 
+def _heads(ops: Ops, checkpoint: Checkpoint, binding: Binding, format: str) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """The tensors of each head's weight. What is stored turned, and not dense, is dequantized to be turned back."""
+    count, rows, columns = binding.shape
+    piece, entry = binding.pieces[0], checkpoint.tensors[binding.tensor]
+    if not piece.turned:
+        stacked = math.prod(entry.shape[:-2])
+        matrices = list(_matrices(checkpoint, piece, format, stacked))
+        for head in range(count):
+            own = slice(head * rows, (head + 1) * rows)
+            yield matrices[head] if stacked > 1 else select_rows(matrices[0], own, count * rows)
+        return
+    stored = format if entry.format in memory.DENSE else entry.format
+    tensors = next(_matrices(checkpoint, piece, stored))
+    if stored != format:
+        tensors = {"weight": make_weight(ops, stored, (count * columns, rows), tensors).dequantize()}
+    for matrix in tensors["weight"].reshape(count, columns, rows):
+        yield {"weight": np.ascontiguousarray(matrix.T)}
+
+
 def _matrices(
     checkpoint: Checkpoint, piece: Piece, format: str, count: int = 1
 ) -> Iterator[Mapping[str, NDArray[Any]]]:
@@ -188,9 +210,6 @@ def _matrices(
     parts, total = checkpoint.parts(piece.tensor), math.prod(checkpoint.tensors[piece.tensor].shape[:-1])
     if "blocks" in parts:
         parts = {"blocks": parts["blocks"].reshape(-1, parts["blocks"].shape[-1])}
-        if piece.transposed:
-            entry = checkpoint.tensors[piece.tensor]
-            parts = {"weight": dequantize(entry.format, parts["blocks"]).reshape(entry.shape)}
     if "weight" in parts:
         for array in parts["weight"].reshape(count, *parts["weight"].shape[-2:]):
             array = array.T if piece.transposed else array
@@ -232,7 +251,7 @@ def _sample(ops: Ops, format: str) -> bytes | None:
 
 def _keys(name: str, binding: Binding) -> list[str]:
     """What the matrices of a parameter are kept under: each expert's by itself."""
-    return [f"{name}/{i}" for i in range(binding.shape[0] if binding.kind == "experts" else 1)]
+    return [f"{name}/{i}" for i in range(binding.shape[0] if binding.kind in _MANY else 1)]
 
 
 def _rooms(ops: Ops, plan: Plan, formats: Mapping[str, str]) -> dict[str, Array]:
@@ -276,8 +295,7 @@ def _check_formats(checkpoint: Checkpoint, plan: Plan) -> None:
                     "brought to length one.",
                     "Use the model with an unquantized head.",
                 )
-            turned = any(piece.transposed for piece in binding.pieces) and not plan.turned_blocks(binding)
-            if format not in memory.DENSE and turned:
+            if format not in memory.DENSE and any(piece.transposed for piece in binding.pieces):
                 raise UnsupportedModel(
                     f"Tensor {binding.tensor} of {checkpoint.path} is quantized along its outputs ({format}).",
                     "Use a GGUF file of the model, or its unquantized version.",

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
-from tramontane.kernels import BLOCKS
 from tramontane.kernels.cells import CELLS
 from tramontane.loading.binding import Binding
 from tramontane.loading.tensors import TensorEntry
@@ -66,20 +65,18 @@ class Plan:
     tensors: Mapping[str, TensorEntry]
 
     def formats(self, dtype: str = "auto") -> dict[str, str]:
-        """Format of each matrix by canonical name, as it will be kept: `dtype` converts the dense ones. Blocks along
-        outputs cannot be computed with, and become floats."""
+        """Format of each matrix by canonical name, as it will be kept: `dtype` converts the dense ones. What is to be
+        turned and is no dense matrix becomes floats."""
         converted = {name: format for format, name in DENSE.items()}.get(dtype)
         stored = {
-            name: "F32" if self.turned_blocks(binding) else self.tensors[binding.tensor].format
+            name: self.tensors[binding.tensor].format
             for name, binding in self.bindings.items()
             if binding.kind != "vector"
         }
+        for name, format in stored.items():
+            if self.bindings[name].pieces[0].turned and format not in DENSE:
+                stored[name] = "F32"
         return {name: converted if converted and format in DENSE else format for name, format in stored.items()}
-
-    def turned_blocks(self, binding: Binding) -> bool:
-        """Whether this is a matrix whose blocks run along its outputs."""
-        blocks = self.tensors[binding.tensor].format in BLOCKS
-        return blocks and binding.kind == "matrix" and binding.pieces[0].transposed
 
     def parameter_bytes(self, name: str, format: str) -> int:
         """Bytes of one parameter kept in `format`: its own, or a dense one it is converted to."""
@@ -138,7 +135,7 @@ def resolve_cache_dtype(choice: str, formats: Iterable[str]) -> str:
 def kv_bytes_per_token(spec: ModelSpec, dtype: str) -> int:
     """Keys and values of one token in all layers (in those with a window, while it is in sight)."""
     layers = spec.attentions
-    return sum(_token_bytes(dtype, layer.num_kv_heads, layer.head_dim, layer.value_size) for layer in layers)
+    return sum(_token_bytes(dtype, *layer.cached) for layer in layers)
 
 
 def _token_bytes(dtype: str, heads: int, *sizes: int) -> int:
@@ -186,17 +183,22 @@ def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
     """Buffers of `layers.attention`, elements a token."""
     if spec is None:
         return
+    kv_heads, key_size, value_size = spec.cached
     yield "q", spec.num_heads * spec.head_dim
-    yield "k", spec.num_kv_heads * spec.head_dim
-    yield "v", spec.num_kv_heads * spec.value_size
-    yield "attended", spec.num_heads * spec.value_size
-    yield "attention.gate", spec.num_heads * spec.value_size if spec.output_gate else 0
-    if spec.latent is not None and spec.rope is not None:
-        yield "q_down", spec.latent.q_rank or 0
-        yield "kv_down", spec.latent.kv_rank + spec.rope.dim
-        yield "latent", spec.latent.kv_rank
-        yield "rotated", spec.rope.dim
-        yield "k_up", spec.num_heads * (spec.head_dim - spec.rope.dim)
+    yield "k", kv_heads * key_size
+    yield "v", kv_heads * value_size
+    if spec.latent is None:
+        yield "attended", spec.num_heads * value_size
+        yield "attention.gate", spec.num_heads * value_size if spec.output_gate else 0
+        return
+    yield "q_down", spec.latent.q_rank or 0
+    yield "kv_down", key_size + value_size
+    yield "absorbed", spec.num_heads * (key_size + value_size)
+    yield "attended", spec.num_heads * key_size
+    yield "latents", spec.num_heads * key_size
+    yield "heads", spec.num_heads * (spec.head_dim - value_size)
+    yield "heads", spec.num_heads * spec.value_size
+    yield "values", spec.num_heads * spec.value_size
 
 
 def _state_widths(spec: StateSpec | None) -> Iterator[tuple[str, int]]:

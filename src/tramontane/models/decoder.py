@@ -174,12 +174,10 @@ class _Parameters:
             q_up=self.linear("q"),
             kv_down=self.linear("kv_down"),
             kv_norm=self.norm("kv_norm", latent.norm),
-            k_up=self.linear("k_up"),
-            v_up=self.linear("v_up"),
+            k_up=self["k_up"],
+            v_up=self["v_up"],
             o=self.linear("o"),
             num_heads=spec.num_heads,
-            head_dim=spec.head_dim,
-            value_dim=spec.value_size,
             rotary=rotary,
             scores=self._scores(spec),
         )
@@ -409,7 +407,7 @@ def slot_shapes(spec: ModelSpec) -> list[tuple[int, int, int]]:
         for slot, index in enumerate(group.layers):
             layer = spec.layers[index].attention
             assert layer is not None
-            shape = (layer.num_kv_heads, layer.head_dim, layer.value_size)
+            shape = layer.cached
             if slot == len(shapes):
                 shapes.append(shape)
             elif shapes[slot] != shape:

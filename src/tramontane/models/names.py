@@ -21,10 +21,14 @@ class Fused:
     """One after the other; the same within each group of key-value heads; row by row in turn."""
     groups: int = 0
     """Of "grouped", where they are not those of key-value heads."""
+    turned: frozenset[str] = frozenset()
+    """Parts that are stored [inputs, outputs] in each group."""
 
 
 QKV = ("attention.q", "attention.k", "attention.v")
 GATE_UP = ("mlp.gate", "mlp.up")
+LATENT_UP = Fused(("attention.k_up", "attention.v_up"), "grouped", turned=frozenset({"attention.k_up"}))
+"""What leads from latent vectors to keys and values: of keys we want the way back."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,12 @@ class NameMap:
         fused = found if isinstance(found, Fused) else Fused((found,))
         parts = tuple(f"{layer}{part}{ending}" for part in fused.parts)
         return Target(
-            parts, fused.layout, number, transposed=key in self.transposed and not ending, groups=fused.groups
+            parts,
+            fused.layout,
+            number,
+            transposed=key in self.transposed and not ending,
+            groups=fused.groups,
+            turned=tuple(part in fused.turned for part in fused.parts),
         )
 
 
@@ -114,6 +123,8 @@ class Target:
     transposed: bool
     groups: int = 0
     """As of `Fused`."""
+    turned: tuple[bool, ...] = (False,)
+    """Of each part, as of `Fused`."""
 
 
 HF_NAMES = NameMap(
@@ -159,7 +170,7 @@ GGUF_NAMES = NameMap(
         "attn_q_b": "attention.q",
         "attn_kv_a_mqa": "attention.kv_down",
         "attn_kv_a_norm": "attention.kv_norm",
-        "attn_kv_b": Fused(("attention.k_up", "attention.v_up"), "grouped"),
+        "attn_kv_b": LATENT_UP,
         "attn_k_b": "attention.k_up",
         "attn_v_b": "attention.v_up",
         "post_attention_norm": "attention_post_norm",

@@ -24,7 +24,7 @@ from tramontane.models.spec import (
 )
 
 Parameter = Any
-"""A Weight (matrix), Experts (one matrix an expert), or a float32 array (vector)."""
+"""A Weight (matrix), Experts (one matrix an expert or a head), or a float32 array (vector)."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Wanted:
     """A parameter that a spec asks for."""
 
     shape: tuple[int, ...]
-    kind: Literal["matrix", "experts", "vector"]
-    """[N,K] as a Weight; [E,N,K] as Experts; a float32 array of any shape."""
+    kind: Literal["matrix", "experts", "heads", "vector"]
+    """[N,K] as a Weight; [E,N,K] as Experts; the same a head, which files hold one above the other; a float32 array of
+    any shape."""
 
 
 Named = Iterator[tuple[str, Wanted]]
@@ -162,8 +163,8 @@ def _latent(spec: AttentionSpec, hidden: int) -> Named:
     yield from _linear("q", spec.num_heads * spec.head_dim, latent.q_rank or hidden, False)
     yield from _linear("kv_down", latent.kv_rank + rope.dim, hidden, spec.qkv_bias)
     yield from _norm("kv_norm", latent.norm, latent.kv_rank)
-    yield from _linear("k_up", spec.num_heads * plain, latent.kv_rank, False)
-    yield from _linear("v_up", spec.num_heads * spec.value_size, latent.kv_rank, False)
+    yield "k_up", Wanted((spec.num_heads, latent.kv_rank, plain), "heads")  # of queries, to meet vectors
+    yield "v_up", Wanted((spec.num_heads, spec.value_size, latent.kv_rank), "heads")
 
 
 def _state(spec: StateSpec, hidden: int) -> Named:

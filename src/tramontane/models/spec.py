@@ -114,6 +114,14 @@ class AttentionSpec:
     def value_size(self) -> int:
         return self.head_dim if self.value_dim is None else self.value_dim
 
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What the cache keeps of a token: heads, elements of a key, elements of a value. Of latent attention, whose
+        heads share it, the vector and the rotated elements of the keys."""
+        if self.latent is not None:
+            return 1, self.latent.kv_rank, self.rope.dim if self.rope is not None else 0
+        return self.num_kv_heads, self.head_dim, self.value_size
+
 
 @dataclass(frozen=True)
 class ConvSpec:

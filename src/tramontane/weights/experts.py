@@ -27,16 +27,17 @@ class Experts:
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self.weights)
 
-    def matmul(self, out: Array, x: Array, offsets: Array, bias: Array | None = None) -> None:
+    def matmul(self, out: Array, x: Array, offsets: Array | None, bias: Array | None = None) -> None:
         """out[P,N] = x[P,K] @ W_e.T (+ bias[e]) for the rows from offsets[e] to offsets[e + 1].
 
-        offsets int32 [E + 1], read on the host; bias float32 [E, N].
+        offsets int32 [E + 1], read on the host; None: each expert has P / E rows. bias float32 [E, N].
         """
         ops = self.ops
         if self._arrays is not None:
             ops.matmul_experts(out, x, offsets, self._arrays, self._format, bias)
             return
-        bounds = ops.to_host(offsets).tolist()
+        count, total = len(self.weights), int(x.shape[0])
+        bounds = [total * e // count for e in range(count + 1)] if offsets is None else ops.to_host(offsets).tolist()
         for e, weight in enumerate(self.weights):
             start, stop = bounds[e], bounds[e + 1]
             if start < stop:

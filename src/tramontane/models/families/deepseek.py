@@ -16,7 +16,7 @@ from tramontane.models.families.base import (
 from tramontane.models.families.experts import expert_names, hf_experts
 from tramontane.models.families.gguf import EXPERT_KEYS, gguf_decoder
 from tramontane.models.fields import Fields
-from tramontane.models.names import GGUF_NAMES, HF_NAMES, Fused
+from tramontane.models.names import GGUF_NAMES, HF_NAMES, LATENT_UP
 from tramontane.models.spec import LatentSpec, MLPSpec, ModelSpec, NormSpec, RouterSpec
 
 
@@ -138,7 +138,7 @@ _NAMES = HF_NAMES.with_layer(
         "self_attn.q_b_proj": "attention.q",
         "self_attn.kv_a_proj_with_mqa": "attention.kv_down",
         "self_attn.kv_a_layernorm": "attention.kv_norm",
-        "self_attn.kv_b_proj": Fused(("attention.k_up", "attention.v_up"), "grouped"),
+        "self_attn.kv_b_proj": LATENT_UP,
     },
     spare_layers=1,
 )
@@ -148,7 +148,7 @@ FAMILIES = {
     "deepseek_v3": Family(_deepseek_v3, names=_NAMES),
     "deepseek2": Family(
         from_gguf=_from_gguf,
-        gguf_names=GGUF_NAMES.with_layer({}, transposed=frozenset({"attn_k_b"})),
+        gguf_names=GGUF_NAMES,
         gguf_keys=EXPERT_KEYS
         | {"attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla"},
     ),
