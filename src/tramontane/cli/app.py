@@ -80,6 +80,8 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """The console script. No traceback reaches a user unless TRAMONTANE_DEBUG is set."""
+    # Numpy, not loaded yet, starts a thread of BLAS a processor, and they wait busily; our kernels have their own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A stream that was closed before we came is None in Python.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
