@@ -6,6 +6,9 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+#include <vector>
+
 #include <immintrin.h>
 
 #include "scratch.h"
@@ -19,6 +22,40 @@ namespace {
 #include "tiles.inc"
 #include "tile_unit.h"
 #include "amx.inc"
+#include "amx_pairs.inc"
+#include "amx_codes.inc"
+
+template <class Unit, Format F>
+void multiply_quantized(Pool& pool, const Matmuls& c) {
+    std::vector<Matmul> codes, pairs;
+    for (int64_t i = 0; i < c.count;) {
+        const Run run = run_at(c, i);
+        std::vector<Matmul>& list = run.whole.tokens >= MANY && Codes8::suits(run.whole, c.inputs) ? codes : pairs;
+        list.insert(list.end(), c.list + i, c.list + i + run.count);
+        i += run.count;
+    }
+    multiply<Unit>(pool, {codes.data(), int64_t(codes.size()), c.outputs, c.inputs, F}, Codes8{to_codes<F>});
+    multiply<Unit>(pool, {pairs.data(), int64_t(pairs.size()), c.outputs, c.inputs, F}, Pairs{to_pairs<F>});
+}
+
+// What a file keeps in float32 is little and has its reason: a router, say.
+template <class Unit>
+void matmul(Pool& pool, const Matmuls& c, Arithmetic arithmetic) {
+    const auto run = [&]<Format F>() {
+        if constexpr (!DENSE<F>) multiply_quantized<Unit, F>(pool, c);
+        else multiply<Unit>(pool, c, Pairs{F == Format::BF16 ? nullptr : to_pairs<F>});
+    };
+    if (c.format == Format::F32 || arithmetic != Arithmetic::FAST || c.parts)
+        return avx512_bf16::tiles.matmul(pool, c, arithmetic);
+    switch (c.format) {
+#define FORMAT_CASE(name) \
+    case Format::name: run.template operator()<Format::name>(); break;
+        TRAMONTANE_TILED_FORMATS(FORMAT_CASE)
+#undef FORMAT_CASE
+        default: break;
+    }
+    multiply_few(pool, c, arithmetic);
+}
 
 // Tokens that are few, and what is no product, are those kernels' that every machine with AMX runs too.
 const TileKernels& usual = avx512_bf16::tiles;
@@ -36,8 +73,7 @@ extern const TileKernels emulated = {"amx_emulated", MANY - 1,     matmul<Emulat
                                      rows_blocks,    matmul_coded, rows_coded};
 
 bool computes() {
-    return agree<TileUnit, EmulatedUnit, 2, 2>() && agree<TileUnit, EmulatedUnit, 2, 1>() &&
-           agree<TileUnit, EmulatedUnit, 1, 2>() && agree<TileUnit, EmulatedUnit, 1, 1>();
+    return agree<TileUnit, EmulatedUnit, Kind::PAIRS>() && agree<TileUnit, EmulatedUnit, Kind::CODES>();
 }
 
 }  // namespace tramontane::amx

@@ -43,10 +43,11 @@ bool has_avx2_vnni() {
 #if defined(TRAMONTANE_HAS_amx)
 enum class Amx { ABSENT, REFUSED, WRONG, WORKS };
 
-// Tiles and their products of bfloat16 (leaf 7, bits 24 and 22 of edx), eight tiles of 16 rows of 64 bytes (leaf 29).
+// Tiles and their products of bfloat16 and of bytes (leaf 7, bits 24, 22 and 25 of edx), eight tiles of 16 rows of 64
+// bytes (leaf 29).
 bool has_amx_tiles() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & d >> 22 & 1)) return false;
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & d >> 22 & d >> 25 & 1)) return false;
     if (!__get_cpuid_count(0x1D, 1, &a, &b, &c, &d)) return false;
     return (b & 0xFFFF) >= 64 && b >> 16 >= 8 && (c & 0xFFFF) >= 16;
 }

@@ -1,12 +1,15 @@
 // A unit that multiplies matrices: AMX's, and one of vectors that computes the same, by which all but a few instructions
 // are tested on machines without it. Included inside an anonymous namespace.
 //
-// Three kinds of tiles, of 1 KB each: tokens [16][32 columns] and weights [16 pairs of columns][16 rows][2] of bfloat16,
-// sums [16 tokens][16 rows] of float. `multiply` adds to M by N tiles of sums the products of `depth` tiles of each of M
-// times 16 tokens and N times 16 rows, which lie `a_stride` and `b_stride` elements apart; `fresh` sums start as zeros.
-// Every thread begins and ends what it does with the unit.
+// Tiles are of 1 KB. Of PAIRS: tokens [16][32 columns] and weights [16 pairs of columns][16 rows][2] of bfloat16, sums
+// [16 tokens][16 rows] of float. Of CODES: tokens [16][64 columns] and weights [16 fours of columns][16 rows][4] of signed
+// bytes, sums of int32. `multiply` adds to M by N tiles of sums the products of `depth` tiles of each of M times 16 tokens
+// and N times 16 rows, which lie `a_stride` and `b_stride` bytes apart; `fresh` sums start as zeros. Every thread begins and
+// ends what it does with the unit.
 
-constexpr int64_t TILE = 512;  // elements of bfloat16
+enum class Kind { PAIRS, CODES };
+
+constexpr int64_t TILE = 1024;  // bytes
 constexpr int64_t SUMS = 256;
 
 struct TileUnit {
@@ -35,15 +38,18 @@ struct TileUnit {
     [[gnu::always_inline]] static void store(void* p) {
         asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(int64_t(64)), "i"(T) : "memory");
     }
-    template <int C, int A, int B>
+    template <Kind K, int C, int A, int B>
     [[gnu::always_inline]] static void dot() {
-        asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+        if constexpr (K == Kind::PAIRS)
+            asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+        else
+            asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
     }
 
     // Sums in tiles 0 to 3, tokens in 4 and 5, weights in 6 and 7.
-    template <int M, int N>
-    static void multiply(float* sums, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
-                         int64_t depth, bool fresh) {
+    template <Kind K, int M, int N, class Sum>
+    static void multiply(Sum* sums, const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth,
+                         bool fresh) {
         if (fresh) {
             zero<0>();
             if constexpr (N > 1) zero<1>();
@@ -58,16 +64,16 @@ struct TileUnit {
         for (int64_t k = 0; k < depth; k++, a += TILE, b += TILE) {
             load<6>(b);
             load<4>(a);
-            dot<0, 4, 6>();
+            dot<K, 0, 4, 6>();
             if constexpr (N > 1) {
                 load<7>(b + b_stride);
-                dot<1, 4, 7>();
+                dot<K, 1, 4, 7>();
             }
             if constexpr (M > 1) {
                 load<5>(a + a_stride);
-                dot<2, 5, 6>();
+                dot<K, 2, 5, 6>();
             }
-            if constexpr (M > 1 && N > 1) dot<3, 5, 7>();
+            if constexpr (M > 1 && N > 1) dot<K, 3, 5, 7>();
         }
         store<0>(sums);
         if constexpr (N > 1) store<1>(sums + SUMS);
@@ -77,22 +83,22 @@ struct TileUnit {
 };
 
 // As the manual defines TDPBF16PS: even and odd columns of a tile are summed apart, each product fused with its addition,
-// then both to the sum; numbers below the normal range are zeros.
+// then both to the sum; numbers below the normal range are zeros. Sums of TDPBSSD are exact.
 struct EmulatedUnit {
     static void begin() {}
     static void end() {}
 
     // Of 8 tokens with 16 rows.
-    [[gnu::always_inline]] static void eight(float* sums, const uint16_t* a, const uint16_t* b) {
+    [[gnu::always_inline]] static void eight(float* sums, const uint8_t* a, const uint8_t* b) {
         __m512 even[8], odd[8];
         for (int t = 0; t < 8; t++) even[t] = odd[t] = _mm512_setzero_ps();
         for (int p = 0; p < 16; p++) {
             Vec w[2];
-            split_bf16(load_codes(reinterpret_cast<const uint8_t*>(b + p * 32)), w);
+            split_bf16(load_codes(b + p * 64), w);
 #pragma GCC unroll 8
             for (int t = 0; t < 8; t++) {
                 int32_t pair;
-                memcpy(&pair, a + t * 32 + p * 2, 4);
+                memcpy(&pair, a + t * 64 + p * 4, 4);
                 const __m512i two = _mm512_set1_epi32(pair);
                 even[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(two, 16)), w[0].v, even[t]);
                 odd[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32(-65536))), w[1].v,
@@ -105,47 +111,74 @@ struct EmulatedUnit {
         }
     }
 
-    template <int M, int N>
-    static void multiply(float* sums, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
-                         int64_t depth, bool fresh) {
+    // The vectors' instruction wants tokens without sign: they are 128 more, and so many times the weights is taken away.
+    [[gnu::always_inline]] static void eight(int32_t* sums, const uint8_t* a, const uint8_t* b) {
+        const __m512i more = _mm512_set1_epi8(-128);
+        __m512i with[8], weights = _mm512_setzero_si512();
+        for (int t = 0; t < 8; t++) with[t] = _mm512_loadu_si512(sums + t * 16);
+        for (int p = 0; p < 16; p++) {
+            const __m512i w = _mm512_loadu_si512(b + p * 64);
+            weights = _mm512_dpbusd_epi32(weights, more, w);
+#pragma GCC unroll 8
+            for (int t = 0; t < 8; t++) {
+                int32_t four;
+                memcpy(&four, a + t * 64 + p * 4, 4);
+                with[t] = _mm512_dpbusd_epi32(with[t], _mm512_xor_si512(_mm512_set1_epi32(four), more), w);
+            }
+        }
+        for (int t = 0; t < 8; t++) _mm512_storeu_si512(sums + t * 16, _mm512_sub_epi32(with[t], weights));
+    }
+
+    template <Kind K, int M, int N, class Sum>
+    static void multiply(Sum* sums, const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth,
+                         bool fresh) {
         const unsigned before = _mm_getcsr();
         _mm_setcsr(before | _MM_FLUSH_ZERO_ON | 0x40);  // 0x40: operands below the normal range are zeros
         for (int m = 0; m < M; m++)
             for (int n = 0; n < N; n++) {
-                float* own = sums + (m * 2 + n) * SUMS;
-                if (fresh) memset(own, 0, SUMS * sizeof(float));
+                Sum* own = sums + (m * 2 + n) * SUMS;
+                if (fresh) memset(own, 0, SUMS * sizeof(Sum));
                 for (int64_t k = 0; k < depth; k++)
                     for (int t = 0; t < 16; t += 8)
-                        eight(own + t * 16, a + m * a_stride + k * TILE + t * 32, b + n * b_stride + k * TILE);
+                        eight(own + t * 16, a + m * a_stride + k * TILE + t * 64, b + n * b_stride + k * TILE);
             }
         _mm_setcsr(before);
     }
 };
 
 // Whether a unit computes what the other does: whole numbers, whose sums are exact in any order.
-template <class Unit, class Other, int M, int N>
+template <class Unit, class Other, Kind K, int M, int N>
 bool agree() {
-    alignas(64) uint16_t a[2 * 3 * TILE], b[2 * 3 * TILE];
-    alignas(64) float ours[4 * SUMS] = {}, theirs[4 * SUMS] = {};
+    constexpr int DEPTH = 3, SIZE = 2 * DEPTH * TILE;
+    using Sum = std::conditional_t<K == Kind::PAIRS, float, int32_t>;
+    alignas(64) uint8_t a[SIZE], b[SIZE];
+    alignas(64) Sum ours[4 * SUMS] = {}, theirs[4 * SUMS] = {};
     uint32_t state = 7;
-    const auto fill = [&](uint16_t* numbers) {
-        for (int i = 0; i < 2 * 3 * TILE; i++) {
+    const auto fill = [&](uint8_t* numbers) {
+        for (int i = 0; i < SIZE; i += 2) {
             state = state * 1664525 + 1013904223;
             const float small = float(int(state >> 27) - 16);
             uint32_t bits;
             memcpy(&bits, &small, 4);
-            numbers[i] = uint16_t(bits >> 16);
+            bits = K == Kind::PAIRS ? bits >> 16 : state >> 8;
+            memcpy(numbers + i, &bits, 2);
         }
     };
     fill(a);
     fill(b);
     for (const bool fresh : {true, false}) {
         Unit::begin();
-        Unit::template multiply<M, N>(ours, a, 3 * TILE, b, 3 * TILE, 3, fresh);
+        Unit::template multiply<K, M, N>(ours, a, DEPTH * TILE, b, DEPTH * TILE, DEPTH, fresh);
         Unit::end();
         Other::begin();
-        Other::template multiply<M, N>(theirs, a, 3 * TILE, b, 3 * TILE, 3, fresh);
+        Other::template multiply<K, M, N>(theirs, a, DEPTH * TILE, b, DEPTH * TILE, DEPTH, fresh);
         Other::end();
     }
     return memcmp(ours, theirs, sizeof ours) == 0;
+}
+
+template <class Unit, class Other, Kind K>
+bool agree() {
+    return agree<Unit, Other, K, 2, 2>() && agree<Unit, Other, K, 2, 1>() && agree<Unit, Other, K, 1, 2>() &&
+           agree<Unit, Other, K, 1, 1>();
 }

@@ -26,6 +26,9 @@ each_wide = pytest.mark.parametrize("isa", [isa for isa in cpu.isas(emulated=Tru
 IN_ROWS = tuple(name for name in BLOCKS if name not in BLOCKED)
 each_format = pytest.mark.parametrize("format", [*DENSE, *BLOCKS])
 each_quantized = pytest.mark.parametrize("format", BLOCKS)
+each_shape = pytest.mark.parametrize(
+    ("tokens", "rows", "columns"), [(16, 1, 256), (33, 50, 768), (40, 129, 1280), (1100, 33, 256)]
+)
 SHAPES = ((1, 256), (16, 512), (35, 1024))
 
 
@@ -76,9 +79,11 @@ def test_rows_are_exact_and_products_as_good_as_they_say(isa: str, format: str, 
             error = np.abs(product(ops, format, x, tiles, rows, bias) - want)
             in_float = exact or format == "F32" or (format == "F16" and not isa.startswith("amx"))
             assert (error / scale).max() < (2e-6 if in_float else 6e-3)
-            # What rounding to 8 bits makes of a column is some 0.5 % of the usual one, and of either sign.
+            # What rounding to 8 bits makes of a column is some 0.5 % of the usual one, and of either sign; AMX rounds
+            # both factors, with a scale for 256 columns.
             lengths = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(values, axis=1)
-            assert (error <= 0.035 * lengths / np.sqrt(columns) + 1e-5 * (lengths + np.abs(bias))).all()
+            coarse = 0.06 if isa.startswith("amx") else 0.035
+            assert (error <= coarse * lengths / np.sqrt(columns) + 1e-5 * (lengths + np.abs(bias))).all()
         ids = rng.integers(0, rows, 9).astype(np.int32)
         out = np.full((9, columns), np.nan, np.float32)
         if format in DENSE:
@@ -137,11 +142,13 @@ def test_what_is_not_finite_shows_in_its_own_token_alone(isa: str, format: str, 
 
 @each_isa
 @each_quantized
-def test_a_few_large_activations_cost_no_precision(isa: str, format: str, rng: np.random.Generator) -> None:
-    """Real models have columns a hundred times as large as others: what eight bits lose there is kept."""
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_few_large_activations_cost_no_precision(isa: str, format: str, every: int, rng: np.random.Generator) -> None:
+    """Real models have columns a hundred times as large as others: what eight bits lose there is kept, in all tokens
+    (where AMX leaves bytes) or some (where it adds second terms)."""
     stored, values = matrix(rng, format, 16, 1024)
     x = rng.standard_normal((21, 1024)).astype(np.float32)
-    x[:, [100, 700]] = 300, -200
+    x[::every, 100], x[::every, 700] = 300, -200
     x[3:5, 100] = 0  # tokens with and without them side by side
     ops = cpu.CpuOps(isa=isa)
     out = product(ops, format, x, ops.pack(stored, format), 16)
@@ -154,12 +161,14 @@ def test_a_few_large_activations_cost_no_precision(isa: str, format: str, rng: n
 
 @each_wide
 @pytest.mark.parametrize("format", ["F16", "BF16", "Q4_1", "Q4_K", "Q6_K"])
-@pytest.mark.parametrize(("tokens", "rows", "columns"), [(16, 1, 256), (33, 50, 768), (40, 129, 1280), (1100, 33, 256)])
-def test_many_tokens_are_multiplied_in_bfloat16(
+@each_shape
+def test_many_tokens_of_dense_matrices_or_large_columns_are_multiplied_in_bfloat16(
     isa: str, format: str, tokens: int, rows: int, columns: int, rng: np.random.Generator
 ) -> None:
     stored, values = matrix(rng, format, rows, columns)
     x = rng.standard_normal((tokens, columns)).astype(np.float32)
+    if format in BLOCKED:
+        x[:, ::256] = 40
     bias = rng.standard_normal(rows).astype(np.float32)
     one, three = (cpu.CpuOps(threads, isa=isa) for threads in (1, 3))
     tiles = one.pack(stored, format)
@@ -171,6 +180,46 @@ def test_many_tokens_are_multiplied_in_bfloat16(
     np.testing.assert_array_equal(product(three, format, x, tiles, rows, bias), out)
     few = product(cpu.CpuOps(isa=isa, deterministic=True), format, x, tiles, rows, bias)
     assert format == "BF16" or not np.array_equal(few, out)
+
+
+@each_wide
+@pytest.mark.parametrize("format", BLOCKED)
+@each_shape
+def test_many_tokens_of_quantized_matrices_are_multiplied_in_bytes(
+    isa: str, format: str, tokens: int, rows: int, columns: int, rng: np.random.Generator
+) -> None:
+    columns += 64 if BLOCKS[format].elements == 32 else 0  # a last part that is short
+    stored, values = matrix(rng, format, rows, columns)
+    x = rng.standard_normal((tokens, columns)).astype(np.float32)
+    bias = rng.standard_normal(rows).astype(np.float32)
+    one, three = (cpu.CpuOps(threads, isa=isa) for threads in (1, 3))
+    tiles = one.pack(stored, format)
+    out = product(one, format, x, tiles, rows, bias)
+    want = x.astype(np.float64) @ values.astype(np.float64).T + bias
+    lengths = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(values, axis=1) / np.sqrt(columns)
+    error = np.sqrt(np.mean((out - want) ** 2)) / np.sqrt(np.mean(lengths**2))
+    # Bytes with a scale for 256 columns make a part in a hundred of both factors; bfloat16 makes 0.0024.
+    assert 0.003 < error < 0.015
+    np.testing.assert_array_equal(product(three, format, x, tiles, rows, bias), out)
+
+
+@each_wide
+def test_weights_beside_much_larger_ones_keep_their_precision(isa: str, rng: np.random.Generator) -> None:
+    codes = rng.integers(-127, 128, (35, 512), np.int8)
+    codes[:20, 96:128] = 1
+    codes[:20, 100] = 127
+    scales = np.full((35, 16), 0.01, np.float16)
+    scales[:20, 3] = 1
+    blocks = np.concatenate([scales[..., None].view(np.uint8), codes.reshape(35, 16, 32).view(np.uint8)], axis=2)
+    stored = blocks.reshape(35, -1)
+    values = dequantize("Q8_0", stored)
+    x = rng.standard_normal((33, 512)).astype(np.float32)
+    x[:, 100] = 0  # what meets the large ones, which then say nothing
+    ops = cpu.CpuOps(isa=isa)
+    out = product(ops, "Q8_0", x, ops.pack(stored, "Q8_0"), 35)
+    values[:, 100] = 0
+    lengths = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(values, axis=1)
+    assert (np.abs(out - x @ values.T) < 0.06 * lengths / np.sqrt(512)).all()
 
 
 @each_wide
