@@ -3,9 +3,15 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+
 #include "isa.h"
 #include "kernels.h"
 #include "scratch.h"
+
+#if defined(__AVX512BF16__)
+#define TRAMONTANE_UNITS 1
+#endif
 
 namespace tramontane::ISA {
 namespace {
@@ -15,18 +21,51 @@ namespace {
 #include "cache.inc"
 #include "attention.inc"
 
-}  // namespace
-
-void write_cache(Pool& pool, const CacheWrite& w) { fill(pool, w); }
-
-void attention(Pool& pool, const Attention& a) {
+// Many: the way of tiles of many rows, where arithmetic is fast.
+template <template <CacheFormat> class Many>
+void attend_all(Pool& pool, const Attention& a, Arithmetic arithmetic) {
+    const auto run = [&]<CacheFormat F>() {
+        if constexpr (F != CacheFormat::F32)  // which is asked for where nothing is to be rounded
+            if (arithmetic == Arithmetic::FAST) return attend_all<F, Many<F>>(pool, a);
+        attend_all<F, ByFloats<F>>(pool, a);
+    };
     switch (a.format) {
-        case CacheFormat::F32: return attend_all<CacheFormat::F32>(pool, a);
-        case CacheFormat::F16: return attend_all<CacheFormat::F16>(pool, a);
-        case CacheFormat::BF16: return attend_all<CacheFormat::BF16>(pool, a);
-        case CacheFormat::I8: return attend_all<CacheFormat::I8>(pool, a);
-        case CacheFormat::E4M3: return attend_all<CacheFormat::E4M3>(pool, a);
+        case CacheFormat::F32: return run.template operator()<CacheFormat::F32>();
+        case CacheFormat::F16: return run.template operator()<CacheFormat::F16>();
+        case CacheFormat::BF16: return run.template operator()<CacheFormat::BF16>();
+        case CacheFormat::I8: return run.template operator()<CacheFormat::I8>();
+        case CacheFormat::E4M3: return run.template operator()<CacheFormat::E4M3>();
     }
 }
 
+#if defined(TRAMONTANE_UNITS)
+#include "dots.h"
+#include "tile_unit.h"
+#include "attention_tiles.inc"
+
+template <CacheFormat F>
+using Pairs = ByTiles<F, PairsUnit>;
+#if defined(TRAMONTANE_AMX)
+template <CacheFormat F>
+using Amx = ByTiles<F, TileUnit>;
+template <CacheFormat F>
+using Emulated = ByTiles<F, EmulatedUnit>;
+#endif
+#endif
+
+}  // namespace
+
+#if defined(TRAMONTANE_UNITS)
+extern const CacheKernels cache = {fill, attend_all<Pairs>};
+#else
+extern const CacheKernels cache = {fill, attend_all<ByFloats>};
+#endif
+
 }  // namespace tramontane::ISA
+
+#if defined(TRAMONTANE_UNITS) && defined(TRAMONTANE_AMX)
+namespace tramontane::amx {
+extern const CacheKernels cache = {avx512_bf16::fill, avx512_bf16::attend_all<avx512_bf16::Amx>};
+extern const CacheKernels emulated_cache = {avx512_bf16::fill, avx512_bf16::attend_all<avx512_bf16::Emulated>};
+}  // namespace tramontane::amx
+#endif

@@ -94,34 +94,34 @@ bool has_neon_i8mm() {
 // In order of preference; a build may have fewer (CMakeLists.txt).
 const Candidate CANDIDATES[] = {
 #if defined(TRAMONTANE_HAS_amx)
-    {{amx::tiles.name, avx512::kernels, amx::tiles}, [] { return amx_state() == Amx::WORKS; }},
-    {{amx::emulated.name, avx512::kernels, amx::emulated}, has_avx512_bf16, true},
+    {{amx::tiles.name, avx512::kernels, amx::tiles, amx::cache}, [] { return amx_state() == Amx::WORKS; }},
+    {{amx::emulated.name, avx512::kernels, amx::emulated, amx::emulated_cache}, has_avx512_bf16, true},
 #endif
 #if defined(TRAMONTANE_HAS_avx512_bf16)
-    {{avx512_bf16::tiles.name, avx512::kernels, avx512_bf16::tiles}, has_avx512_bf16},
+    {{avx512_bf16::tiles.name, avx512::kernels, avx512_bf16::tiles, avx512_bf16::cache}, has_avx512_bf16},
 #endif
 #if defined(TRAMONTANE_HAS_avx512_vnni)
-    {{avx512_vnni::tiles.name, avx512::kernels, avx512_vnni::tiles}, has_avx512_vnni},
+    {{avx512_vnni::tiles.name, avx512::kernels, avx512_vnni::tiles, avx512::cache}, has_avx512_vnni},
 #endif
 #if defined(TRAMONTANE_HAS_avx512)
-    {{avx512::tiles.name, avx512::kernels, avx512::tiles}, has_avx512},
+    {{avx512::tiles.name, avx512::kernels, avx512::tiles, avx512::cache}, has_avx512},
 #endif
 #if defined(TRAMONTANE_HAS_avx2_vnni)
-    {{avx2_vnni::tiles.name, avx2::kernels, avx2_vnni::tiles}, has_avx2_vnni},
+    {{avx2_vnni::tiles.name, avx2::kernels, avx2_vnni::tiles, avx2::cache}, has_avx2_vnni},
 #endif
 #if defined(TRAMONTANE_HAS_avx2)
-    {{avx2::tiles.name, avx2::kernels, avx2::tiles}, has_avx2},
+    {{avx2::tiles.name, avx2::kernels, avx2::tiles, avx2::cache}, has_avx2},
 #endif
 #if defined(TRAMONTANE_HAS_neon_i8mm)
-    {{neon_i8mm::tiles.name, neon::kernels, neon_i8mm::tiles}, has_neon_i8mm},
+    {{neon_i8mm::tiles.name, neon::kernels, neon_i8mm::tiles, neon::cache}, has_neon_i8mm},
 #endif
 #if defined(TRAMONTANE_HAS_neon_dotprod)
-    {{neon_dotprod::tiles.name, neon::kernels, neon_dotprod::tiles}, has_neon_dotprod},
+    {{neon_dotprod::tiles.name, neon::kernels, neon_dotprod::tiles, neon::cache}, has_neon_dotprod},
 #endif
 #if defined(TRAMONTANE_HAS_neon)
-    {{neon::tiles.name, neon::kernels, neon::tiles}, [] { return true; }},
+    {{neon::tiles.name, neon::kernels, neon::tiles, neon::cache}, [] { return true; }},
 #endif
-    {{plain::tiles.name, plain::kernels, plain::tiles}, [] { return true; }},
+    {{plain::tiles.name, plain::kernels, plain::tiles, plain::cache}, [] { return true; }},
 };
 
 }  // namespace

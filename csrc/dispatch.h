@@ -13,6 +13,7 @@ struct InstructionSet {
     const char* name;
     const Kernels& kernels;
     const TileKernels& tiles;
+    const CacheKernels& cache;
 };
 
 // The instruction sets that were compiled in and that this machine runs, best first: "avx512_vnni", "avx2", "plain", ...

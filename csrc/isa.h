@@ -5,7 +5,9 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(TRAMONTANE_AVX512)
+#if defined(TRAMONTANE_AVX512) && defined(__AVX512BF16__)  // attention alone
+#define ISA avx512_bf16
+#elif defined(TRAMONTANE_AVX512)
 #define ISA avx512
 #define ISA_NAME "avx512"
 #elif defined(TRAMONTANE_AVX2)

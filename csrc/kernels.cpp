@@ -24,9 +24,8 @@ namespace {
 }  // namespace
 
 extern const Kernels kernels = {
-    ISA_NAME,  matmul,    rows, rms_norm,    layer_norm, add,        add_gated,
-    transform, rope, write_cache, attention,   activation, gated_activation, combine, log_softmax,
-    argmax,    softmax_weights,
+    ISA_NAME, matmul, rows, rms_norm, layer_norm, add, add_gated, transform, rope, activation, gated_activation, combine,
+    log_softmax, argmax, softmax_weights,
 };
 
 }  // namespace tramontane::ISA

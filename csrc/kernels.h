@@ -36,6 +36,12 @@ inline int64_t row_bytes(Format format, int64_t columns) {
     return 0;
 }
 
+// What a product may do to its activations. UNIFORM: make them 8-bit integers, a scale for each 32, where weights are
+// integers too, or bfloat16 where they are that. FAST: the same, or something else where there are many tokens: they and
+// the weights may become bfloat16, or integers with a scale for each 256; so may all that attention multiplies become
+// bfloat16. EXACT: keep them in float.
+enum class Arithmetic : int { FAST, UNIFORM, EXACT };
+
 enum class Activation : int { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED, SIGMOID };
 constexpr const char* ACTIVATIONS[] = {"silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "sigmoid"};
 
@@ -170,8 +176,6 @@ struct Kernels {
     void (*transform)(Pool&, float* x, int64_t count, Transform, float number);
     void (*rope)(Pool&, float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_size,
                  int64_t half, bool interleaved);
-    void (*write_cache)(Pool&, const CacheWrite&);
-    void (*attention)(Pool&, const Attention&);
     void (*activation)(Pool&, float* out, const float* x, int64_t count, Activation);
     void (*gated_activation)(Pool&, const Gated&);
     // out[t] = the sum over j of weights[t, j] * x[slots[t, j]], j < chosen
@@ -183,16 +187,28 @@ struct Kernels {
     float (*softmax_weights)(float* scaled, float* weights, double* total, const float* x, int64_t count, float divisor);
 };
 
-#define DECLARE_KERNELS(isa)                       \
-    namespace isa {                                \
-    extern const Kernels kernels;                  \
-    void write_cache(Pool&, const CacheWrite&);    \
-    void attention(Pool&, const Attention&);       \
+// What is done with the cache.
+struct CacheKernels {
+    void (*write)(Pool&, const CacheWrite&);
+    void (*attention)(Pool&, const Attention&, Arithmetic);
+};
+
+#define DECLARE_KERNELS(isa)           \
+    namespace isa {                    \
+    extern const Kernels kernels;      \
+    extern const CacheKernels cache;   \
     }
 DECLARE_KERNELS(plain)
 DECLARE_KERNELS(avx2)
 DECLARE_KERNELS(avx512)
 DECLARE_KERNELS(neon)
 #undef DECLARE_KERNELS
+// Of the instruction sets that multiply matrices of bfloat16.
+namespace avx512_bf16 {
+extern const CacheKernels cache;
+}
+namespace amx {
+extern const CacheKernels cache, emulated_cache;
+}
 
 }  // namespace tramontane

@@ -10,7 +10,8 @@ namespace tramontane {
 
 class Layers {
    public:
-    explicit Layers(Device& device) : device_(device), pool_(device.pool), kernels_(device.set.kernels) {}
+    explicit Layers(Device& device)
+        : device_(device), pool_(device.pool), kernels_(device.set.kernels), cache_(device.set.cache) {}
 
     void rms_norm(handle out_, handle x_, handle weight_, float eps) {
         normalize(kernels_.rms_norm, out_, x_, weight_, nanobind::none(), eps);
@@ -122,9 +123,8 @@ class Layers {
             check_ids(slots, "slots", k_cache[0] * k_cache[3]);
             for (const auto& [cache, x] : {std::pair{&k_cache, &k}, {&v_cache, &v}}) {
                 if (x->size() == 0) continue;
-                kernels_.write_cache(pool_, {cache->data<uint8_t>(), x->data<const float>(),
-                                             slots.data<const int32_t>(), (*x)[0], (*x)[1], (*x)[2], k_cache[3],
-                                             cache->cache_format(), cache == &k_cache});
+                cache_.write(pool_, {cache->data<uint8_t>(), x->data<const float>(), slots.data<const int32_t>(), (*x)[0],
+                                     (*x)[1], (*x)[2], k_cache[3], cache->cache_format(), cache == &k_cache});
             }
         });
     }
@@ -182,7 +182,7 @@ class Layers {
         const int64_t longest = a.table_size * a.block_size, tokens = q[0], blocks = k_cache[0];
         device_.compute(q.size() * longest, [=, this] {
             check_sequences(a, tokens, blocks);
-            if (tokens * a.q_heads * a.value_size > 0) kernels_.attention(pool_, a);
+            if (tokens * a.q_heads * a.value_size > 0) cache_.attention(pool_, a, device_.arithmetic);
         });
     }
 
@@ -267,6 +267,7 @@ class Layers {
     Device& device_;
     Pool& pool_;
     const Kernels& kernels_;
+    const CacheKernels& cache_;
 };
 
 }  // namespace tramontane

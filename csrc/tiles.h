@@ -139,11 +139,6 @@ struct CodePacking {
 void pack_codes(Pool& pool, const CodePacking& packing);
 void unpack_codes(Pool& pool, const CodePacking& packing);
 
-// What a product may do to its activations. UNIFORM: make them 8-bit integers, a scale for each 32, where weights are
-// integers too, or bfloat16 where they are that. FAST: the same, or something else where there are many tokens: they and
-// the weights may become bfloat16, or integers with a scale for each 256. EXACT: keep them in float.
-enum class Arithmetic : int { FAST, UNIFORM, EXACT };
-
 // Products and lookups of matrices in tiles, for one instruction set.
 struct TileKernels {
     const char* name;

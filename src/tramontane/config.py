@@ -129,7 +129,7 @@ class EngineConfig:
     """Whether the CPU's packed weights are kept on disk for the next start: True, beside the model; or a folder."""
     arithmetic: Literal["fast", "exact"] = "fast"
     """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32), and for many
-    rows both to bfloat16; exact: never."""
+    rows both, and what attention multiplies, to bfloat16; exact: never."""
 
     def __post_init__(self) -> None:
         _check("device", self.device, str)

@@ -182,12 +182,12 @@ def _attention(rng: np.random.Generator) -> Iterator[Case]:
     for format, dtype in names.items():
         for kind in KINDS.values():
             for window, sizes in ((0, (4, 2, 32, 16)), (5, (3, 1, 17, 4))):
-                yield _attended(rng, format, dtype, kind, window, sizes)
+                yield from _attended(rng, format, dtype, kind, window, sizes)
 
 
 def _attended(
     rng: np.random.Generator, format: str, dtype: str, kind: dict[str, Any], window: int, sizes: tuple[int, ...]
-) -> Case:
+) -> Iterator[Case]:
     query_heads, heads, width, block = sizes
     lengths = (1, 9, 21)
     paged = Paged(rng, lengths, query_heads, heads, width, block, dtype, value_width=width + 3)
@@ -202,4 +202,6 @@ def _attended(
     queries = np.concatenate(paged.q)
     arrays = (queries, paged.k_cache, paged.v_cache, paged.tables, starts, np.array(lengths, np.int32), sinks, slopes)
     ints = (len(lengths), paged.tables.shape[1], query_heads, heads, width, width + 3, block, window, causal)
-    return Case("attention", format, ints, (scale, softcap), arrays, want.astype(np.float32), 2e-5)
+    for arithmetic in (FAST, EXACT):
+        bound = 2e-5 if arithmetic == EXACT or format == "F32" else 0.03
+        yield Case("attention", format, (*ints, arithmetic), (scale, softcap), arrays, want.astype(np.float32), bound)

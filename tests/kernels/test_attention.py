@@ -238,6 +238,85 @@ def test_parts_of_a_long_context_do_not_depend_on_how_they_are_shared(
                 np.testing.assert_array_equal(actual, right)
 
 
+# ---- Fast arithmetic, where matrices of bfloat16 are multiplied: tiles of sixteen rows and more go that way
+
+ROUNDING = 0.05
+"""What products of bfloat16 may change in a result of about one, with scores of about two; in all, a hundredth."""
+
+
+@pytest.fixture(params=["avx512_bf16", "amx_emulated"])
+def fast(request: pytest.FixtureRequest) -> Ops:
+    cpu = pytest.importorskip("tramontane.kernels.cpu")
+    if request.param not in cpu.isas(emulated=True):
+        pytest.skip(f"no {request.param} here")
+    ops: Ops = cpu.CpuOps(isa=request.param)
+    return ops
+
+
+def near(actual: NDArray[Any], expected: NDArray[Any]) -> None:
+    error = np.abs(actual - expected)
+    assert error.max(initial=0) < ROUNDING
+    assert np.linalg.norm(error) <= 0.01 * np.linalg.norm(expected)
+
+
+@each_dtype
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize(
+    ("query_heads", "heads", "width", "value_width", "size"),
+    [(9, 3, 64, 64, 16), (4, 4, 8, 8, 4), (7, 1, 20, 36, 16), (40, 2, 33, 32, 32), (4, 2, 96, 48, 48)],
+)
+def test_many_rows_in_bfloat16(
+    fast: Ops,
+    dtype: str,
+    window: int,
+    query_heads: int,
+    heads: int,
+    width: int,
+    value_width: int,
+    size: int,
+    rng: np.random.Generator,
+) -> None:
+    """The same, with rounded queries, weights and, of float16, caches; a cache of float32 is not rounded."""
+    paged = Paged(rng, [1, 50, 16, 33, 70, 7], query_heads, heads, width, size, dtype, 2, value_width)
+    scale = 2 * width**-0.5
+    for (s, a, b), actual in zip(MIXED, paged.attend(fast, MIXED, scale, window), strict=True):
+        expected = paged.expected(s, a, b, scale, window)
+        near(actual, expected)
+        if (b - a) * query_heads // heads < 16 or dtype == "float32":
+            np.testing.assert_allclose(actual, expected, atol=3e-6, rtol=3e-6)
+        elif b > 1:  # it is another way
+            assert np.abs(actual - expected).max() > 1e-5
+
+
+@each_kind
+@pytest.mark.parametrize("window", [0, 5, 600])
+def test_many_rows_in_bfloat16_of_every_kind_of_score(
+    fast: Ops, kind: str, window: int, rng: np.random.Generator
+) -> None:
+    """Contexts of many parts, and what others left in their blocks."""
+    paged = Paged(rng, [700, 90, 17], 6, 2, 32, 16, "bfloat16", value_width=48)
+    rows = [(0, 600, 700), (1, 0, 90), (2, 0, 17)]
+    for (s, a, b), actual in zip(rows, paged.attend(fast, rows, 0.2, window, KINDS[kind]), strict=True):
+        near(actual, paged.expected(s, a, b, 0.2, window, KINDS[kind]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_many_rows_in_bfloat16_do_not_depend_on_threads(fast: Ops, dtype: str, rng: np.random.Generator) -> None:
+    paged = Paged(rng, [1100, 300], 4, 2, 64, 16, dtype)
+    rows = [(0, 1000, 1100), (1, 0, 300)]
+    three = make(fast.name, threads=3, exact=False)
+    for one, other in zip(paged.attend(fast, rows, 0.1), paged.attend(three, rows, 0.1), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@each_dtype
+def test_deterministic_attention_rounds_nothing(fast: Ops, dtype: str, rng: np.random.Generator) -> None:
+    module, paged = fast.name, Paged(rng, [100], 4, 2, 64, 16, dtype)
+    exact, fixed = make(module), make(f"{module}/deterministic", exact=False)
+    for rows in ([(0, 0, 100)], [(0, 99, 100)], [(0, 40, 90)]):
+        np.testing.assert_array_equal(paged.attend(exact, rows, 0.1)[0], paged.attend(fixed, rows, 0.1)[0])
+
+
 def test_attention_of_nothing(ops: Ops, rng: np.random.Generator) -> None:
     paged = Paged(rng, [5], 2, 1, 8, 4)
     assert paged.attend(ops, [], 1.0, 0) == []

@@ -123,7 +123,7 @@ Bytes packed(Pool& pool, const Bytes& stored, Format format, int64_t rows, int64
 
 class Runner {
    public:
-    explicit Runner(const InstructionSet& set) : kernels_(set.kernels), tiles_(set.tiles) {}
+    explicit Runner(const InstructionSet& set) : kernels_(set.kernels), tiles_(set.tiles), cache_(set.cache) {}
 
     void run(Case& c) {
         const auto op = OPS.find(c.op);
@@ -189,8 +189,8 @@ class Runner {
     void write_cache(Case& c) {
         const auto format = static_cast<CacheFormat>(c.format());
         const int64_t tokens = c.integer(), heads = c.integer(), size = c.integer(), block = c.integer();
-        kernels_.write_cache(pool_, {c.result<uint8_t>(), c.array<float>(1), c.array<int32_t>(2), tokens, heads, size,
-                                     block, format, c.integer() != 0});
+        cache_.write(pool_, {c.result<uint8_t>(), c.array<float>(1), c.array<int32_t>(2), tokens, heads, size, block,
+                             format, c.integer() != 0});
     }
     // q, keys, values, tables, query starts, context lengths, sinks, slopes.
     void attention(Case& c) {
@@ -211,7 +211,7 @@ class Runner {
         a.causal = c.integer();
         a.scale = c.floats.at(0);
         a.softcap = c.floats.at(1);
-        kernels_.attention(pool_, a);
+        cache_.attention(pool_, a, static_cast<Arithmetic>(c.integer()));
     }
     // logits.
     void log_softmax(Case& c) {
@@ -224,6 +224,7 @@ class Runner {
     Pool pool_{2};
     const Kernels& kernels_;
     const TileKernels& tiles_;
+    const CacheKernels& cache_;
 };
 
 const std::map<std::string, void (Runner::*)(Case&)> Runner::OPS = {

@@ -10,7 +10,8 @@ on: numpy arrays on the CPU, torch tensors elsewhere. Where T, R or S is 0, an o
 
 Arithmetic. Quantized weights are what the format says in float32 (d * q + m, each operation rounded), products
 accumulate in float32. A module may, for quantized matrices, make activations 8-bit integers with a scale for each 32 of
-a row, and sum integers, or, for many rows, make both factors bfloat16; one that was made with `exact=True` never does.
+a row, and sum integers, or, for many rows, make both factors bfloat16, as may attention where its cache is not float32;
+one that was made with `exact=True` never does.
 With `deterministic=True` a row of a result depends on its own inputs alone, bit for bit: not on the other rows, their
 number, or the number of threads. Attention visits a row's context in absolute order, cut at fixed positions, so that
 chunks, cache hits and neighbours do not change it either.

@@ -9,8 +9,8 @@ Threads. Each `CpuOps` keeps a pool of `threads` threads, the calling one includ
 is worth sharing, spin for some 60 microseconds after each (a model's ops follow one another closely), then sleep.
 With `processors` each is bound to one; the first is for the calling thread, whose owner binds it (`platform.Pin`).
 Results do not depend on their number: every element is computed by one thread, in one order of accumulation. It is the
-same for one row and for many, except that AMX multiplies many rows in bfloat16 or bytes where neither `deterministic`
-nor `exact` forbids it.
+same for one row and for many, except that where neither `deterministic` nor `exact` forbids it AMX multiplies many rows
+in bfloat16 or bytes, and attention on AMX and avx512_bf16 in bfloat16, but for a cache of float32.
 """
 
 from __future__ import annotations
