@@ -238,8 +238,8 @@ def _draw(
     order = np.argsort(-logits, kind="stable")
     sorted_logits = logits[order].astype(np.float64)
     weights = np.exp((sorted_logits - sorted_logits[0]) / temperature)
-    # In descending order each cut keeps a range.
-    first, kept = 0, len(order)
+    # In descending order each cut keeps a range; what is masked weighs nothing, and is in none.
+    first, kept = 0, max(1, int(np.count_nonzero(weights)))
     if 0 < top_k < kept:
         kept = int(np.count_nonzero(sorted_logits >= sorted_logits[top_k - 1]))
     if typical_p < 1:
