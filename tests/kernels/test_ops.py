@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -515,6 +515,7 @@ def test_a_sweep_of_uniform_draws_the_distribution(ops: Ops, cuts: Cuts, rng: np
         st.sampled_from([0.0, 0.03, 0.2, 1.0]),
     ),
 )
+@example(seed=0, size=2, spread=0.3, masked=True, cuts=(0.5, 0, 1.0, 0.0, 1.0, 0.0))
 def test_what_is_drawn_is_what_the_cuts_leave(
     ops: Ops, seed: int, size: int, spread: float, masked: bool, cuts: Cuts
 ) -> None:
