@@ -8,12 +8,9 @@ without paging do. Prompts have 128 tokens, answers 64. The seeds of this projec
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-from pathlib import Path
 
-from bench.loads import Report, answer_if_asked, apart, prompts, watch
+from bench.loads import Report, answer_if_asked, apart, parser, prompts, watch, write
 from tramontane import AsyncLLM
 
 CONTEXT, PROMPT, ANSWER = 2048, 128, 64
@@ -34,12 +31,9 @@ def measurement(model: str, threads: int, sequences: int, cache_mb: int, paged: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache-mb", type=int, default=64)
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asking = parser(__doc__)
+    asking.add_argument("--cache-mb", type=int, default=64)
+    asked = asking.parse_args()
     rows = {}
     for name, sequences, paged in (("not paged", 64, False), ("paged", 64, True), ("50", 50, True), ("100", 100, True)):
         row = apart(
@@ -53,8 +47,7 @@ def main() -> None:
         )
     ratio = rows["paged"]["most_running"] / rows["not paged"]["most_running"]
     print(f"paged runs {ratio:.1f} times as many sequences at once")
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write(asked.json, rows)
 
 
 if __name__ == "__main__" and not answer_if_asked(measurement):

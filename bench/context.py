@@ -10,13 +10,10 @@ what grows besides is what chunks of a long prompt hold, and should not follow i
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
-from pathlib import Path
 
-from bench.loads import Report, answer_if_asked, apart, prompts, watch
+from bench.loads import Report, answer_if_asked, apart, parser, prompts, watch, write
 from tramontane import AsyncLLM
 from tramontane.platform import current_rss
 
@@ -44,12 +41,9 @@ def measurement(model: str, threads: int, tokens: int) -> Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 8000, 32000])
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asking = parser(__doc__)
+    asking.add_argument("--tokens", type=int, nargs="+", default=[128, 8000, 32000])
+    asked = asking.parse_args()
     rows: dict[int, Report] = {}
     for tokens in asked.tokens:
         row = rows[tokens] = apart("bench.context", model=asked.model, threads=asked.threads, tokens=tokens)
@@ -58,8 +52,7 @@ def main() -> None:
         speed = f"{row['between_s']} s a token, {kept:.2f} of the first speed, of which bytes explain {explained:.2f}"
         memory = f"memory grew by {row['grown_mb']} MB, {row['cache_mb']} of it cache; peak {row['peak_mb']} MB"
         print(f"behind {tokens} tokens: {speed}; read in {row['first_s']} s, {memory}")
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write(asked.json, rows)
 
 
 if __name__ == "__main__" and not answer_if_asked(measurement):

@@ -5,6 +5,7 @@ Each measurement runs in a process of its own (`apart`), so that the most memory
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.process import run
@@ -31,6 +33,20 @@ def apart(module: str, **asked: Any) -> Report:
     outcome = run([sys.executable, "-m", module, json.dumps(asked)], timeout=3600)
     report: Report = json.loads(outcome.stdout.strip().splitlines()[-1])
     return {**report, "peak_mb": round(outcome.peak_bytes / 1e6, 1)}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With what all of these benchmarks are asked: a model, threads, and where to `write` what was measured."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("model")
+    made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--json", type=Path)
+    return made
+
+
+def write(file: Path | None, rows: object) -> None:
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def answer_if_asked(measurement: Callable[..., Report]) -> bool:

@@ -10,14 +10,11 @@ blocks that are not full yet, since any free block serves any sequence.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import random
 import statistics
-from pathlib import Path
 
-from bench.loads import Report, answer_if_asked, apart, prompts, watch
+from bench.loads import Report, answer_if_asked, apart, parser, prompts, watch, write
 from tramontane import AsyncLLM
 
 CONTEXT, BLOCK, ANSWER = 2048, 16, 64
@@ -51,12 +48,9 @@ def measurement(model: str, threads: int, sequences: int, paged: bool) -> Report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sequences", type=int, default=32)
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asking = parser(__doc__)
+    asking.add_argument("--sequences", type=int, default=32)
+    asked = asking.parse_args()
     rows = {}
     for name, paged in (("not paged", False), ("paged", True)):
         row = rows[name] = apart(
@@ -68,8 +62,7 @@ def main() -> None:
         )
     for what in ("peak_mb", "cache_mb"):
         print(f"{what}: paged takes {1 - rows['paged'][what] / rows['not paged'][what]:.0%} less")
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write(asked.json, rows)
 
 
 if __name__ == "__main__" and not answer_if_asked(measurement):

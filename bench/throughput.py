@@ -9,14 +9,11 @@ tokens, by the default and with `step_target`.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
-from pathlib import Path
 
-from bench.loads import Report, answer_if_asked, apart, prompts, watch
+from bench.loads import Report, answer_if_asked, apart, parser, prompts, watch, write
 from tramontane import AsyncLLM
 
 PROMPT, ANSWER, PREFIX, LONG = 128, 64, 2000, 4000
@@ -72,12 +69,9 @@ async def arrivals(llm: AsyncLLM, streams: int) -> Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    asking = parser(__doc__)
+    asking.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16, 64])
+    asked = asking.parse_args()
     shared = {"model": asked.model, "threads": asked.threads}
     rows = {}
     for streams in asked.streams:
@@ -92,8 +86,7 @@ def main() -> None:
             f"while prompts of {LONG} arrive (step_target={target}): median {row['median_s']} s, 99th percentile "
             f"{row['p99_s']} s = {row['times']} medians, longest {row['longest_s']} s, {row['prompts']} prompts read"
         )
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write(asked.json, rows)
 
 
 if __name__ == "__main__" and not answer_if_asked(measurement):
