@@ -128,7 +128,9 @@ class Lines(logging.Handler):
     """Writes lines on a thread of its own: a disk that is full or a pipe that nobody reads costs lines, never time of
     the event loop."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """`stream`: None is standard error, wherever it leads when a line is written: a bar that is shown there may
+        have put itself in between."""
         super().__init__()
         self._stream = stream
         self._queue: queue.Queue[str | None] = queue.Queue(_MOST_LINES)
@@ -150,14 +152,15 @@ class Lines(logging.Handler):
 
     def _write(self) -> None:
         while (line := self._queue.get()) is not None:
+            stream = self._stream or sys.stderr
             with suppress(OSError, ValueError):  # ValueError: the stream is closed
-                self._stream.write(f"{line}\n")
-                self._stream.flush()
+                stream.write(f"{line}\n")
+                stream.flush()
 
 
 def start_logging(settings: ServerSettings) -> None:
     """Send our lines and uvicorn's where the settings say, instead of where they went. Raises OSError."""
-    stream: TextIO = sys.stderr
+    stream: TextIO | None = None
     if settings.log_file is not None:
         stream = settings.log_file.open("a", encoding="utf-8", errors="backslashreplace")
     handler = Lines(stream)
