@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Shell
+from tests.cli.shell import Terminal, environment
+from tests.engine import checkpoints
 
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 pytest.importorskip("fastapi", reason="the extra 'server' is not installed")
@@ -99,3 +101,60 @@ def test_wrong_use_is_told_before_anything_is_opened(shell: Shell, monkeypatch: 
         result = shell("serve", "-m", "mock", *options)
         assert result.exit_code == 2, options
         assert said in result.output + result.stderr, options
+
+
+_LOADING = """
+from tramontane.loading import build
+build._LONG = {seconds}
+from tramontane.cli import main
+main()
+"""
+"""The command, to which a load is a long one after so many seconds."""
+
+
+def loading(folder: Path, seconds: float) -> list[str]:
+    code = _LOADING.format(seconds=seconds)
+    return [sys.executable, "-c", code, "serve", "-m", str(folder), "--port", "0", "-o", "num_blocks=32"]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(-1, 1), (3600, 0)])
+def test_a_log_tells_of_loads_that_take_long(tmp_path: Path, seconds: float, told: int) -> None:
+    command = loading(checkpoints.write(tmp_path / "model"), seconds)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        assert process.stderr is not None
+        said: list[str] = []
+        while not said or not said[-1].startswith("ready"):
+            said.append(json.loads(process.stderr.readline())["message"])
+    finally:
+        process.kill()
+        process.communicate()
+    lines = [line for line in said if line.startswith("loading model: ")]
+    assert len(lines) == told
+    assert all("% of " in line for line in lines)
+    assert len(said) <= 3  # with that it listens, and that it is ready
+
+
+@pytest.mark.parametrize("seconds", [-1, 3600])
+def test_a_terminal_shows_a_bar_while_it_loads_long(tmp_path: Path, seconds: float) -> None:
+    screen = Terminal(command=loading(checkpoints.write(tmp_path / "model"), seconds))
+    screen.expect("ready: ")
+    shown = screen.seen
+    screen.send("\x03")
+    assert screen.close() == 0
+    assert ("loading model" in shown) == (seconds < 0)
+    assert "loading model: " not in shown, "a line, and not the bar"
+    hidden, back = (screen.seen.count(f"\x1b[?25{mode}") for mode in "lh")
+    assert hidden == back == (seconds < 0)
+
+
+def test_a_server_that_stops_while_it_loads_gives_the_cursor_back(tmp_path: Path) -> None:
+    command = loading(checkpoints.write(tmp_path / "model"), -1)
+    stuck = "import time\nfrom tramontane.loading import build\nbuild.Decoder = lambda *_: time.sleep(600)\n"
+    screen = Terminal(command=[*command[:2], stuck + command[2], *command[3:]])
+    screen.expect("listening on ")
+    if "\x1b[?25l" not in screen.seen:
+        screen.expect("\x1b[?25l")
+    screen.send("\x03")
+    assert screen.close() == 0
+    assert screen.seen.count("\x1b[?25l") == screen.seen.count("\x1b[?25h") == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.cli.shell import Terminal, environment
 from tramontane.cli import terminal
-from tramontane.cli.terminal import DownloadBar, harmless, one_line, print_json
+from tramontane.cli.terminal import DownloadBar, ProgressLines, harmless, one_line, print_json
 
 _DOWNLOADING = """
 import sys
@@ -82,6 +82,38 @@ def test_loading_says_nothing_into_a_pipe(capsys: pytest.CaptureFixture[str]) ->
         progress(1, 2, "loading m.gguf")
         progress(2, 2, "loading m.gguf")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("pause", "told"),
+    [
+        (0.1, ["1%", "25%", "50%", "75%", "100%"]),
+        (2.5, ["1%", "41%", "81%"]),
+        (9.0, ["1%"]),
+    ],
+)
+def test_a_log_hears_of_a_load_in_a_few_lines(pause: float, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    monkeypatch.setattr(terminal, "_PAUSE", pause)
+    progress = ProgressLines(said.append)
+    for percent in range(1, 101):
+        now += 0.0625
+        progress(percent << 10, 100 << 10, "loading m.gguf")
+    assert said == [f"loading m.gguf: {share} of 100.0 KiB" for share in told]
+
+
+def test_a_log_hears_of_many_files_in_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    progress = ProgressLines(said.append)
+    for i in range(100):
+        for done in (0, 1, 2):
+            now += 0.03125
+            progress(done, None if i < 10 else 2, f"part-{i}\x1b")
+    assert said == ["fetching part-0", "fetching part-53: 50% of 2 bytes"]
 
 
 def test_nothing_is_drawn_where_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:

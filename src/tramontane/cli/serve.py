@@ -5,6 +5,7 @@ Owns the command's options. Must not know: how requests are answered.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tramontane.cli.options import Backend, Device, Model, Profile, Settings, Threads, engine_options, read_text
+from tramontane.cli.terminal import DownloadBar, ProgressLines, coloured
 from tramontane.errors import InvalidRequest, MissingExtra
 
 if TYPE_CHECKING:
     from tramontane.backends.base import Backend as Opened
     from tramontane.server.keys import ApiKey
     from tramontane.server.settings import LogFormat
+
+log = logging.getLogger("tramontane.server")
 
 KEYS_VARIABLE = "TRAMONTANE_API_KEYS"
 
@@ -107,17 +111,23 @@ def serve(
         log_prompts=log_prompts,
     )
     template = read_text(chat_template, "--chat-template") if chat_template else None
-    code = run(settings, lambda: _open(model, backend, template, given), __version__)
+    with DownloadBar() as bar:  # which is on the screen no longer than the model loads; but a signal may end that
+        code = run(settings, lambda: _open(model, backend, template, given, bar), __version__)
     if code:
         raise typer.Exit(code)
 
 
-def _open(model: str | None, backend: str | None, template: str | None, given: dict[str, Any]) -> Opened:
+def _open(
+    model: str | None, backend: str | None, template: str | None, given: dict[str, Any], bar: DownloadBar
+) -> Opened:
+    """The backend. How far it has come shows on a terminal as `bar`, else the log says it."""
     from tramontane.backends.registry import all_declared, open_backend
     from tramontane.types import SamplingParams
 
     all_declared()  # which a refusal names: it is not to import them while others wait
-    return open_backend(model, given, SamplingParams(), backend=backend, chat_template=template)
+    progress = bar if coloured(sys.stderr) else ProgressLines(log.info)
+    with bar:
+        return open_backend(model, given, SamplingParams(), backend=backend, chat_template=template, progress=progress)
 
 
 def _own_name(model: str | None, backend: str | None) -> str:

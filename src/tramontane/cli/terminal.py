@@ -1,4 +1,4 @@
-"""What a terminal shows: colours where wanted, foreign text made harmless, a download's progress.
+"""What a terminal shows: colours where wanted, foreign text made harmless, the progress of downloads and loads.
 
 Owns escape sequences and the two streams' manners. Must not know: models, requests.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,6 +24,9 @@ GREEN, RED, YELLOW, DIM = "32", "31", "33", "2"
 
 # Control characters that foreign text must not send to a terminal: all of C0 and C1 but tab and newline.
 _HARMLESS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+_PAUSE = 5.0
+"""Seconds between two lines of progress."""
 
 
 def coloured(stream: TextIO) -> bool:
@@ -143,9 +149,7 @@ class DownloadBar:
             text = TextColumn("{task.description}", markup=False)
             columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn())
             console = Console(stderr=True)
-            self._bar = Progress(
-                *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
-            )
+            self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=True)
             self._bar.start()
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -159,3 +163,23 @@ class DownloadBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class ProgressLines:
+    """Hears the same and says it in a few lines: where a label begins, and at each further quarter of it, but nothing
+    within seconds of the last line."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._told: tuple[str, int] | None = None
+        self._at = -math.inf
+
+    def __call__(self, done: int, total: int | None, label: str) -> None:
+        from tramontane.loading.memory import shown
+
+        now, here = time.monotonic(), (label, 4 * done // total if total else 0)
+        if here == self._told or now - self._at < _PAUSE:
+            return
+        self._told, self._at = here, now
+        doing = label if label.startswith("loading ") else f"fetching {label}"
+        self._say(one_line(doing) + (f": {done / total:.0%} of {shown(total)}" if total else ""))
