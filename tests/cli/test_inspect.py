@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.cli.conftest import Shell
 from tests.engine.checkpoints import BOS, CONTEXT, EOS, TEMPLATE, VOCAB, write
+from tests.models.tiny import TinyModels
 from tramontane.llm import LLM
 
 
@@ -40,6 +41,7 @@ def test_the_report(shell: Shell, tiny: Path) -> None:
     arch = report["architecture"]
     assert (arch["name"], arch["layers"], arch["windows"]) == ("qwen2", 4, [9])
     assert (arch["heads"], arch["kv_heads"], arch["context_length"]) == ([4], [2], CONTEXT)
+    assert arch["latent_size"] == []
     assert report["parameters"] == sum(tensor.size for tensor in stored.values())
     assert report["tensors"]["count"] == len(stored)
     assert report["tensors"]["bytes"] == sum(tensor.nbytes for tensor in stored.values())
@@ -50,6 +52,18 @@ def test_the_report(shell: Shell, tiny: Path) -> None:
     assert report["chat_template"] == TEMPLATE
     assert report["loads"]
     assert report["problems"] == []
+
+
+def test_latent_attention_is_told_by_what_it_keeps(shell: Shell, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
+    model = TinyModels(tmp_path).get("deepseek-v3").path
+    config = json.loads((model / "config.json").read_text())
+    size = config["kv_lora_rank"] + config["qk_rope_head_dim"]
+    arch = inspected(shell, model)["architecture"]
+    assert (arch["heads"], arch["kv_heads"], arch["latent_size"]) == ([config["num_attention_heads"]], [], [size])
+    shown = shell("inspect", "-m", str(model)).stdout
+    assert f" wide, over a vector of {size} a token" in shown
+    assert "of keys and values" not in shown
 
 
 def test_an_embedder(shell: Shell, tiny: Path) -> None:

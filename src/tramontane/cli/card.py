@@ -107,7 +107,10 @@ def _show_architecture(arch: Report) -> None:
         return "/".join(f"{value:g}" if isinstance(value, float) else str(value) for value in arch[name])
 
     _row("architecture", f"{arch['name']}, {arch['layers']} layers of {arch['hidden_size']}")
-    heads = f"{joined('heads')} heads, {joined('kv_heads')} of keys and values, {joined('head_dim')} wide"
+    kept = [f"{joined('kv_heads')} of keys and values"] if arch["kv_heads"] else []
+    wide = f"{joined('head_dim')} wide"
+    shared = [f"over a vector of {joined('latent_size')} a token"] if arch["latent_size"] else []
+    heads = ", ".join([f"{joined('heads')} heads", *kept, wide, *shared])
     _row("  attention", heads + (f", windows of {joined('windows')}" if arch["windows"] else ""))
     _row("  feed-forward", f"{joined('intermediate_size')} wide, {joined('activation')}")
     if arch["rope_theta"]:

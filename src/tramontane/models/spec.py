@@ -311,7 +311,8 @@ class ModelSpec:
         return [layer.state for layer in self.layers if layer.state is not None]
 
     def summary(self) -> dict[str, Any]:
-        """What people ask of an architecture, for JSON."""
+        """What people ask of an architecture, for JSON. `latent_size`: elements a token that latent attention keeps
+        for all heads together, in place of keys and values."""
         attention = self.attentions
         ropes = [each.rope for each in attention if each.rope is not None]
         mixtures = [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoESpec)]
@@ -322,7 +323,8 @@ class ModelSpec:
             "layers": len(self.layers),
             "hidden_size": self.hidden_size,
             "heads": sorted({each.num_heads for each in attention}),
-            "kv_heads": sorted({each.num_kv_heads for each in attention}),
+            "kv_heads": sorted({each.num_kv_heads for each in attention if each.latent is None}),
+            "latent_size": sorted({sum(each.cached[1:]) for each in attention if each.latent is not None}),
             "head_dim": sorted({each.head_dim for each in attention}),
             "intermediate_size": sorted({mlp.intermediate_size for mlp in mlps}),
             "activation": sorted({mlp.activation for mlp in mlps}),
