@@ -12,9 +12,11 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from tests.text.samples import HARD_TEXTS, gguf_metadata, pre_tokenizer, random_texts, reference, sentencepiece_json
 from tramontane.errors import CorruptCheckpoint, InvalidRequest, ModelNotFound, TramontaneError, UnsupportedModel
+from tramontane.text import tokenizer as tokenizer_module
 from tramontane.text.tokenizer import Tokenizer
 
 PRES = ("default", "gpt-2", "smollm", "qwen2", "llama-bpe", "llama3")
@@ -73,6 +75,86 @@ def test_special_tokens_in_text() -> None:
     assert tool in literal  # user-defined tokens are ordinary text
     assert tokenizer.decode(literal) == "hi<|im_end|><tool>"
     assert tokenizer.encode("hi<|im_end|>")[-1] == end  # the setting did not stick
+
+
+def _spoken(kind: str) -> tokenizers.Tokenizer:
+    """A tokenizer of this kind, with special tokens and one that is not, that spells many texts in several ways."""
+    words = [
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<|im_end|>",
+        "<tool>",
+        "<",
+        ">",
+        "|",
+        "/",
+        "s",
+        "im",
+        "im_end",
+        "a",
+        "b",
+        "ab",
+        " a",
+    ]
+    if kind == "bpe":
+        return tokenizers.Tokenizer.from_str(reference("qwen2").to_str())
+    if kind == "unigram":
+        pieces = [(word, -float(i % 4)) for i, word in enumerate([*words, "▁", "▁a", "e", "|>"])]
+        inner = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+        inner.normalizer = normalizers.Lowercase()
+        inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    elif kind == "word level":
+        inner = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+        inner.normalizer = normalizers.Lowercase()
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        pieces = [*words, "##a", "##b", "##s", "##>", "##|", "##im"]
+        inner = tokenizers.Tokenizer(models.WordPiece({word: i for i, word in enumerate(pieces)}, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.decoder = decoders.Metaspace() if kind == "unigram" else decoders.WordPiece()
+    inner.add_special_tokens([tokenizers.AddedToken(name, normalized=name == "</s>") for name in words[:4]])
+    inner.add_tokens(["<tool>"])
+    return inner
+
+
+_MIXED = st.lists(
+    st.one_of(
+        st.sampled_from(["<s>", "</s>", "<S>", "</S>", "<unk>", "<|im_end|>", "<|im_end|", "<|endoftext|>", "<tool>"]),
+        st.text("ab s<>|/em_n\u0130é🙂", max_size=4),
+    ),
+    max_size=8,
+).map("".join)
+KINDS = ("bpe", "unigram", "word level", "word piece")
+
+
+@settings(max_examples=400)
+@given(texts=st.lists(_MIXED, min_size=1, max_size=4), kind=st.sampled_from(KINDS))
+def test_names_of_special_tokens_are_text_as_to_a_tokenizer_that_sees_none(texts: list[str], kind: str) -> None:
+    inner = _spoken(kind)
+    ours = Tokenizer(inner, source="here", bos_id=None, eos_ids=())
+    literal = tokenizer_module._literal(inner)
+    expected = [literal.encode(text, add_special_tokens=False).ids for text in texts]
+    assert ours.encode_batch(texts, add_special_tokens=False, parse_special=False) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=_MIXED)
+def test_names_of_special_tokens_are_text_as_to_transformers(text: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is the reference")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=_spoken("bpe"))
+    ours = Tokenizer(_spoken("bpe"), source="here", bos_id=None, eos_ids=())
+    expected = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ours.encode(text, add_special_tokens=False, parse_special=False) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_tokenizer_is_made_only_where_a_text_names_a_special_token(kind: str) -> None:
+    ours = Tokenizer(_spoken(kind), source="here", bos_id=None, eos_ids=())
+    ours.encode_batch(["a", "a ab <tool> a"], parse_special=False)
+    assert ours._literal is None
+    ours.encode_batch(["a", "a<|im_end|>"], parse_special=False)
+    assert ours._literal is not None
 
 
 @pytest.mark.parametrize("default", [None, True])

@@ -152,9 +152,7 @@ class Tokenizer:
                 if self._charsmap is not None:
                     found = self._encode_rewritten(texts, self._charsmap, parse_special)
                 else:
-                    inner = self._inner if parse_special else self._literal_inner()
-                    # The "fast" call only leaves out offsets, which nobody here reads.
-                    found = [e.ids for e in inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+                    found = _ids(self._inner, texts) if parse_special else self._literal_ids(texts)
             except (TypeError, UnicodeError) as error:
                 raise InvalidRequest("prompt", "the text is not a string of Unicode characters") from error
         return [self._with_ends(ids, parse_special) for ids in found] if add_special_tokens else found
@@ -163,10 +161,9 @@ class Tokenizer:
         """Ids of texts: symbols where they stand in the text itself, and what the rest becomes as plain text."""
         parts = [self._split(text, parse_special) for text in texts]
         plain = [charsmap.normalize(part) for text in parts for part in text if isinstance(part, str)]
-        encodings = iter(self._literal_inner().encode_batch_fast(plain, add_special_tokens=False))
+        encodings = iter(self._literal_ids(plain))
         return [
-            [id_ for part in text for id_ in (next(encodings).ids if isinstance(part, str) else [part])]
-            for text in parts
+            [id_ for part in text for id_ in (next(encodings) if isinstance(part, str) else [part])] for text in parts
         ]
 
     def _split(self, text: str, parse_special: bool) -> list[str | int]:
@@ -221,12 +218,20 @@ class Tokenizer:
         length = len(ids) + len(one) - keep + len(other or ()) - keep_other
         return Fitted(tuple(ids), (0,) * first + (types,) * (len(ids) - first), length)
 
-    def _literal_inner(self) -> tokenizers.Tokenizer:
-        """A copy that does not see special tokens: the setting is a tokenizer's state, not a call's."""
-        with self._lock:
-            if self._literal is None:
-                self._literal = _literal(self._inner)
-            return self._literal
+    def _literal_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts in which a special token's name is plain text.
+
+        Only a tokenizer of its own sees such names as that, and most vocabularies take some 20 MB of memory. Where the
+        one there is finds no special token, it has found what the other would.
+        """
+        found = _ids(self._inner, texts)
+        named = [i for i, ids in enumerate(found) if not self.special_ids.isdisjoint(ids)]
+        if named:
+            with self._lock:
+                self._literal = self._literal or _literal(self._inner)
+            for i, ids in zip(named, _ids(self._literal, [texts[i] for i in named]), strict=True):
+                found[i] = ids
+        return found
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; U+FFFD stands for bytes that are no character, and ids beyond the vocabulary for nothing."""
@@ -374,6 +379,11 @@ def _shares(one: int, other: int, room: int) -> tuple[int, int]:
     else:
         longer = room - shorter
     return (longer, shorter) if one > other else (shorter, longer)
+
+
+def _ids(inner: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    # The "fast" call only leaves out offsets, which nobody here reads.
+    return [encoding.ids for encoding in inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _literal(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
