@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -55,9 +56,11 @@ def test_every_option_field_and_error_is_explained() -> None:
 
 def commands() -> dict[str, set[str]]:
     """Each command, as it is called, and its long options."""
-    root = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app)
+    context = root.make_context("tramontane", [], resilient_parsing=True)
     found = {}
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
+    for name in root.list_commands(context):
+        command = root.get_command(context, name)
         inner = getattr(command, "commands", None)
         for full, one in {f"{name} {k}": v for k, v in inner.items()}.items() if inner else [(name, command)]:
             found[full] = {flag for p in one.params for flag in p.opts if flag.startswith("--")} - {"--help"}

@@ -1,25 +1,48 @@
 """The `tramontane` command: its subcommands, and how errors reach a terminal.
 
 Owns the command tree and exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted. Importing it must stay cheap:
-commands import what they need when they run.
+a command's module is imported when it is asked for, and what the command needs when it runs.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tramontane import __version__
-from tramontane.cli import bench, doctor, evaluate, inspect, models, run, serve
 from tramontane.errors import InvalidRequest, TramontaneError
+
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("run", "run"),
+    "serve": ("serve", "serve"),
+    "inspect": ("inspect", "inspect"),
+    "bench": ("bench", "bench"),
+    "pull": ("models", "pull"),
+    "list": ("models", "list_models"),
+    "rm": ("models", "remove"),
+    "doctor": ("doctor", "doctor"),
+    "eval": ("evaluate", "app"),
+}
+"""Each command's module here, and what it is there: a function, or a Typer of several."""
 
 
 class _Commands(TyperGroup):
-    """Runs a command so that every failure is one line on standard error, and an exit code."""
+    """Makes a command when it is asked for, and runs it so that every failure is one line on standard error, and an
+    exit code."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": dict.fromkeys(_COMMANDS)})
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.commands and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _made(cmd_name)
+        return self.commands.get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         _log_plainly()
@@ -67,15 +90,13 @@ def _root(
     pass
 
 
-app.command("run")(run.run)
-app.command("serve")(serve.serve)
-app.command("inspect")(inspect.inspect)
-app.command("bench")(bench.bench)
-app.add_typer(evaluate.app, name="eval")
-app.command("pull")(models.pull)
-app.command("list")(models.list_models)
-app.command("rm")(models.remove)
-app.command("doctor")(doctor.doctor)
+def _made(name: str) -> Any:
+    module, attribute = _COMMANDS[name]
+    found = getattr(import_module(f"tramontane.cli.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        command, found = found, typer.Typer(add_completion=False)
+        found.command(name)(command)
+    return typer.main.get_command(found)
 
 
 def main() -> None:

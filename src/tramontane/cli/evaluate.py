@@ -12,7 +12,7 @@ import typer
 
 from tramontane.cli.options import AsJson, Backend, Device, Model, Settings, Threads, open_llm, read_text
 
-app = typer.Typer(help="Evaluate a model.", no_args_is_help=True)
+app = typer.Typer(name="eval", help="Evaluate a model.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
