@@ -56,6 +56,24 @@ def test_help_and_completion_import_nothing_heavy(completing: bool) -> None:
     assert b"inspect" in done.stdout
 
 
+def test_a_run_makes_no_other_command_and_looks_for_no_garbage_before_it_has_started() -> None:
+    code = (
+        "import atexit, gc, sys; sys.argv = ['tramontane', 'run', '-m', 'mock', 'hi']\n"
+        "usual, passes = gc.get_threshold(), []\n"
+        "def told():\n"
+        "    others = ('bench', 'doctor', 'inspect', 'models', 'serve')\n"
+        "    commands = [name for name in others if f'tramontane.cli.{name}' in sys.modules]\n"
+        "    print(commands, passes, gc.get_threshold() == usual, gc.get_freeze_count() > 0, file=sys.stderr)\n"
+        "atexit.register(told)\n"
+        "from tramontane.cli import main\n"
+        "gc.callbacks.append(lambda phase, info: gc.get_freeze_count() or passes.append(info['generation']))\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment())
+    assert done.stderr.decode().splitlines()[-1] == "[] [] True True"
+    assert done.stdout
+
+
 def test_completion_installs(tmp_path: Path) -> None:
     bash = "/bin/bash"
     if not os.path.exists(bash):

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tramontane import __version__
+from tramontane.cli import garbage
 from tramontane.errors import InvalidRequest, TramontaneError
 
 _COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -101,6 +102,7 @@ def _made(name: str) -> Any:
 
 def main() -> None:
     """The console script. No traceback reaches a user unless TRAMONTANE_DEBUG is set."""
+    garbage.put_off()
     # Numpy, not loaded yet, starts a thread of BLAS a processor, and they wait busily; our kernels have their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A stream that was closed before we came is None in Python.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tramontane.cli import garbage
 from tramontane.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def open_llm(
     chosen, _ = choose(model, backend)
     wanted = {name: value for name, value in defaults.items() if name in chosen.options}
     with DownloadBar() as progress:
-        return LLM(model, backend=backend, chat_template=chat_template, progress=progress, **{**wanted, **given})
+        llm = LLM(model, backend=backend, chat_template=chat_template, progress=progress, **{**wanted, **given})
+    garbage.look_again()
+    return llm
 
 
 def read_json(path: Path, field: str) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tramontane.cli import garbage
 from tramontane.cli.options import Backend, Device, Model, Profile, Settings, Threads, engine_options, read_text
 from tramontane.cli.terminal import DownloadBar, ProgressLines, coloured
 from tramontane.errors import InvalidRequest, MissingExtra
@@ -127,7 +128,11 @@ def _open(
     all_declared()  # which a refusal names: it is not to import them while others wait
     progress = bar if coloured(sys.stderr) else ProgressLines(log.info)
     with bar:
-        return open_backend(model, given, SamplingParams(), backend=backend, chat_template=template, progress=progress)
+        opened = open_backend(
+            model, given, SamplingParams(), backend=backend, chat_template=template, progress=progress
+        )
+    garbage.look_again()
+    return opened
 
 
 def _own_name(model: str | None, backend: str | None) -> str:
