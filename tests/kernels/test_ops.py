@@ -547,6 +547,31 @@ def test_cuts_of_a_large_vocabulary_need_the_whole_row(ops: Ops, rng: np.random.
         )
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3, 0.05, 0.5, 3.0])
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        (1.0, 0, 0.9, 0.0),
+        (1.0, 700, 1.0, 0.0),
+        (0.7, 1500, 0.5, 0.01),
+        (1.0, 0, 0.95, 0.97),
+        (1.0, 0, 1.0, 0.0, 1.0, 1e-4),
+        (1.3, 900, 0.9, 0.02, 0.9, 2e-4),
+    ],
+)
+def test_cuts_of_flat_logits(ops: Ops, rng: np.random.Generator, spread: float, cuts: Cuts) -> None:
+    """Thousands of tokens that weigh alike, some of them the same: lower ids first."""
+    logits = normal(rng, 3000) * np.float32(spread)
+    logits[rng.integers(0, 3000, 1000)] = np.where(rng.random(1000) < 0.5, 0.0, -0.0)
+    uniform = ((np.arange(200) + 0.5) / 200).tolist()
+    tokens = draw_many(ops, logits, uniform, cuts)
+    # A threshold may lie so near to a weight that floats and the oracle's doubles tell it to different sides.
+    expected = oracles.probabilities(logits, *cuts)
+    order = np.argsort(-logits, kind="stable")
+    places, wanted = np.argsort(order)[tokens], np.searchsorted(np.cumsum(expected[order]), uniform)
+    assert np.abs(places - wanted).max() <= 1
+
+
 def test_greedy_takes_the_highest_and_the_lowest_id_of_a_tie(ops: Ops, rng: np.random.Generator) -> None:
     logits = normal(rng, 4, 3000)
     logits[1, [2999, 17, 400]] = 9
