@@ -202,7 +202,7 @@ def models(folder: Path) -> dict[str, Model]:
         "qwen2.5-coder-q4_k_m": Model("qwen2.5-coder-q4_k_m", trained / "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
     }
     for shape in ("rand135m", "rand1b"):
-        for kind in ("q4_0", "q8_0", "q4_k_m", "bf16"):
+        for kind in ("q4_0", "q8_0", "q4_k_m", "f16", "bf16"):
             name = f"{shape}-{kind}"
             same = folder / f"{shape}-bf16" if kind == "bf16" else None
             found[name] = Model(name, folder / f"{name}.gguf", same)
