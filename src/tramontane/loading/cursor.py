@@ -83,7 +83,11 @@ class Cursor:
             at += size
             if length > end - at:
                 self.fail(f"string {len(out)} of an array claims {length} bytes")
-            out.append(data[at : at + length].decode("utf-8", "surrogateescape"))
+            text = data[at : at + length]
+            try:
+                out.append(text.decode())
+            except UnicodeDecodeError:
+                out.append(text.decode("utf-8", "surrogateescape"))
             at += length
         self.at = at
         return out
