@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
@@ -14,20 +15,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from tests.kernels.modules import make
 from tests.loading.checkpoints import write_folder, write_gguf
+from tests.loading.quantized.cases import CASES, write_case
 from tests.models.harness import Rig
 from tests.models.tiny import TinyModels
 from tramontane import LLM
 from tramontane.backends.shared import stamps
 from tramontane.errors import InvalidRequest
 from tramontane.kernels.arena import Arena
+from tramontane.kernels.coded import Coded
 from tramontane.kernels.cpu import CpuOps
 from tramontane.loading import build, packed
 from tramontane.loading.build import load_model
+from tramontane.weights import Weight
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
+Arrays = dict[str, NDArray[Any]]
 
 
 def logits(model: Path, **options: Any) -> NDArray[np.float32]:
@@ -45,7 +52,15 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             done.append(format)
         return pack(self, matrix, format)
 
+    def counted_codes(self: CpuOps, coded: Coded) -> Coded:
+        made = pack_codes(self, coded)
+        if made is not coded and coded.codes.shape[0] != 17:
+            done.append("codes")
+        return made
+
+    pack_codes = CpuOps.pack_codes
     monkeypatch.setattr(CpuOps, "pack", counted)
+    monkeypatch.setattr(CpuOps, "pack_codes", counted_codes)
     return done
 
 
@@ -57,7 +72,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def kept(model: Path) -> Path:
-    (found,) = [*model.parent.rglob("*.packed"), *(model.rglob("*.packed") if model.is_dir() else ())]
+    (found,) = model.parent.rglob("*.packed")
     return found
 
 
@@ -83,6 +98,31 @@ def test_a_folder_keeps_its_own_one_for_each_dtype(tmp_path: Path, packs: list[s
     for dtype, wanted in expected.items():
         np.testing.assert_array_equal(logits(model, dtype=dtype, keep_packed=True), wanted)
     assert not packs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_codes_are_kept_with_all_that_belongs_to_them(tmp_path: Path, packs: list[str], name: str) -> None:
+    write_case(tmp_path / "m", CASES[name])
+    plain = load_model(tmp_path / "m", make("cpu"))
+    if not packs:
+        with pytest.raises(InvalidRequest, match="packs no matrix"):
+            load_model(tmp_path / "m", make("cpu"), keep_packed=True)
+        return
+    in_vectors = not name.endswith("axis0")  # whose groups are of columns
+    assert ("codes" in packs) == (in_vectors and CASES[name].format in ("INT4", "INT8", "NF4", "FP4"))
+    load_model(tmp_path / "m", make("cpu"), keep_packed=True)
+    packs.clear()
+    again = load_model(tmp_path / "m", make("cpu"), keep_packed=True)
+    assert not packs
+    for canonical, weight in plain.decoder.parameters.items():
+        if not isinstance(weight, Weight):
+            continue
+        kept_one: Any = again.decoder.parameters[canonical]
+        assert (kept_one.format, kept_one.shape, kept_one.nbytes) == (weight.format, weight.shape, weight.nbytes)
+        tensors, expected = kept_one.tensors(), weight.tensors()
+        assert tensors.keys() == expected.keys()
+        for role, array in expected.items():
+            np.testing.assert_array_equal(tensors[role], array)
 
 
 def test_each_expert_is_kept(tmp_path: Path, packs: list[str]) -> None:
@@ -205,7 +245,7 @@ def test_what_is_not_of_this_model_is_made_anew(
 
 @pytest.mark.parametrize(
     ("module", "name", "value"),
-    [(packed, "_code", lambda: [("names.py", 1, 2)]), (build, "_sample", lambda ops, format: b"other tiles")],
+    [(packed, "_code", lambda: [("names.py", 1, 2)]), (build, "packed_sample", lambda ops, format: b"other tiles")],
 )
 def test_another_version_or_layout_makes_it_anew(
     model: Path, module: Any, name: str, value: object, packs: list[str], monkeypatch: pytest.MonkeyPatch
@@ -215,6 +255,122 @@ def test_another_version_or_layout_makes_it_anew(
     monkeypatch.setattr(module, name, value)
     logits(model, keep_packed=True)
     assert packs
+
+
+UP = "layers.0.mlp.up/0"
+
+
+def _set(name: str, at: int, value: int) -> Callable[[Arrays], None]:
+    def change(arrays: Arrays) -> None:
+        arrays[f"{UP}/{name}"].reshape(-1)[at] = value
+
+    return change
+
+
+def _cut(name: str) -> Callable[[Arrays], None]:
+    def change(arrays: Arrays) -> None:
+        arrays[f"{UP}/{name}"] = arrays[f"{UP}/{name}"][1:].copy()
+
+    return change
+
+
+def _narrowed(arrays: Arrays) -> None:
+    for name in ("scales", "zeros"):
+        arrays[f"{UP}/{name}"] = arrays[f"{UP}/{name}"][:, 1:].copy()
+
+
+def _groups_that_are_no_vectors(arrays: Arrays) -> None:
+    _set("layout", 0, 8)(arrays)
+    for name in ("scales", "zeros"):
+        arrays[f"{UP}/{name}"] = np.repeat(arrays[f"{UP}/{name}"], 4, axis=1)
+
+
+def _without(name: str) -> Callable[[Arrays], None]:
+    def change(arrays: Arrays) -> None:
+        del arrays[f"{UP}/{name}"]
+
+    return change
+
+
+def _with_more(arrays: Arrays) -> None:
+    arrays[f"{UP}/else"] = np.zeros(3, np.uint8)
+
+
+def _of_no_matrix(arrays: Arrays) -> None:
+    arrays["else"] = np.zeros(3, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_set("order", 0, value) for value in (10**6, -1, 5)),
+        *(_set("layout", 0, value) for value in (0, -32, 31, 2**31 - 1)),
+        _set("layout", 1, 0),
+        *(_cut(name) for name in ("order", "layout", "scales", "zeros", "table", "codes")),
+        *(_without(name) for name in ("codes", "scales", "table", "layout")),
+        _narrowed,
+        _groups_that_are_no_vectors,
+        _with_more,
+        _of_no_matrix,
+    ],
+)
+def test_codes_that_cannot_be_of_the_model_are_made_anew(
+    tmp_path: Path, change: Callable[[Arrays], None], packs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "m"
+    write_case(model, CASES["gptq-4-act-order"])
+    expected = logits(model, keep_packed=True)
+    with safe_open(kept(model), "numpy") as file:
+        arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    change(arrays)
+    save_file(arrays, kept(model), metadata)
+    packs.clear()
+    np.testing.assert_array_equal(logits(model, keep_packed=True), expected)
+    assert "codes" in packs
+    assert "packed weights are made anew" in caplog.text
+
+
+def test_a_matrix_of_codes_that_is_not_kept_is_read_from_the_model(tmp_path: Path, packs: list[str]) -> None:
+    model = tmp_path / "m"
+    write_case(model, CASES["awq"])
+    expected = logits(model, keep_packed=True)
+    with safe_open(kept(model), "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys() if UP not in name}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(arrays, kept(model), metadata)
+    packs.clear()
+    np.testing.assert_array_equal(logits(model, keep_packed=True), expected)
+    assert packs == ["codes"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_no_byte_of_kept_codes_makes_loading_or_computing_fail(
+    coded: tuple[Path, bytes, list[range]], data: st.DataObject
+) -> None:
+    model, content, places = coded
+    broken = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        broken[data.draw(st.sampled_from(data.draw(st.sampled_from(places))))] ^= 1 << data.draw(st.integers(0, 7))
+    (model / "weights.auto.packed").write_bytes(broken)
+    logging.getLogger("tramontane").setLevel(logging.CRITICAL)
+    try:
+        assert logits(model, keep_packed=True).shape[0] == len(IDS)
+    finally:
+        logging.getLogger("tramontane").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[range]]:
+    """A model of codes, its kept file, and where in it lie the header and all that says how codes are read."""
+    model = tmp_path_factory.mktemp("coded") / "m"
+    write_case(model, CASES["gptq-4-act-order"])
+    logits(model, keep_packed=True)
+    content = kept(model).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
+    small = [entry["data_offsets"] for name, entry in entries.items() if not name.endswith(("/codes", "/tiles"))]
+    return model, content, [range(start), *(range(start + begin, start + end) for begin, end in small)]
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +407,7 @@ def test_no_header_makes_the_reader_fail_or_give_what_is_not_there(
     weights.places[0].write_bytes(broken)
     logging.getLogger("tramontane").setLevel(logging.CRITICAL)
     try:
-        found = weights.read(lambda: rooms(arrays))
+        found = weights.read(lambda stored: rooms(arrays))
     finally:
         logging.getLogger("tramontane").setLevel(logging.NOTSET)
     for name, array in found.items():

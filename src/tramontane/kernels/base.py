@@ -114,6 +114,11 @@ class Ops(Protocol):
         this module alone; the same where there is nothing faster."""
         ...
 
+    def room_codes(self, coded: Coded, rows: int) -> Array | None:
+        """An array such as `pack_codes` makes of the codes of such a matrix of so many rows (at its own it does not
+        look), with any values; None where it makes none."""
+        ...
+
     def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
         """The codes of so many rows that `pack_codes` was given, on the host and bit for bit."""
         ...

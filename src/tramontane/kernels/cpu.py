@@ -149,14 +149,21 @@ class CpuOps(RecurrentOps):
 
     def pack_codes(self, coded: Coded) -> Coded:
         codes, bits = coded.codes, coded.bits
+        exact = codes.shape[1] == coded.columns * bits // 8
+        panels = self.room_codes(coded, codes.shape[0]) if exact else None
+        if panels is None:
+            return coded
+        self._native.pack_codes(panels, np.ascontiguousarray(codes), bits)
+        return dataclasses.replace(coded, codes=panels)
+
+    def room_codes(self, coded: Coded, rows: int) -> Array | None:
+        bits = coded.bits
         # Tables of other numbers become floats, as do groups that are no vectors: from their rows.
         integers = bits == 4 or (bits == 8 and np.array_equal(np.rint(coded.table), coded.table))
         vectors = coded.group % 16 == 0 or coded.scales.shape[1] == 1
-        if not integers or not vectors or coded.columns % 32 or codes.shape[1] != coded.columns * bits // 8:
-            return coded
-        panels = self._arena.empty((-(-codes.shape[0] // 16), coded.columns // 32, bits * 64), codes.dtype)
-        self._native.pack_codes(panels, np.ascontiguousarray(codes), bits)
-        return dataclasses.replace(coded, codes=panels)
+        if not integers or not vectors or coded.columns % 32:
+            return None
+        return self._arena.empty((-(-rows // 16), coded.columns // 32, bits * 64), _BYTES)
 
     def unpack_codes(self, coded: Coded, rows: int) -> NDArray[Any]:
         if coded.codes.ndim != 3:

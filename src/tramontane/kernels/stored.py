@@ -33,6 +33,9 @@ class StoredOps:
     def pack_codes(self, coded: Coded) -> Coded:
         return coded
 
+    def room_codes(self, coded: Coded, rows: int) -> Array | None:
+        return None
+
     def unpack_codes(self: Ops, coded: Coded, rows: int) -> NDArray[Any]:
         return self.to_host(coded.codes)
 

@@ -30,7 +30,8 @@ from tramontane.loading.packed import KeptWeights
 from tramontane.models.decoder import Decoder
 from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import ModelSpec
-from tramontane.weights import FORMATS, Experts, Weight, can_be_packed, make_weight, packed_weight, select_rows
+from tramontane.weights import FORMATS, Experts, Weight, make_weight, select_rows
+from tramontane.weights.packed import Packed, packed_arrays, packed_rooms, packed_sample, packed_weight
 
 if TYPE_CHECKING:
     from tramontane.loading.pypi import Progress
@@ -102,11 +103,12 @@ def load_model(
     if ops.device == "cpu":
         memory.check_weights_fit(needed, platform.available_memory())
     kept = _kept(ops, checkpoint, plan, formats, keep_packed, (dtype, architecture)) if keep_packed else None
-    packed = kept.read(partial(_rooms, ops, plan, formats)) if kept else {}
+    packed = _by_matrix(kept.read(partial(_rooms, ops, plan, formats))) if kept else {}
     hear = _heard(progress, needed, f"loading {checkpoint.path.name}")
     parameters: dict[str, Parameter] = {}
     for name, binding in plan.bindings.items():
-        ready = [packed[key] for key in _keys(name, binding) if key in packed]
+        keys = _keys(name, binding)
+        ready = [packed[key] for key in keys] if all(key in packed for key in keys) else []
         parameters[name] = load_parameter(ops, checkpoint, binding, formats.get(name), ready)
         hear(parameters[name].nbytes)
     if kept and not packed:
@@ -143,10 +145,10 @@ def _heard(progress: Progress | None, total: int, label: str) -> Callable[[int],
 
 
 def load_parameter(
-    ops: Ops, checkpoint: Checkpoint, binding: Binding, format: str | None, packed: Sequence[Array] = ()
+    ops: Ops, checkpoint: Checkpoint, binding: Binding, format: str | None, packed: Sequence[Packed] = ()
 ) -> Parameter:
-    """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector. `packed`: what
-    `Ops.pack` made of its matrices before, where it is at hand."""
+    """One parameter on the device; `format` is what a matrix is to be kept as, None for a vector. `packed`: what the
+    ops made of each of its matrices before, where it is at hand."""
     if format is None:
         vectors = [_vector(checkpoint, piece) for piece in binding.pieces]
         # Copied: one page of the file that is read in every step has its neighbours in memory, too.
@@ -234,19 +236,11 @@ def _kept(
 ) -> KeptWeights:
     """The kept matrices of a model loaded with `options` (dtype, architecture). Raises InvalidRequest for ops that pack
     none of them."""
-    samples = [_sample(ops, format) for format in sorted(set(formats.values())) if can_be_packed(format)]
+    samples = [packed_sample(ops, format) for format in sorted(set(formats.values()))]
     if not any(samples):
         raise InvalidRequest("keep_packed", f"{ops.name} packs no matrix of this model", _NOT_KEPT)
     depends = (options, samples, plan.bindings, sorted(formats.items()))
     return KeptWeights.of(checkpoint.path, where, options[0], depends)
-
-
-def _sample(ops: Ops, format: str) -> bytes | None:
-    """What the ops make of a small matrix, which tells layouts of tiles apart; None where they leave it."""
-    nbytes = FORMATS[format].nbytes((17, 512))
-    stored = (np.arange(nbytes) % 251).astype(np.uint8).reshape(17, -1).view(NUMPY.get(format, np.uint8))
-    packed = ops.pack(stored, format)
-    return None if packed is stored else ops.to_host(packed).tobytes()
 
 
 def _keys(name: str, binding: Binding) -> list[str]:
@@ -254,26 +248,35 @@ def _keys(name: str, binding: Binding) -> list[str]:
     return [f"{name}/{i}" for i in range(binding.shape[0] if binding.kind in _MANY else 1)]
 
 
-def _rooms(ops: Ops, plan: Plan, formats: Mapping[str, str]) -> dict[str, Array]:
-    """Arrays for all matrices that the ops pack."""
-    rooms = {
-        key: ops.room(formats[name], (binding.shape[-2], binding.shape[-1]))
-        for name, binding in plan.bindings.items()
-        if name in formats and can_be_packed(formats[name])
-        for key in _keys(name, binding)
-    }
-    return {key: room for key, room in rooms.items() if room is not None}
+def _by_matrix(arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """Kept arrays by the key of their matrix, and by their own name."""
+    found: dict[str, dict[str, Array]] = {}
+    for name, array in arrays.items():
+        key, _, own = name.rpartition("/")
+        found.setdefault(key, {})[own] = array
+    return found
+
+
+def _rooms(ops: Ops, plan: Plan, formats: Mapping[str, str], stored: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+    """Arrays for all matrices that the ops pack, as far as what is `stored` may be of them. Raises ValueError."""
+    by_matrix, rooms = _by_matrix(stored), {}
+    for name, format in formats.items():
+        binding = plan.bindings[name]
+        shape = (binding.shape[-2], binding.shape[-1])
+        for key in _keys(name, binding):
+            found = packed_rooms(ops, format, shape, by_matrix.get(key, {}))
+            rooms.update({f"{key}/{own}": room for own, room in found.items()})
+    return rooms
 
 
 def _packed(parameters: Mapping[str, Parameter]) -> dict[str, Array]:
-    """The matrices that the ops packed. (What is left as it is stored has two dimensions, not a tile's three.)"""
+    """The matrices that the ops packed."""
     packed = {}
     for name, parameter in parameters.items():
         weights = parameter.weights if isinstance(parameter, Experts) else [parameter]
         for i, weight in enumerate(weights):
-            single = weight.single if isinstance(weight, Weight) else None
-            if single is not None and single[0].ndim == 3:
-                packed[f"{name}/{i}"] = single[0]
+            if isinstance(weight, Weight):
+                packed.update({f"{name}/{i}/{own}": array for own, array in packed_arrays(weight).items()})
     return packed
 
 

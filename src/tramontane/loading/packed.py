@@ -34,7 +34,10 @@ _SAMPLE = 1 << 16
 _LINE = 64
 _SHARD = re.compile(r"\d+(-of-\d+)?$")
 
-_NAMES = {np.dtype(DTYPES[name]): name for name in ("U8", "F32", "F16", "BF16")}
+_NAMES = {np.dtype(DTYPES[name]): name for name in ("U8", "I32", "F32", "F16", "BF16")}
+
+Rooms = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""Of the arrays that a file has, mapped, those to be filled with them. Raises ValueError where they are of no use."""
 
 
 def stamps(path: Path) -> list[tuple[str, int, int]]:
@@ -70,7 +73,7 @@ class KeptWeights:
             places = [beside.with_name(beside.name + _SUFFIX), platform.cache_dir() / "packed" / name]
         return cls(tuple(places), _identity(model, depends))
 
-    def read(self, rooms: Callable[[], Mapping[str, NDArray[Any]]]) -> Mapping[str, NDArray[Any]]:
+    def read(self, rooms: Rooms) -> Mapping[str, NDArray[Any]]:
         """The arrays of `rooms`, filled; none where nothing is kept, or (and that is logged) nothing that fits."""
         for place in self.places:
             if place.is_file():
@@ -80,19 +83,23 @@ class KeptWeights:
                     log.warning("packed weights are made anew: %s", error)
         return {}
 
-    def _read(self, place: Path, rooms: Callable[[], Mapping[str, NDArray[Any]]]) -> Mapping[str, NDArray[Any]]:
+    def _read(self, place: Path, rooms: Rooms) -> Mapping[str, NDArray[Any]]:
         with SafetensorsFolder.of(place, {place: None}) as file:
             if file.metadata.get("identity") != self.identity:
                 raise CorruptCheckpoint(str(place), "it is of another state of the model, or of another version")
-            wanted = rooms()
-            if {name: (info.dtype, info.shape) for name, info in file.tensors.items()} != {
-                name: (_NAMES[room.dtype], room.shape) for name, room in wanted.items()
+            stored = {name: file.data(name) for name in file.tensors}
+            try:
+                wanted = rooms(stored)
+            except ValueError as error:
+                raise CorruptCheckpoint(str(place), str(error)) from error
+            if {name: (array.dtype, array.shape) for name, array in stored.items()} != {
+                name: (room.dtype, room.shape) for name, room in wanted.items()
             }:
                 raise CorruptCheckpoint(str(place), "it does not hold the matrices that the model has")
 
             def fill(name: str) -> None:
                 file.prefetch(name)
-                np.copyto(wanted[name], file.data(name))
+                np.copyto(wanted[name], stored[name])
                 file.release(name)
 
             with ThreadPoolExecutor(platform.cpu_count()) as pool:
@@ -139,9 +146,9 @@ def _files(model: Path) -> list[Path]:
 
 
 def _code() -> list[tuple[str, int, int]]:
-    """Stamps of the modules that say which rows of which tensors a matrix is made of."""
+    """Stamps of the modules that say which rows of which tensors a matrix is made of, and what is kept of it."""
     ours = Path(__file__).parents[1]
-    return [_stamp(file) for part in ("loading", "models") for file in sorted((ours / part).rglob("*.py"))]
+    return [_stamp(file) for part in ("loading", "models", "weights") for file in sorted((ours / part).rglob("*.py"))]
 
 
 def _write(place: Path, arrays: Mapping[str, NDArray[Any]], identity: str) -> None:

@@ -6,14 +6,14 @@ Must not know: layers, models, files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tramontane.kernels import BLOCKS, Array, Ops
+from tramontane.kernels import BLOCKS, Ops
 from tramontane.weights.base import Weight
 from tramontane.weights.coded import BITS, CodedWeight, select_coded_rows
 from tramontane.weights.dense import DenseWeight
@@ -28,9 +28,7 @@ __all__ = [
     "Experts",
     "Format",
     "Weight",
-    "can_be_packed",
     "make_weight",
-    "packed_weight",
     "select_rows",
 ]
 
@@ -69,25 +67,10 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 
-_ONE_ARRAY: Mapping[type[Weight], Callable[[Ops, str, tuple[int, int], Array], Weight]] = {
-    DenseWeight: DenseWeight,
-    BlockWeight: BlockWeight,
-}
-
 
 def make_weight(ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> Weight:
     """The weight of a known format over host tensors; see `Weight.from_tensors`."""
     return FORMATS[format].weight.from_tensors(ops, format, shape, tensors)
-
-
-def packed_weight(ops: Ops, format: str, shape: tuple[int, int], packed: Array) -> Weight:
-    """The weight of a matrix that `Ops.pack` made of one array, as `Weight.single` gives it."""
-    return _ONE_ARRAY[FORMATS[format].weight](ops, format, shape, packed)
-
-
-def can_be_packed(format: str) -> bool:
-    """Whether weights of a format are one array, which their ops may pack."""
-    return FORMATS[format].weight in _ONE_ARRAY
 
 
 def select_rows(

@@ -51,7 +51,7 @@ class CodedWeight(Weight):
         self.ops.rows_coded(out, ids, self._coded)
 
     def dequantize(self) -> NDArray[Any]:
-        arrays: dict[str, Any] = self._host()
+        arrays: dict[str, Any] = {"codes": self._codes(), **self._grids()}
         host = dataclasses.replace(self._coded, **arrays)
         values = decode_host(host, range(self.shape[0]))
         if host.order is None:
@@ -61,42 +61,91 @@ class CodedWeight(Weight):
         return out
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        tensors = {**self._host(), "layout": np.array([self._coded.group, self._coded.row_block], np.int32)}
+        return {"codes": self._codes(), **self._small()}
+
+    def _codes(self) -> NDArray[Any]:
+        return self.ops.unpack_codes(self._coded, self.shape[0])
+
+    def _grids(self) -> dict[str, NDArray[Any]]:
+        """All arrays but the codes."""
+        arrays = {name: getattr(self._coded, name) for name in _ARRAYS if name != "codes"}
+        return {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
+
+    def _small(self) -> dict[str, NDArray[Any]]:
+        """All tensors but the codes."""
+        tensors = {**self._grids(), "layout": np.array([self._coded.group, self._coded.row_block], np.int32)}
         if self._coded.factor != 1.0:
             tensors["factor"] = np.array([self._coded.factor], np.float32)
         return tensors
-
-    def _host(self) -> dict[str, NDArray[Any]]:
-        arrays = {name: getattr(self._coded, name) for name in _ARRAYS if name != "codes"}
-        kept = {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
-        return {"codes": self.ops.unpack_codes(self._coded, self.shape[0]), **kept}
 
     @classmethod
     def from_tensors(
         cls, ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]
     ) -> CodedWeight:
-        if format not in BITS:
-            raise ValueError(f"{format!r} is not a coded format ({', '.join(BITS)})")
-        if not _NEEDED <= set(tensors) <= {*_ARRAYS, "layout", "factor"}:
-            raise ValueError(f"a coded weight is {', '.join(sorted(_NEEDED))} and more, not {sorted(tensors)}")
         tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        layout, factor = tensors["layout"], tensors.get("factor", np.ones(1, np.float32))
-        if layout.shape != (2,) or layout.dtype != np.int32 or factor.shape != (1,) or factor.dtype != np.float32:
-            raise ValueError(f"{format}: layout must be int32 [2] and factor float32 [1]")
-        host = Coded(
-            **{name: tensors[name] for name in _ARRAYS if name in tensors},
-            bits=BITS[format],
-            columns=shape[1],
-            group=int(layout[0]),
-            row_block=int(layout[1]),
-            factor=float(factor[0]),
-        )
-        check_coded(format, host)
-        if host.shape[0] != shape[0]:
-            raise ValueError(f"{format} weight {list(shape)} has codes of {host.shape[0]} rows")
+        host = _coded(format, shape, tensors)
         moved = {name: ops.from_host(tensors[name]) for name in _ARRAYS if name in tensors}
         nbytes = sum(array.nbytes for array in tensors.values())
         return cls(ops, format, shape, ops.pack_codes(dataclasses.replace(host, **moved)), nbytes)
+
+    @property
+    def packed(self) -> Mapping[str, Array]:
+        """What `tensors` gives, but the codes as its ops packed them; empty where they left them."""
+        if self._coded.codes.ndim != 3:
+            return {}
+        return {**self._small(), "codes": self._coded.codes}
+
+    @classmethod
+    def rooms(
+        cls, ops: Ops, format: str, shape: tuple[int, int], stored: Mapping[str, NDArray[Any]]
+    ) -> Mapping[str, Array]:
+        """Arrays for `packed` that a file has stored: the codes' with any values, the others with their own.
+
+        Raises ValueError where these make no matrix of which the ops pack the codes. At the codes it does not look.
+        """
+        arrays = {name: np.array(array) for name, array in stored.items() if name != "codes"}
+        host = _coded(format, shape, {**arrays, "codes": _no_codes(format, shape)})
+        if host.order is not None and not np.array_equal(np.sort(host.order), np.arange(shape[1])):
+            raise ValueError(f"{format}: the order of {shape[1]} columns is no permutation")
+        codes = ops.room_codes(host, shape[0])
+        if codes is None:
+            raise ValueError(f"{format}: codes in groups of {host.group} are not packed")
+        return {**arrays, "codes": codes}
+
+    @classmethod
+    def from_packed(cls, ops: Ops, format: str, shape: tuple[int, int], arrays: Mapping[str, Array]) -> CodedWeight:
+        """The weight of such arrays, once they are filled."""
+        host = _coded(format, shape, {**arrays, "codes": _no_codes(format, shape)})
+        nbytes = host.codes.nbytes + sum(array.nbytes for name, array in arrays.items() if name != "codes")
+        return cls(ops, format, shape, dataclasses.replace(host, codes=arrays["codes"]), nbytes)
+
+
+def _coded(format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> Coded:
+    """The matrix that these tensors make up. Raises ValueError where they make none of this format and shape."""
+    if format not in BITS:
+        raise ValueError(f"{format!r} is not a coded format ({', '.join(BITS)})")
+    if not _NEEDED <= set(tensors) <= {*_ARRAYS, "layout", "factor"}:
+        raise ValueError(f"a coded weight is {', '.join(sorted(_NEEDED))} and more, not {sorted(tensors)}")
+    layout, factor = tensors["layout"], tensors.get("factor", np.ones(1, np.float32))
+    if layout.shape != (2,) or layout.dtype != np.int32 or factor.shape != (1,) or factor.dtype != np.float32:
+        raise ValueError(f"{format}: layout must be int32 [2] and factor float32 [1]")
+    host = Coded(
+        **{name: tensors[name] for name in _ARRAYS if name in tensors},
+        bits=BITS[format],
+        columns=shape[1],
+        group=int(layout[0]),
+        row_block=int(layout[1]),
+        factor=float(factor[0]),
+    )
+    check_coded(format, host)
+    if host.shape[0] != shape[0]:
+        raise ValueError(f"{format} weight {list(shape)} has codes of {host.shape[0]} rows")
+    return host
+
+
+def _no_codes(format: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """What has the shape of a matrix's codes, and of which nobody touches the memory."""
+    return np.empty((shape[0], -(-shape[1] * BITS.get(format, 8) // 8)), np.uint8)
 
 
 def select_coded_rows(

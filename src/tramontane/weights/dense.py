@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tramontane.kernels import Array, Ops
 from tramontane.weights.base import Weight
 
-_DTYPES: Mapping[str, np.dtype[Any]] = {
+DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -33,7 +33,7 @@ class DenseWeight(Weight):
 
     @property
     def nbytes(self) -> int:
-        return self.shape[0] * self.shape[1] * _DTYPES[self.format].itemsize
+        return self.shape[0] * self.shape[1] * DTYPES[self.format].itemsize
 
     def matmul(self, out: Array, x: Array, bias: Array | None = None) -> None:
         self.ops.matmul(out, x, self._weight, bias)
@@ -55,14 +55,14 @@ class DenseWeight(Weight):
     def from_tensors(
         cls, ops: Ops, format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]
     ) -> DenseWeight:
-        if format not in _DTYPES:
-            raise ValueError(f"{format!r} is not a dense format ({', '.join(_DTYPES)})")
+        if format not in DTYPES:
+            raise ValueError(f"{format!r} is not a dense format ({', '.join(DTYPES)})")
         if set(tensors) != {"weight"}:
             raise ValueError(f"a dense weight is one tensor 'weight', not {sorted(tensors)}")
         weight = tensors["weight"]
-        if weight.dtype != _DTYPES[format] or weight.shape != tuple(shape):
+        if weight.dtype != DTYPES[format] or weight.shape != tuple(shape):
             raise ValueError(
-                f"{format} weight {list(shape)} must be {_DTYPES[format].name}, "
+                f"{format} weight {list(shape)} must be {DTYPES[format].name}, "
                 f"not {weight.dtype.name} {list(weight.shape)}"
             )
         return cls(ops, format, shape, ops.pack(ops.from_host(weight), format))
