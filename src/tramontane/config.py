@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Literal, get_args
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 CacheDType = Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8"]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from operator import index
 from typing import Any, Literal, Protocol, get_args
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
 """Why a choice ended: the model's own end or a stop, its length, calls of tools, or what became of the request."""

@@ -6,11 +6,12 @@ Owns the protocols and what a backend says of itself. Must not know: any one bac
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 from tramontane.types import (
     SAMPLING_DEFAULTS,
     AllocationListener,

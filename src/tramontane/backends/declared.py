@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tramontane.config import EngineConfig
 from tramontane.errors import MissingExtra
+from tramontane.records import dataclass
 from tramontane.types import SamplingParams
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tramontane.backends.answer import Answer
 from tramontane.backends.mailbox import Mailbox, Reader, wake
@@ -29,6 +29,7 @@ from tramontane.engine.sequence import Event
 from tramontane.errors import EngineClosed, OutOfMemory, TramontaneError
 from tramontane.models.heads import Floats
 from tramontane.platform import Pin
+from tramontane.records import dataclass
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.tracing import Trace
 from tramontane.types import AllocationListener, Chunk, FinishReason, LogitsProcessor, Pooling, Stats

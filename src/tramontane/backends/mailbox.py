@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 
+from tramontane.records import dataclass
 from tramontane.text.toolcalls.output import merged
 from tramontane.types import Chunk
 

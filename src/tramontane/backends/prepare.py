@@ -9,11 +9,12 @@ import math
 import secrets
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tramontane.engine.sequence import EngineRequest
 from tramontane.errors import CorruptCheckpoint, InvalidRequest
+from tramontane.records import dataclass
 from tramontane.text.detokenizer import Detokenizer
 from tramontane.text.dialect import Dialect, Spoken
 from tramontane.text.grammar import Compiled, Grammars

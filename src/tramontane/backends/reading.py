@@ -6,13 +6,13 @@ Owns prompts, tokenizing to fit, and what is refused of a request. Must not know
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tramontane.engine.encoder import Text
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 from tramontane.loading.heads import EmbeddingSettings
 from tramontane.models.heads import Floats, ScoringHead
 from tramontane.models.spec import ModelSpec
+from tramontane.records import dataclass
 from tramontane.text.tokenizer import Fitted, Tokenizer
 from tramontane.types import Embedding, EmbedRequest, Pooling, Ranked, RerankRequest, RerankResult, Usage
 

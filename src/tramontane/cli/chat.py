@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tramontane.cli.terminal import DIM, AnswerWriter, complain, one_line, style
 from tramontane.errors import ContextLengthExceeded, TramontaneError
+from tramontane.records import dataclass
 
 if TYPE_CHECKING:
     from tramontane.llm import LLM

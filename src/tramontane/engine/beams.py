@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from tramontane.engine.sequence import Ending, EngineRequest, Sequence
 from tramontane.engine.step import TokenInfo
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +26,7 @@ from tramontane.models.decoder import Decoder
 from tramontane.models.heads import Floats, Pool
 from tramontane.models.spec import cache_groups
 from tramontane.platform import available_memory
+from tramontane.records import dataclass
 from tramontane.types import Pooling
 
 if TYPE_CHECKING:

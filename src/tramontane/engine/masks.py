@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.engine.step import Draw
 from tramontane.errors import InvalidRequest, TramontaneError
+from tramontane.records import dataclass
 from tramontane.text.grammar import Grammars, Matcher
 from tramontane.types import Grammar
 

@@ -17,7 +17,7 @@ import logging
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from tramontane.config import SchedulerConfig
 from tramontane.engine.beams import BeamSearch, Continuation, Hypothesis
@@ -27,6 +27,7 @@ from tramontane.engine.sequence import Ending, EngineRequest, Event, Sequence, S
 from tramontane.engine.step import Draw, ScheduledSequence, SequenceResult, Step, StepResult, TokenInfo
 from tramontane.engine.waiting import Shares, WaitingLine
 from tramontane.errors import ContextLengthExceeded, InvalidRequest, OutOfMemory, Overloaded, RequestTimeout
+from tramontane.records import dataclass
 from tramontane.types import AllocationListener, FinishReason
 
 _log = logging.getLogger(__name__)

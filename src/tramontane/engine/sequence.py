@@ -6,13 +6,14 @@ bookkeeping, other sequences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Literal
 
 from tramontane.engine.blocks import BlockTables
 from tramontane.engine.step import Draw, TokenInfo
+from tramontane.records import dataclass
 from tramontane.types import FinishReason, SamplingParams
 
 Status = Literal["waiting", "running", "parked", "finished"]

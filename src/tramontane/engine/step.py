@@ -6,9 +6,9 @@ Owns the dataclasses only. Must not know: arrays, blocks' bookkeeping, how a ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tramontane.errors import TramontaneError
+from tramontane.records import dataclass
 from tramontane.types import SamplingParams
 
 

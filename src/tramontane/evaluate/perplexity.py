@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 from tramontane.types import Score
 
 WINDOW = 1024

@@ -20,10 +20,11 @@ chunks, cache hits and neighbours do not change it either.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
+
+from tramontane.records import dataclass
 
 if TYPE_CHECKING:
     from tramontane.kernels.coded import Coded

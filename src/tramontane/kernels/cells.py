@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels.base import Array
+from tramontane.records import dataclass
 
 __all__ = [
     "CELLS",

@@ -11,7 +11,6 @@ formats, so values equal theirs bit for bit.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from tramontane.kernels.base import Array
 from tramontane.kernels.checks import FLOAT32, FLOATS, INT32, UINT8, Spec, check
+from tramontane.records import dataclass
 
 __all__ = ["TABLES", "Coded", "check_coded", "decode", "decode_host", "unpack"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from tramontane.kernels.checks import (
 from tramontane.kernels.coded import Coded, check_coded, decode_host
 from tramontane.kernels.recurrence import RecurrentOps
 from tramontane.kernels.stored import StoredOps
+from tramontane.records import dataclass
 
 __all__ = ["ReferenceOps", "dequantize"]
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from tramontane.errors import MissingExtra
 from tramontane.kernels.base import Array
 from tramontane.kernels.cells import cells_of
 from tramontane.kernels.torch_cells import pages_of, read_keys, read_values, rotate
+from tramontane.records import dataclass
 
 try:
     import torch

@@ -7,7 +7,6 @@ is part of.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.cells import cells_of
@@ -16,6 +15,7 @@ from tramontane.layers.context import BatchContext, GroupContext
 from tramontane.layers.linear import Linear, Linears
 from tramontane.layers.norm import Norm
 from tramontane.layers.rope import Angles, Rotary
+from tramontane.records import dataclass
 from tramontane.weights import Experts
 
 

@@ -5,12 +5,11 @@ Owns the dataclasses only. Must not know: scheduling, requests, how the arrays w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import Array
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ Must not know: attention, which model it is part of, how experts are stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.linear import Linear
 from tramontane.layers.mlp import MLP
+from tramontane.records import dataclass
 from tramontane.weights.experts import Experts
 
 

@@ -7,13 +7,13 @@ know: whose place that is, which model a mixer is part of.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers.context import BatchContext
 from tramontane.layers.linear import Linear
 from tramontane.layers.norm import Norm
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

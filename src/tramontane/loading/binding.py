@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from tramontane.loading.tensors import TensorEntry
 from tramontane.models.names import NameMap, Target
 from tramontane.models.parameters import Wanted, wanted_parameters
 from tramontane.models.spec import DeltaSpec, ModelSpec
+from tramontane.records import dataclass
 
 Rows = slice | NDArray[np.int64] | None
 """Of the matrix's rows (of each expert's, where a tensor holds all of them); of a vector's last axis. None: all."""

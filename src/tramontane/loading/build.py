@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from tramontane.loading.packed import KeptWeights
 from tramontane.models.decoder import Decoder
 from tramontane.models.parameters import Parameter, check_parameters
 from tramontane.models.spec import ModelSpec
+from tramontane.records import dataclass
 from tramontane.weights import FORMATS, Experts, Weight, make_weight, select_rows
 from tramontane.weights.packed import Packed, packed_arrays, packed_rooms, packed_sample, packed_weight
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tramontane.loading import hub, pypi
 from tramontane.loading.repofiles import choose, split_sets, uqff_sets
 from tramontane.loading.safetensors import INDEX_FILE, read_index
 from tramontane.loading.sources import ModelSource
+from tramontane.records import dataclass
 
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo

@@ -10,7 +10,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from tramontane.loading import memory
 from tramontane.loading.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tramontane.loading.converting import NUMPY, converted
 from tramontane.loading.tensors import TensorEntry
+from tramontane.records import dataclass
 from tramontane.weights import FORMATS, Weight, make_weight, select_rows
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ computed with (`weights.FORMATS`). Source: ggml/include/ggml.h and ggml/src/ggml
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import BLOCKS
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

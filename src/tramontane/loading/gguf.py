@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
 from tramontane.loading.cursor import Cursor
 from tramontane.loading.ggml_types import BY_NAME, GGML_TYPES, swappable, swapped
 from tramontane.loading.mapped import Array, MappedFile, looks_like
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

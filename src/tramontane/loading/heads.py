@@ -7,7 +7,7 @@ know: how states are computed, requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +22,7 @@ from tramontane.models.families.base import ACTIVATIONS as HF_ACTIVATIONS
 from tramontane.models.fields import POSITIONS, Fields
 from tramontane.models.heads import Dense, EmbeddingHead, Floats, Layer, Norm, ScoringHead
 from tramontane.models.spec import ModelSpec
+from tramontane.records import dataclass
 from tramontane.types import Pooling
 
 _MODES: tuple[Pooling, ...] = get_args(Pooling)

@@ -22,7 +22,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -32,6 +31,7 @@ from tramontane.loading.pypi import Progress
 from tramontane.loading.repofiles import TOKENIZERS, Choice, choose, plain
 from tramontane.loading.safetensors import INDEX_FILE, SINGLE_FILE, read_index
 from tramontane.platform import file_lock
+from tramontane.records import dataclass
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4  # requests in a row that may fail without bringing a byte

@@ -10,7 +10,6 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
@@ -30,6 +29,7 @@ from tramontane.models.spec import (
     cache_groups,
     state_shapes,
 )
+from tramontane.records import dataclass
 
 ITEMSIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 DENSE: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

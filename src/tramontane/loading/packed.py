@@ -15,7 +15,6 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from tramontane import platform
 from tramontane.errors import CorruptCheckpoint, TramontaneError
 from tramontane.loading.safetensors import DTYPES, SafetensorsFolder
+from tramontane.records import dataclass
 
 log = logging.getLogger("tramontane")
 

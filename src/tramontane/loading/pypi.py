@@ -38,12 +38,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from tramontane.errors import AuthenticationRequired, DownloadFailed, InvalidRequest, ModelNotFound, TramontaneError
 from tramontane.platform import cache_dir, file_lock
+from tramontane.records import dataclass
 
 Progress = Callable[[int, "int | None", str], None]
 """Called with the bytes done, the bytes in all where known, and what they are of."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from tramontane.errors import ModelNotFound, UnsupportedModel
 from tramontane.loading.safetensors import INDEX_FILE, SINGLE_FILE
+from tramontane.records import dataclass
 
 PREFERRED = ("Q4_K_M", "Q5_K_M", "Q8_0", "Q4_K_S")
 """Quantizations to take of a repository with nothing but GGUF files, best first."""

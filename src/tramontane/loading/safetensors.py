@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
 from tramontane.loading.mapped import Array, MappedFile, looks_like, read_small
+from tramontane.records import dataclass
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

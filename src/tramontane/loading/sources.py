@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from tramontane.loading.ggml import is_old_ggml
 from tramontane.loading.mapped import looks_like
 from tramontane.loading.mistral import is_mistral
 from tramontane.loading.repofiles import plain
+from tramontane.records import dataclass
 
 if TYPE_CHECKING:
     from tramontane.loading.pypi import Progress

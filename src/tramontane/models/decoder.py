@@ -6,7 +6,6 @@ Owns the order of its layers. Must not know: families, files, requests, how weig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from tramontane.models.spec import (
     cache_groups,
     state_shapes,
 )
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

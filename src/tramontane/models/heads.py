@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels.reference import ACTIVATIONS as GATES
+from tramontane.records import dataclass
 from tramontane.types import Pooling
 
 Floats = NDArray[np.float32]

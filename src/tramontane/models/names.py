@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
+
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

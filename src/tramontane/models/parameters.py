@@ -6,7 +6,6 @@ Owns these names. Must not know: what checkpoints call them, how they are stored
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from tramontane.errors import UnsupportedModel
@@ -22,6 +21,7 @@ from tramontane.models.spec import (
     StateSpaceSpec,
     StateSpec,
 )
+from tramontane.records import dataclass
 
 Parameter = Any
 """A Weight (matrix), Experts (one matrix an expert or a head), or a float32 array (vector)."""

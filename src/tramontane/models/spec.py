@@ -7,8 +7,9 @@ Must not know: arrays, files, a family's name as a condition.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from tramontane.records import dataclass
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "swiglu_clamped"]
 """`swiglu_clamped` is gpt-oss's: min(g, limit) * sigmoid(1.702 * min(g, limit)) * (clamp(u, limit) + 1)."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from tramontane.records import dataclass
 from tramontane.server.problems import Problem
 from tramontane.server.records import Record
 from tramontane.server.schemas.base import Sampled

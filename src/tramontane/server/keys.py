@@ -10,11 +10,12 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 from tramontane.server.problems import Problem
 from tramontane.server.records import record_of
 

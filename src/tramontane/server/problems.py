@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from fastapi import Request, Response
@@ -28,6 +28,7 @@ from tramontane.errors import (
     TramontaneError,
     UnsupportedModel,
 )
+from tramontane.records import dataclass
 
 log = logging.getLogger("tramontane.server")
 

@@ -6,8 +6,10 @@ Owns the record and where it hangs. Must not know: what is done with it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
+
+from tramontane.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -5,11 +5,12 @@ Owns addresses, keys, limits and what is logged. Must not know: engines, how a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 from tramontane.server.keys import ApiKey, is_loopback
 
 LogFormat = Literal["text", "json"]

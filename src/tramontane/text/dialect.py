@@ -7,11 +7,11 @@ grammars of chat requests. Must not know: the engine, how tokens are drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 from tramontane.text import reasoning as thoughts
 from tramontane.text.conversation import (
     PLAIN,

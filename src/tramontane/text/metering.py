@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
+
+from tramontane.records import dataclass
 
 MAX_STEPS = 1_000_000  # of one rendering; a long conversation takes some ten thousands
 MAX_CHARS = 16 << 20  # of all that one rendering puts out, and of any value made on the way

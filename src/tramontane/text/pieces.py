@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tramontane.errors import UnsupportedModel
+from tramontane.records import dataclass
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -9,8 +9,8 @@ implies about the first token. Where llama.cpp approximates a published pattern,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from tramontane.records import dataclass
 from tramontane.text.pretokenizer_letters import DEEPSEEK_LETTERS
 
 

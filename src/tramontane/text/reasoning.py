@@ -6,8 +6,7 @@ tokens. Sources: the templates that these models are published with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from tramontane.records import dataclass
 from tramontane.text.toolcalls.output import Output
 from tramontane.text.toolcalls.reader import Reader, Reading
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
@@ -17,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from tramontane.errors import CorruptCheckpoint
+from tramontane.records import dataclass
 from tramontane.text.charsmap import Charsmap
 from tramontane.text.vocab import derive_merges, number, soundness
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from tramontane.errors import CorruptCheckpoint, UnsupportedModel
+from tramontane.records import dataclass
 from tramontane.text.scored import Kind, Scored
 from tramontane.text.vocab import MAX_TOKENS
 

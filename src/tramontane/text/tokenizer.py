@@ -11,7 +11,6 @@ import json
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tokenizers import processors
 
 from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.loading.repofiles import TOKENIZERS
+from tramontane.records import dataclass
 from tramontane.text import configured, gguf_vocab, scored, sentencepiece, tekken, wordpiece
 from tramontane.text.charsmap import Charsmap
 from tramontane.text.pieces import PieceRules, rules_from_decoder

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import tokenizers
 
 from tramontane.errors import CorruptCheckpoint, ModelNotFound, TramontaneError
 from tramontane.loading.mapped import read_small
+from tramontane.records import dataclass
 from tramontane.text.charsmap import Charsmap
 
 MAX_TOKENS = 1 << 21  # the largest known vocabularies have 2**18

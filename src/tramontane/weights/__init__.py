@@ -7,13 +7,13 @@ Must not know: layers, models, files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import BLOCKS, Ops
+from tramontane.records import dataclass
 from tramontane.weights.base import Weight
 from tramontane.weights.coded import BITS, CodedWeight, select_coded_rows
 from tramontane.weights.dense import DenseWeight

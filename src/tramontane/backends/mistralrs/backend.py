@@ -12,7 +12,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from tramontane.errors import (
 )
 from tramontane.loading.checkpoint import open_checkpoint
 from tramontane.loading.sources import ModelSource, resolve
+from tramontane.records import dataclass
 from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.types import Chunk, Embedding, EmbedRequest, Message, Request, SamplingParams, Usage

@@ -12,11 +12,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tramontane.errors import DeviceNotAvailable, InvalidRequest, ModelNotFound
+from tramontane.records import dataclass
 
 log = logging.getLogger("tramontane.mistralrs")
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tramontane.errors import ContextLengthExceeded, InvalidRequest
+from tramontane.records import dataclass
 from tramontane.text.template import ChatTemplate
 from tramontane.text.tokenizer import Tokenizer
 from tramontane.types import (

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tramontane.backends.mistralrs.options import Options, Settings
 from tramontane.backends.mistralrs.xlora import staged
 from tramontane.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from tramontane.loading.ggml import is_old_ggml
+from tramontane.records import dataclass
 
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 _DTYPES = {"auto": "Auto", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tramontane.errors import CorruptCheckpoint, UnsupportedModel
 from tramontane.loading.tensors import TensorEntry
+from tramontane.records import dataclass
 
 Array = NDArray[Any]
 

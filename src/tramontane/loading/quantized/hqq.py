@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from tramontane.loading.quantized.base import (
 )
 from tramontane.loading.quantized.packing import pack_rows, row_bytes
 from tramontane.models.fields import Fields
+from tramontane.records import dataclass
 
 _INTS = ("I32", "I64", "U8")
 _PACKINGS = {8: ("U8", 1), 4: ("U8", 2), 3: ("I32", 10), 2: ("U8", 4), 1: ("U8", 8)}

@@ -6,7 +6,6 @@ Owns which attention functions ours can stand for. Must not know: weights, what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from tramontane.layers.kvcache import KVCache
 from tramontane.models.fallback.module import Module, rotary_by_length
 from tramontane.models.fallback.passes import Refused, running
 from tramontane.models.fallback.tensors import to_array, to_tensor
+from tramontane.records import dataclass
 
 
 @dataclass(frozen=True)

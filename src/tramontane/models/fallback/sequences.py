@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +24,7 @@ from tramontane.models.fallback.module import Module
 from tramontane.models.fallback.passes import Refused
 from tramontane.models.fallback.row import Layer
 from tramontane.models.fallback.tensors import to_array, to_tensor
+from tramontane.records import dataclass
 
 _STATES = ("conv_states", "recurrent_states")
 

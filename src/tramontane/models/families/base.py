@@ -7,7 +7,7 @@ by its key. Must not know: arrays, files, how a spec is computed, any one family
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tramontane.layers.rope import yarn_magnitude
@@ -24,6 +24,7 @@ from tramontane.models.spec import (
     RopeScaling,
     RopeSpec,
 )
+from tramontane.records import dataclass
 
 MAX_LAYERS = 4096
 ACTIVATIONS: Mapping[str, Activation] = {

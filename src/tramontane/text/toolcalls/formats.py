@@ -7,8 +7,8 @@ tokens' ids, requests. A new format is a row here, with a reading function where
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from tramontane.records import dataclass
 from tramontane.text.toolcalls import jsons, written
 from tramontane.text.toolcalls.harmony import CHANNEL, CONSTRAIN, ENDS, MESSAGE, START, harmony
 from tramontane.text.toolcalls.lark import (

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tramontane.errors import InvalidRequest
+from tramontane.records import dataclass
 from tramontane.types import Grammar, Tool
 
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from tramontane.records import dataclass
 from tramontane.types import ToolCallDelta
 
 _SPACE = " \t\r\n"

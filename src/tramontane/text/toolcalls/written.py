@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from tramontane.records import dataclass
 from tramontane.text.toolcalls.jsons import NAME
 from tramontane.text.toolcalls.output import Output
 from tramontane.text.toolcalls.reader import Reader, Reading, Write
