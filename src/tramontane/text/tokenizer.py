@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import models, processors
 
+from tramontane import platform
 from tramontane.errors import InvalidRequest, UnsupportedModel
 from tramontane.loading.repofiles import TOKENIZERS
 from tramontane.records import dataclass
@@ -221,7 +222,7 @@ class Tokenizer:
     def _literal_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts in which a special token's name is plain text.
 
-        Only a tokenizer of its own sees such names as that, and most vocabularies take some 20 MB of memory. Where the
+        Only a tokenizer of its own sees such names as that, and large vocabularies take some 30 MB of memory. Where the
         one there is finds no special token, it has found what the other would.
         """
         found = _ids(self._inner, texts)
@@ -391,21 +392,29 @@ def _literal(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
     Models that look up whole strings would find it in their vocabulary even so: there the names are made unguessable.
     """
-    content = json.loads(inner.to_str())
-    model, added = content["model"], content["added_tokens"]
-    if model["type"] in ("Unigram", "WordLevel"):
-        key = f"\ufdd0{secrets.token_hex(16)}"
-        names = {token["content"]: key + token["content"] for token in added if token["special"]}
-        for token in added:
-            token["content"] = names.get(token["content"], token["content"])
-        if model["type"] == "Unigram":
-            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
-        else:
-            model["vocab"] = {names.get(word, word): id_ for word, id_ in model["vocab"].items()}
-            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    literal = tokenizers.Tokenizer.from_str(json.dumps(content))
+    written = inner.to_str()
+    if isinstance(inner.model, (models.Unigram, models.WordLevel)):
+        written = _with_names_of_no_text(written)
+    literal = tokenizers.Tokenizer.from_str(written)
     literal.encode_special_tokens = True
+    platform.trim_heap()  # its making takes several times what it keeps
     return literal
+
+
+def _with_names_of_no_text(written: str) -> str:
+    """A tokenizer.json with other names for its special tokens."""
+    content = json.loads(written)
+    model, added = content["model"], content["added_tokens"]
+    key = f"\ufdd0{secrets.token_hex(16)}"
+    names = {token["content"]: key + token["content"] for token in added if token["special"]}
+    for token in added:
+        token["content"] = names.get(token["content"], token["content"])
+    if model["type"] == "Unigram":
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(word, word): id_ for word, id_ in model["vocab"].items()}
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    return json.dumps(content)
 
 
 def _ends(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
