@@ -10,6 +10,7 @@
 #include "layers.h"
 #include "products.h"
 #include "tables.h"
+#include "texts.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -57,6 +58,7 @@ NB_MODULE(_native, m) {
         if (!set_table(name, values.data<const float>(), values.size()))
             throw std::invalid_argument(std::string("table ") + name + " is unknown, or of another size");
     });
+    m.def("read_strings", &read_strings, "data"_a, "at"_a, "end"_a, "count"_a, "width"_a);
     nb::class_<Plan>(m, "Plan")
         .def(nb::init<>())
         .def("begin", &Plan::begin)

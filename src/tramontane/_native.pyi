@@ -3,6 +3,7 @@
 Every op checks its arguments and raises ValueError, naming itself; it writes only into the arrays named there.
 """
 
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ def instruction_sets(emulated: bool = False) -> list[str]:
 
 def instruction_set_trouble() -> str:
     """Why a better one that the processor has is not among them; empty where there is none."""
+
+def read_strings(data: mmap | bytes, at: int, end: int, count: int, width: int) -> tuple[list[str], int]:
+    """Up to `count` strings, each behind its length in `width` bytes (4 or 8) of this machine's order, from byte `at`
+    on and no further than byte `end`, and where the next begins: fewer where one is not inside. Bytes that are not
+    UTF-8 become lone surrogates."""
 
 def tiles_shape(format: str, rows: int, columns: int) -> list[int]:
     """The shape that `Cpu.pack` makes of a matrix; empty for a format that has no tiles."""

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
+import sys
 from typing import Any, NoReturn
 
 from tramontane.errors import CorruptCheckpoint
 
+try:
+    from tramontane import _native
+except ImportError:  # a pure installation
+    _native = None  # type: ignore[assignment]
+
+_OWN_ORDER = "<" if sys.byteorder == "little" else ">"
 _MAX_NAME_BYTES = 65535  # GGUF's limit for keys
 
 
@@ -70,24 +76,15 @@ class Cursor:
             self.fail(f"a {what} that is not UTF-8")
 
     def strings(self, count: int) -> list[str]:
-        """An array of strings, in one tight loop: a vocabulary has hundreds of thousands."""
-        data, at, end = self.data, self.at, self.end
-        layout = struct.Struct(self.order + self.size)
-        length_at: Callable[..., tuple[int]] = layout.unpack_from
-        size = layout.size
+        """An array of strings: a vocabulary has hundreds of thousands, which the compiled module reads where it can."""
         out: list[str] = []
-        for _ in range(count):
-            if end - at < size:
+        if _native is not None and self.order == _OWN_ORDER:
+            out, self.at = _native.read_strings(self.data, self.at, self.end, count, struct.calcsize(self.size))
+        while len(out) < count:
+            if self.end - self.at < struct.calcsize(self.size):
                 self.fail(f"an array of {count} strings ends after {len(out)}")
-            (length,) = length_at(data, at)
-            at += size
-            if length > end - at:
+            length = self.count()
+            if length > self.end - self.at:
                 self.fail(f"string {len(out)} of an array claims {length} bytes")
-            text = data[at : at + length]
-            try:
-                out.append(text.decode())
-            except UnicodeDecodeError:
-                out.append(text.decode("utf-8", "surrogateescape"))
-            at += length
-        self.at = at
+            out.append(self.take(length).decode("utf-8", "surrogateescape"))
         return out
