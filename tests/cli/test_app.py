@@ -74,6 +74,22 @@ def test_a_run_makes_no_other_command_and_looks_for_no_garbage_before_it_has_sta
     assert done.stdout
 
 
+def test_a_run_of_a_model_imports_nothing_that_it_does_not_need(smollm2: Path) -> None:
+    needless = (
+        *("email", "fastapi", "http.client", "huggingface_hub", "importlib.metadata", "llguidance", "multiprocessing"),
+        *("numpy.testing", "pydantic", "rich", "safetensors", "torch", "tramontane.server", "transformers", "unittest"),
+    )
+    arguments = ["tramontane", "run", "-m", str(smollm2), "--max-tokens", "1", "hi"]
+    code = (
+        f"import atexit, sys; sys.argv = {arguments!r}\n"
+        f"atexit.register(lambda: print([m for m in {needless!r} if m in sys.modules], file=sys.stderr))\n"
+        "from tramontane.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment())
+    assert done.stderr.decode().splitlines()[-1] == "[]"
+    assert done.stdout
+
+
 def test_completion_installs(tmp_path: Path) -> None:
     bash = "/bin/bash"
     if not os.path.exists(bash):
