@@ -21,21 +21,30 @@ namespace {
 #include "cache.inc"
 #include "attention.inc"
 
+// Calls f with a cache's format.
+template <class F>
+void with_format(CacheFormat format, const F& f) {
+    switch (format) {
+        case CacheFormat::F32: return f.template operator()<CacheFormat::F32>();
+        case CacheFormat::F16: return f.template operator()<CacheFormat::F16>();
+        case CacheFormat::BF16: return f.template operator()<CacheFormat::BF16>();
+        case CacheFormat::I8: return f.template operator()<CacheFormat::I8>();
+        case CacheFormat::E4M3: return f.template operator()<CacheFormat::E4M3>();
+    }
+}
+
+void read_all(Pool& pool, const CacheRead& r) {
+    with_format(r.format, [&]<CacheFormat F>() { read_all<F>(pool, r); });
+}
+
 // Many: the way of tiles of many rows, where arithmetic is fast.
 template <template <CacheFormat> class Many>
 void attend_all(Pool& pool, const Attention& a, Arithmetic arithmetic) {
-    const auto run = [&]<CacheFormat F>() {
+    with_format(a.format, [&]<CacheFormat F>() {
         if constexpr (F != CacheFormat::F32)  // which is asked for where nothing is to be rounded
             if (arithmetic == Arithmetic::FAST) return attend_all<F, Many<F>>(pool, a);
         attend_all<F, ByFloats<F>>(pool, a);
-    };
-    switch (a.format) {
-        case CacheFormat::F32: return run.template operator()<CacheFormat::F32>();
-        case CacheFormat::F16: return run.template operator()<CacheFormat::F16>();
-        case CacheFormat::BF16: return run.template operator()<CacheFormat::BF16>();
-        case CacheFormat::I8: return run.template operator()<CacheFormat::I8>();
-        case CacheFormat::E4M3: return run.template operator()<CacheFormat::E4M3>();
-    }
+    });
 }
 
 #if defined(TRAMONTANE_UNITS)
@@ -56,16 +65,17 @@ using Emulated = ByTiles<F, EmulatedUnit>;
 }  // namespace
 
 #if defined(TRAMONTANE_UNITS)
-extern const CacheKernels cache = {fill, attend_all<Pairs>};
+extern const CacheKernels cache = {fill, read_all, attend_all<Pairs>};
 #else
-extern const CacheKernels cache = {fill, attend_all<ByFloats>};
+extern const CacheKernels cache = {fill, read_all, attend_all<ByFloats>};
 #endif
 
 }  // namespace tramontane::ISA
 
 #if defined(TRAMONTANE_UNITS) && defined(TRAMONTANE_AMX)
 namespace tramontane::amx {
-extern const CacheKernels cache = {avx512_bf16::fill, avx512_bf16::attend_all<avx512_bf16::Amx>};
-extern const CacheKernels emulated_cache = {avx512_bf16::fill, avx512_bf16::attend_all<avx512_bf16::Emulated>};
+using avx512_bf16::fill, avx512_bf16::read_all;
+extern const CacheKernels cache = {fill, read_all, avx512_bf16::attend_all<avx512_bf16::Amx>};
+extern const CacheKernels emulated_cache = {fill, read_all, avx512_bf16::attend_all<avx512_bf16::Emulated>};
 }  // namespace tramontane::amx
 #endif

@@ -146,6 +146,16 @@ struct CacheWrite {
     bool keys;
 };
 
+// The way back: what the cache has of the tokens from `first` on of the context that lies in the blocks of `table`.
+struct CacheRead {
+    float* out;            // [tokens, heads, head_size]
+    const uint8_t* cache;  // of blocks as `CacheWrite` fills them
+    const int32_t* table;
+    int64_t first, tokens, heads, head_size, block_size;
+    CacheFormat format;
+    bool keys;
+};
+
 struct Attention {
     float* out;              // [tokens, q_heads, value_size]
     const float* q;          // [tokens, q_heads, head_size]
@@ -163,6 +173,8 @@ struct Attention {
     const float* sinks;   // [q_heads] or null
     const float* slopes;  // [q_heads] or null
     bool latent;          // k_cache: values and the first value_size elements of keys; v_cache: the others
+    float* totals;        // [tokens, q_heads] or null: log(sum(exp(scores)))
+    bool joins;           // out and totals hold what other keys gave
 };
 
 struct Kernels {
@@ -190,6 +202,7 @@ struct Kernels {
 // What is done with the cache.
 struct CacheKernels {
     void (*write)(Pool&, const CacheWrite&);
+    void (*read)(Pool&, const CacheRead&);
     void (*attention)(Pool&, const Attention&, Arithmetic);
 };
 

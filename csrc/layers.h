@@ -129,6 +129,26 @@ class Layers {
         });
     }
 
+    void read_cache(handle k_, handle v_, handle k_cache_, handle v_cache_, handle table_, int64_t first) {
+        const Array k(k_, "k", FLOAT32, {ANY, ANY, ANY}, true), v(v_, "v", FLOAT32, {k[0], k[1], ANY}, true);
+        const Array k_cache(k_cache_, "k_cache", CELLS, {}), v_cache(v_cache_, "v_cache", CELLS, {});
+        check_caches(k_cache, v_cache, k[1], k[2], v[2]);
+        const Array table(table_, "table", INT32, {ANY});
+        const int64_t size = k_cache[3], tokens = k[0], blocks = k_cache[0];
+        require(size > 0 && first >= 0 && (first + tokens + size - 1) / size <= table[0], "table is too short");
+        device_.compute(k.size() + v.size(), [=, this] {
+            for (int64_t i = first / size; i * size < first + tokens; i++) {
+                const int32_t id = table.data<const int32_t>()[i];
+                require(id >= 0 && id < blocks, "table must name blocks of the cache");
+            }
+            for (const auto& [cache, x] : {std::pair{&k_cache, &k}, {&v_cache, &v}})
+                if (x->size() > 0)
+                    cache_.read(pool_, {x->data<float>(), cache->data<const uint8_t>(), table.data<const int32_t>(),
+                                        first, tokens, (*x)[1], (*x)[2], size, cache->cache_format(),
+                                        cache == &k_cache});
+        });
+    }
+
     void copy_blocks(handle cache_, handle source_, handle target_) {
         const Array cache(cache_, "cache", CELLS, {ANY, ANY, ANY, ANY}, true);
         const Array source(source_, "source", INT32, {ANY}), target(target_, "target", INT32, {source[0]});
@@ -143,7 +163,7 @@ class Layers {
 
     void attention(handle out_, handle q_, handle k_cache_, handle v_cache_, handle tables_, handle query_start_,
                    handle context_lens_, float scale, int64_t window, bool causal, float softcap, handle sinks_,
-                   handle slopes_, bool latent) {
+                   handle slopes_, bool latent, handle totals_, bool joins) {
         const Array q(q_, "q", FLOAT32, {ANY, ANY, ANY}), out(out_, "out", FLOAT32, {q[0], q[1], ANY}, true);
         const Array k_cache(k_cache_, "k_cache", CELLS, {}), v_cache(v_cache_, "v_cache", CELLS, {});
         check_caches(k_cache, v_cache, ANY, latent ? out[2] : q[2], latent ? q[2] - out[2] : out[2]);
@@ -173,11 +193,16 @@ class Layers {
             .sinks = floats_or_null(sinks_, "sinks", {q[1]}),
             .slopes = floats_or_null(slopes_, "slopes", {q[1]}),
             .latent = latent,
+            .totals = totals_.is_none() ? nullptr
+                                        : Array(totals_, "totals", FLOAT32, {q[0], q[1]}, true).data<float>(),
+            .joins = joins,
         };
         require(a.kv_heads > 0 && a.q_heads % a.kv_heads == 0, "query heads must be a multiple of key-value heads");
         require(a.block_size > 0, "k_cache must have places in its blocks");
         require(window >= 0, "window must not be negative");
         require(causal || !a.slopes, "slopes go with causal attention");
+        require(!joins || a.totals, "what is joined has totals");
+        require(!joins || !a.sinks, "sinks are joined once: in the first call");
         require(out.size() == 0 || q[2] > 0, "q must have elements");
         const int64_t longest = a.table_size * a.block_size, tokens = q[0], blocks = k_cache[0];
         device_.compute(q.size() * longest, [=, this] {
@@ -251,7 +276,7 @@ class Layers {
         for (int64_t s = 0; s < a.sequences; s++) {
             const int64_t queries = a.query_start[s + 1] - a.query_start[s], context = a.context_lens[s];
             require(queries >= 0, "query_start must not descend");
-            require(context >= queries, "context_lens must count the tokens of this step");
+            require(context >= queries || (!a.causal && !a.window), "context_lens must count the tokens of this step");
             require((context + a.block_size - 1) / a.block_size <= a.table_size, "block_tables are too short");
             if (queries == 0) continue;
             const int64_t lowest = a.window ? context - queries - a.window + 1 : 0;

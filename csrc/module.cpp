@@ -111,10 +111,11 @@ NB_MODULE(_native, m) {
     layers("rope_angles", &Layers::rope_angles);
     layers("rope", &Layers::rope);
     layers("write_cache", &Layers::write_cache);
+    layers("read_cache", &Layers::read_cache);
     layers("copy_blocks", &Layers::copy_blocks);
     layers("attention", &Layers::attention, "out"_a, "q"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a, "query_start"_a,
            "context_lens"_a, "scale"_a, "window"_a, "causal"_a, "softcap"_a, "sinks"_a.none(), "slopes"_a.none(),
-           "latent"_a);
+           "latent"_a, "totals"_a.none(), "joins"_a);
     layers("activation", &Layers::activation);
     layers("gated_activation", &Layers::gated_activation);
     choices("route", &Choices::route, "weights"_a, "experts"_a, "logits"_a, "correction"_a.none(), "score"_a,

@@ -68,6 +68,12 @@ inline void sum4(float* out, Vec a, Vec b, Vec c, Vec d) {
     _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, s)));
 }
 inline float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+// The lanes of a and b in turn: those of their first halves, and those of their second.
+inline void interleave(Vec a, Vec b, Vec& first, Vec& second) {
+    const __m512i firsts = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    first.v = _mm512_permutex2var_ps(a.v, firsts, b.v);
+    second.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(firsts, _mm512_set1_epi32(8)), b.v);
+}
 
 // 2^n for whole n, times a; n may leave the range of exponents.
 inline Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
@@ -140,6 +146,11 @@ inline float max_lane(Vec a) {
     __m128 c = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     c = _mm_max_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+inline void interleave(Vec a, Vec b, Vec& first, Vec& second) {
+    const __m256 low = _mm256_unpacklo_ps(a.v, b.v), high = _mm256_unpackhi_ps(a.v, b.v);
+    first.v = _mm256_permute2f128_ps(low, high, 0x20);
+    second.v = _mm256_permute2f128_ps(low, high, 0x31);
 }
 
 // In two halves, so that results below the normal range stay exact.
@@ -262,6 +273,15 @@ inline float max_lane(Vec a) {
     for (int i = 1; i < LANES; i++) m = a.v[i] > m ? a.v[i] : m;
     return m;
 }
+inline void interleave(Vec a, Vec b, Vec& first, Vec& second) {
+    constexpr int HALF = LANES / 2;
+    for (int i = 0; i < HALF; i++) {
+        first.v[2 * i] = a.v[i];
+        first.v[2 * i + 1] = b.v[i];
+        second.v[2 * i] = a.v[HALF + i];
+        second.v[2 * i + 1] = b.v[HALF + i];
+    }
+}
 
 inline Vec scale_by_power(Vec a, Vec n) {
     const Ints whole = __builtin_convertvector(n.v, Ints), half = whole >> 1;
@@ -277,6 +297,15 @@ inline Vec round(Vec a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 inline Vec zero() { return broadcast(0.0f); }
+
+// v[i][j] becomes v[j][i].
+[[gnu::always_inline]] inline void transpose(Vec (&v)[LANES]) {
+    for (int step = 1; step < LANES; step *= 2) {
+        Vec turned[LANES];
+        for (int i = 0; i < LANES / 2; i++) interleave(v[i], v[i + LANES / 2], turned[2 * i], turned[2 * i + 1]);
+        for (int i = 0; i < LANES; i++) v[i] = turned[i];
+    }
+}
 
 // x = n ln 2 + r, |r| <= ln 2 / 2, and q = (e^r - 1) / r by its series.
 struct Power {

@@ -77,6 +77,10 @@ inline void sum4(float* out, Vec a, Vec b, Vec c, Vec d) {
     out[2] = sum(c);
     out[3] = sum(d);
 }
+inline void interleave(Vec a, Vec b, Vec& first, Vec& second) {
+    first = {vzip1q_f32(a.v[0], b.v[0]), vzip2q_f32(a.v[0], b.v[0])};
+    second = {vzip1q_f32(a.v[1], b.v[1]), vzip2q_f32(a.v[1], b.v[1])};
+}
 inline float max_lane(Vec a) {
     float32x4_t c = larger(a.v[0], a.v[1]);
     c = larger(c, vextq_f32(c, c, 2));

@@ -151,6 +151,16 @@ class Cpu:
     def write_cache(
         self, k_cache: NDArray[Any], v_cache: NDArray[Any], k: NDArray[Any], v: NDArray[Any], slots: NDArray[Any], /
     ) -> None: ...
+    def read_cache(
+        self,
+        k: NDArray[Any],
+        v: NDArray[Any],
+        k_cache: NDArray[Any],
+        v_cache: NDArray[Any],
+        table: NDArray[Any],
+        first: int,
+        /,
+    ) -> None: ...
     def copy_blocks(self, cache: NDArray[Any], source: NDArray[Any], target: NDArray[Any], /) -> None: ...
     def attention(
         self,
@@ -168,6 +178,8 @@ class Cpu:
         sinks: NDArray[Any] | None,
         slopes: NDArray[Any] | None,
         latent: bool,
+        totals: NDArray[Any] | None,
+        joins: bool,
     ) -> None: ...
     def activation(self, out: NDArray[Any], x: NDArray[Any], kind: str, /) -> None: ...
     def gated_activation(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.kernels import oracles
-from tests.kernels.test_attention import KINDS, Paged
+from tests.kernels.test_attention import KINDS, LATENT, Paged
 from tramontane.kernels import BLOCKS
 from tramontane.kernels.blocks import dequantize
 from tramontane.kernels.tables import LEVELS, table
@@ -26,6 +26,7 @@ from tramontane.kernels.tables import LEVELS, table
 ROOT = Path(__file__).parents[2]
 DENSE: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 TILED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+CACHES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "E4M3": "fp8"}
 FAST, UNIFORM, EXACT = range(3)
 
 Arrays = Sequence[NDArray[Any] | None]
@@ -178,30 +179,48 @@ def _layers(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def _attention(rng: np.random.Generator) -> Iterator[Case]:
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    for format, dtype in names.items():
+    for format in DENSE:
         for kind in KINDS.values():
             for window, sizes in ((0, (4, 2, 32, 16)), (5, (3, 1, 17, 4))):
-                yield from _attended(rng, format, dtype, kind, window, sizes)
+                query_heads, heads, width, block = sizes
+                paged = Paged(rng, (1, 9, 21), query_heads, heads, width, block, CACHES[format], value_width=width + 3)
+                yield from _attended(paged, format, kind, window)
+    for format, cells in CACHES.items():
+        for (query_heads, heads), (width, value_width), block in LATENT:
+            paged = Paged(rng, (1, 9, 70), query_heads, heads, width, block, cells, 0, value_width, latent=True)
+            yield from _attended(paged, format, KINDS["all"], 0)
+        for latent in (False, True):
+            paged = Paged(rng, (40, 70), 6, 1, 48, 16, cells, value_width=32, latent=latent)
+            yield from _attended(paged, format, KINDS["sinks"], 0, rows=8, cut=32)
+        yield from _read(paged, format)
 
 
 def _attended(
-    rng: np.random.Generator, format: str, dtype: str, kind: dict[str, Any], window: int, sizes: tuple[int, ...]
+    paged: Paged, format: str, kind: dict[str, Any], window: int, rows: int | None = None, cut: int = 0
 ) -> Iterator[Case]:
-    query_heads, heads, width, block = sizes
-    lengths = (1, 9, 21)
-    paged = Paged(rng, lengths, query_heads, heads, width, block, dtype, value_width=width + 3)
+    """The last `rows` of each sequence, or all; `cut`: in two calls, of the tokens from there on, and of the others."""
     sinks = paged.sinks if kind.get("sinks") else None
     slopes = paged.slopes if kind.get("slopes") else None
     causal, softcap, scale = kind.get("causal", True), kind.get("softcap", 0.0), 0.3
     how = {"window": window, "causal": causal, "softcap": softcap, "sinks": sinks, "slopes": slopes}
+    queries = [q[-rows:] if rows else q for q in paged.q]
     want = np.concatenate(
-        [oracles.attention(*each, scale, **how) for each in zip(paged.q, paged.k, paged.v, strict=True)]
+        [oracles.attention(*each, scale, **how) for each in zip(queries, paged.k, paged.v, strict=True)]
     )
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    queries = np.concatenate(paged.q)
-    arrays = (queries, paged.k_cache, paged.v_cache, paged.tables, starts, np.array(lengths, np.int32), sinks, slopes)
-    ints = (len(lengths), paged.tables.shape[1], query_heads, heads, width, width + 3, block, window, causal)
+    lists = paged.tables, np.cumsum([0, *map(len, queries)]).astype(np.int32), np.array([*map(len, paged.k)], np.int32)
+    arrays = (np.concatenate(queries), paged.k_cache, paged.v_cache, *lists, sinks, slopes)
+    widths = (paged.q[0].shape[1], paged.k[0].shape[1], paged.q[0].shape[2], paged.v[0].shape[2])
+    ints = (*paged.tables.shape, *widths, paged.size, window, causal, paged.latent, cut)
     for arithmetic in (FAST, EXACT):
-        bound = 2e-5 if arithmetic == EXACT or format == "F32" else 0.03
+        bound = 2e-5 if arithmetic == EXACT or format == "F32" or paged.latent else 0.03
         yield Case("attention", format, (*ints, arithmetic), (scale, softcap), arrays, want.astype(np.float32), bound)
+
+
+def _read(paged: Paged, format: str) -> Iterator[Case]:
+    """What a latent cache holds of the second sequence, from its fourth token on."""
+    table, first, (keys, values) = paged.tables[1], 3, (paged.k[1], paged.v[1])
+    parts = (paged.k_cache, values, 1), (paged.v_cache, keys[..., values.shape[2] :], 0)
+    for cache, held, turned in parts:
+        want = np.ascontiguousarray(held[first:])
+        ints = (first, *want.shape, paged.size, turned)
+        yield Case("read_cache", format, ints, (), (cache, table), want, 2e-6)

@@ -165,6 +165,49 @@ def test_values_that_lie_in_the_keys(
             np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.1, window, kind), atol=2e-5, rtol=1e-5)
 
 
+@each_dtype
+@pytest.mark.parametrize(("latent", "kind"), [(False, "plain"), (False, "sinks"), (False, "softcap"), (True, "sinks")])
+def test_keys_that_are_joined(ops: Ops, dtype: str, latent: bool, kind: str, rng: np.random.Generator) -> None:
+    """What rows find among the last tokens, then among two stretches that they see all of (of which one has fewer
+    tokens than there are rows), is what they find among all."""
+    lengths, width, size = (700, 90), 40, 16
+    heads = (6, 1) if latent else (6, 2)
+    paged = Paged(rng, lengths, *heads, width, size, dtype, value_width=32, latent=latent)
+    rows = [(0, 660, 700), (1, 40, 90)]
+    q = np.concatenate([paged.q[s][a:b] for s, a, b in rows])
+    out, totals = unset(*q.shape[:2], 32), unset(*q.shape[:2])
+    sinks, softcap = paged.sinks if kind == "sinks" else None, 1.5 if kind == "softcap" else 0.0
+    cuts = [(0, 16), (16, 32), (32, None)]
+    for first, last in reversed(cuts):
+        tables = paged.tables[:, first // size : None if last is None else last // size]
+        contexts = ints(*((n if last is None else last) - first for n in lengths))
+        lists, ending = (tables, ints(0, 40, 90), contexts), last is None
+        arguments = (q, paged.k_cache, paged.v_cache, *lists, 0.2, 0, ending, softcap, sinks if ending else None, None)
+        out, totals = _joined(ops, out, totals, arguments, latent, not ending)
+    for (s, a, b), actual in zip(rows, (out[:40], out[40:]), strict=True):
+        np.testing.assert_allclose(actual, paged.expected(s, a, b, 0.2, 0, KINDS[kind]), atol=2e-5, rtol=1e-5)
+
+
+def _joined(
+    ops: Ops, out: NDArray[Any], totals: NDArray[Any], arguments: tuple[Any, ...], latent: bool, joins: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    out, totals = (ops.from_host(x.copy()) for x in (out, totals))
+    moved = (ops.from_host(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x for x in arguments)
+    ops.attention(out, *moved, latent, totals, joins)
+    ops.synchronize()
+    return np.array(ops.to_host(out)), np.array(ops.to_host(totals))
+
+
+def test_a_total_is_the_logarithm_of_the_sum(ops: Ops, rng: np.random.Generator) -> None:
+    paged = Paged(rng, [20], 2, 1, 8, 4)
+    arguments = (paged.q[0], paged.k_cache, paged.v_cache, paged.tables, ints(0, 20), ints(20), 0.5)
+    rest = (0, True, 0.0, paged.sinks, None)
+    totals = _joined(ops, unset(20, 2, 8), unset(20, 2), (*arguments, *rest), False, False)[1]
+    scores = np.einsum("nhd,ld->nhl", paged.q[0].astype(np.float64), paged.k[0][:, 0]) * 0.5
+    seen = np.where(np.tri(20, dtype=bool)[:, None], np.exp(scores), 0).sum(axis=-1) + np.exp(paged.sinks)
+    np.testing.assert_allclose(totals, np.log(seen), atol=3e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_latent_attention_does_not_depend_on_chunks_nor_on_neighbours(
     fixed: Ops, dtype: str, rng: np.random.Generator
@@ -236,6 +279,21 @@ def test_parts_of_a_long_context_do_not_depend_on_how_they_are_shared(
             among = paged.attend(ops, [(2, 1099, 1100), (1, 580, 600), (0, 1500, 1700)], 0.2, window)
             for actual, right in zip(among, (many[2], many[1][580:], many[0]), strict=True):
                 np.testing.assert_array_equal(actual, right)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("heads", [5, 16, 130])
+def test_heads_that_share_one_vector_are_shared_out(dtype: str, heads: int, rng: np.random.Generator) -> None:
+    """Among more threads than a short context has parts, a long one, and two sequences."""
+    cpu = pytest.importorskip("tramontane.kernels.cpu")
+    paged = Paged(rng, [300, 1100], heads, 1, 40, 16, dtype, value_width=32, latent=True)
+    for module in (f"cpu-{isa}" for isa in cpu.isas()):
+        one, many = make(module, threads=1), [make(module, threads=threads) for threads in (2, 3, 8)]
+        for rows in ([(0, 299, 300)], [(1, 1099, 1100)], [(0, 290, 293), (1, 1098, 1100)]):
+            right = paged.attend(one, rows, 0.2, 0, KINDS["all"])
+            for ops in many:
+                for actual, expected in zip(paged.attend(ops, rows, 0.2, 0, KINDS["all"]), right, strict=True):
+                    np.testing.assert_array_equal(actual, expected)
 
 
 # ---- Fast arithmetic, where matrices of bfloat16 are multiplied: tiles of sixteen rows and more go that way
@@ -384,7 +442,7 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
     paged = Paged(rng, [9, 5], 4, 2, 8, 4, value_width=6)
     q, out = normal(rng, 3, 4, 8), unset(3, 4, 6)
     caches, lists = (paged.k_cache, paged.v_cache), (paged.tables, ints(0, 2, 3), ints(9, 5))
-    good = (out, q, *caches, *lists, 1.0, 0, True, 0.0, paged.sinks, paged.slopes, False)
+    good = (out, q, *caches, *lists, 1.0, 0, True, 0.0, paged.sinks, paged.slopes, False, None, False)
     call(ops, "attention", *good)
     wrong: list[dict[int, Any]] = [
         {0: unset(3, 4, 8)},
@@ -400,6 +458,9 @@ def test_what_does_not_fit_is_refused(ops: Ops, rng: np.random.Generator) -> Non
         {12: paged.slopes.astype(np.float64)},
         {9: False},
         {13: True},
+        {14: unset(3, 3)},
+        {14: unset(3, 4), 15: True},
+        {11: None, 15: True},
     ]
     for change in wrong:
         arguments = [change.get(i, argument) for i, argument in enumerate(good)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.kernels.modules import call, ints, normal
+from tests.kernels.modules import call, ints, normal, unset
 from tramontane.kernels import Ops
 from tramontane.kernels.cells import CELLS, numpy_dtype, quantize, read_keys, read_values, rotate
 
@@ -124,3 +124,30 @@ def test_blocks_are_copied_with_their_scales(ops: Ops, kind: str, rng: np.random
         expected = cache.view(np.uint8).copy()
         expected[[1, 5]] = expected[[0, 2]]
         np.testing.assert_array_equal(copied.view(np.uint8), expected)
+
+
+@each_kind
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_every_module_reads_what_was_written(
+    ops: Ops, kind: str, widths: tuple[int, int], size: int, rng: np.random.Generator
+) -> None:
+    """Tokens of a context from any on, keys turned back; of floats without a cache it is what was written, rounded."""
+    table, tokens = ints(*rng.permutation(9)), 37 if size > 4 else 7
+    k, v = (normal(rng, tokens, 3, width) for width in widths)
+    slots = (table[:, None] * size + np.arange(size, dtype=np.int32)).reshape(-1)[:tokens]
+    caches = written(ops, empty(kind, 9, 3, size, widths), k, v, slots)
+    near = {"float32": 0, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2, "fp8": 8e-2}[kind]
+    for first, stop in ((0, tokens), (3, tokens - 1), (tokens - 1, tokens), (2, 2)):
+        shapes = [(stop - first, 3, width) for width in widths]
+        outs = call(ops, "read_cache", *(unset(*shape) for shape in shapes), *caches, table, first, written=2)
+        for out, x in zip(outs, (k, v), strict=True):
+            np.testing.assert_allclose(out, x[first:stop], atol=near * 3, rtol=0)
+    keys, values = (x.swapaxes(1, 2).reshape(-1, 3, x.shape[3])[:tokens] for x in _held(caches, table, widths))
+    outs = call(ops, "read_cache", unset(*k.shape), unset(*v.shape), *caches, table, 0, written=2)
+    np.testing.assert_allclose(outs[0], rotate(keys) if CELLS[kind].top else keys, atol=2e-6)
+    np.testing.assert_array_equal(outs[1], values)
+
+
+def _held(caches: list[NDArray[Any]], table: NDArray[Any], widths: tuple[int, int]) -> tuple[NDArray[Any], ...]:
+    return read_keys(caches[0][table], widths[0]), read_values(caches[1][table], widths[1])

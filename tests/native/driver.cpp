@@ -44,6 +44,11 @@ struct Case {
 #undef FORMAT_NAMED
         throw std::runtime_error("there is no format " + of);
     }
+    CacheFormat cache_format() const {
+        for (const auto& [name, format] : {std::pair{"I8", CacheFormat::I8}, {"E4M3", CacheFormat::E4M3}})
+            if (of == name) return format;
+        return static_cast<CacheFormat>(format());
+    }
     Activation activation() const {
         for (size_t i = 0; i < std::size(ACTIVATIONS); i++)
             if (of == ACTIVATIONS[i]) return static_cast<Activation>(i);
@@ -187,10 +192,17 @@ class Runner {
     }
     // cache, x, slots.
     void write_cache(Case& c) {
-        const auto format = static_cast<CacheFormat>(c.format());
+        const CacheFormat format = c.cache_format();
         const int64_t tokens = c.integer(), heads = c.integer(), size = c.integer(), block = c.integer();
         cache_.write(pool_, {c.result<uint8_t>(), c.array<float>(1), c.array<int32_t>(2), tokens, heads, size, block,
                              format, c.integer() != 0});
+    }
+    // cache, table.
+    void read_cache(Case& c) {
+        const int64_t first = c.integer(), tokens = c.integer(), heads = c.integer(), size = c.integer();
+        const int64_t block = c.integer();
+        cache_.read(pool_, {c.result(), c.array<uint8_t>(0), c.array<int32_t>(1), first, tokens, heads, size, block,
+                            c.cache_format(), c.integer() != 0});
     }
     // q, keys, values, tables, query starts, context lengths, sinks, slopes.
     void attention(Case& c) {
@@ -204,14 +216,34 @@ class Runner {
         a.context_lens = c.array<int32_t>(5);
         a.sinks = c.array<float>(6);
         a.slopes = c.array<float>(7);
-        a.format = static_cast<CacheFormat>(c.format());
+        a.format = c.cache_format();
         for (int64_t* size : {&a.sequences, &a.table_size, &a.q_heads, &a.kv_heads, &a.head_size, &a.value_size,
                               &a.block_size, &a.window})
             *size = c.integer();
         a.causal = c.integer();
+        a.latent = c.integer();
         a.scale = c.floats.at(0);
         a.softcap = c.floats.at(1);
-        cache_.attention(pool_, a, static_cast<Arithmetic>(c.integer()));
+        const int64_t cut = c.integer();
+        const auto arithmetic = static_cast<Arithmetic>(c.integer());
+        cut ? attend_twice(a, cut, arithmetic) : cache_.attention(pool_, a, arithmetic);
+    }
+    // To the tokens from `cut` on, then to those before it, which all rows see.
+    void attend_twice(const Attention& a, int64_t cut, Arithmetic arithmetic) {
+        std::vector<float> totals(a.query_start[a.sequences] * a.q_heads);
+        std::vector<int32_t> later(a.context_lens, a.context_lens + a.sequences), before(a.sequences, int32_t(cut));
+        for (int32_t& context : later) context -= int32_t(cut);
+        Attention part = a;
+        part.totals = totals.data();
+        part.tables = a.tables + cut / a.block_size;
+        part.context_lens = later.data();
+        cache_.attention(pool_, part, arithmetic);
+        part.tables = a.tables;
+        part.context_lens = before.data();
+        part.causal = false;
+        part.sinks = nullptr;
+        part.joins = true;
+        cache_.attention(pool_, part, arithmetic);
     }
     // logits.
     void log_softmax(Case& c) {
@@ -233,6 +265,7 @@ const std::map<std::string, void (Runner::*)(Case&)> Runner::OPS = {
     {"rope", &Runner::rope},               {"gated_activation", &Runner::gated_activation},
     {"write_cache", &Runner::write_cache}, {"attention", &Runner::attention},
     {"log_softmax", &Runner::log_softmax}, {"table", &Runner::table},
+    {"read_cache", &Runner::read_cache},
 };
 
 int run(const char* isa, const char* cases, const char* results) {

@@ -276,6 +276,11 @@ class Ops(Protocol):
         """
         ...
 
+    def read_cache(self, k: Array, v: Array, k_cache: Array, v_cache: Array, table: Array, first: int) -> None:
+        """k, v [T,H,D] float32 = what `write_cache` stored of T tokens, from the token `first` on of the context that
+        lies in the blocks of table int32 [B]."""
+        ...
+
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
         """cache[target[i]] = cache[source[i]] for int32 block ids; no target is also a source."""
         ...
@@ -296,14 +301,16 @@ class Ops(Protocol):
         sinks: Array | None = None,
         slopes: Array | None = None,
         latent: bool = False,
+        totals: Array | None = None,
+        joins: bool = False,
     ) -> None:
         """Attention of ragged rows over the paged cache, float32 softmax.
 
         q [T,Hq,D], out [T,Hq,Dv]; caches as in `write_cache`, Hq a multiple of Hkv; block_tables int32 [S,B];
         query_start int32 [S+1]; context_lens int32 [S], tokens of a sequence in the cache, those of this step included.
         The i-th of n query rows of a sequence stands at position context_len - n + i and sees positions p with p <= own
-        where causal, and |own - p| < window where window > 0. Table entries wholly outside every row's window are never
-        read and may be -1.
+        where causal, and |own - p| < window where window > 0; where all see all, there may be fewer tokens than rows.
+        Table entries wholly outside every row's window are never read and may be -1.
 
         A score is scale * q.k, then cap * tanh(score / cap) where softcap > 0, then minus slopes[h] * (own - p)
         (slopes float32 [Hq], with causal only; Press et al., 2022). sinks float32 [Hq]: one more score of each
@@ -311,6 +318,9 @@ class Ops(Protocol):
 
         latent: what k_cache holds are values (of Dv elements) and the beginning of keys at once, and v_cache holds the
         rest of keys (D - Dv elements).
+
+        totals float32 [T,Hq]: becomes the logarithm of the sum of exp(score) over all that a row sees. joins: out and
+        totals hold what the rows made of other keys (one at least), and become what they make of these and those.
         """
         ...
 

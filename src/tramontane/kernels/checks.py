@@ -90,6 +90,16 @@ def check_write(k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array
         raise ValueError(f"write_cache: k_cache is of {k_cache.shape[1]} heads, k of {sizes['H']}")
 
 
+def check_read(k: Array, v: Array, k_cache: Array, v_cache: Array, table: Array, first: int) -> None:
+    """Hold the arguments of `Ops.read_cache` to their shapes."""
+    sizes = check("read_cache", ("k", k, "T H D", FLOAT32), ("v", v, "T H Dv", FLOAT32), ("table", table, "B", INT32))
+    check_caches("read_cache", k_cache, v_cache, sizes["D"], sizes["Dv"])
+    if k_cache.shape[1] != sizes["H"]:
+        raise ValueError(f"read_cache: k_cache is of {k_cache.shape[1]} heads, k of {sizes['H']}")
+    if first < 0 or first + sizes["T"] > sizes["B"] * k_cache.shape[3]:
+        raise ValueError(f"read_cache: {sizes['T']} tokens from {first} are not in {sizes['B']} blocks")
+
+
 def check_attention(
     out: Array,
     q: Array,
@@ -102,6 +112,8 @@ def check_attention(
     sinks: Array | None = None,
     slopes: Array | None = None,
     latent: bool = False,
+    totals: Array | None = None,
+    joins: bool = False,
 ) -> None:
     """Hold the arguments of `Ops.attention` to their shapes."""
     sizes = check(
@@ -113,6 +125,7 @@ def check_attention(
         ("block_tables", block_tables, "S B", INT32),
         ("context_lens", context_lens, "S", INT32),
         ("query_start", query_start, "S+1", INT32),
+        ("totals", totals, "T Hq", FLOAT32),
     )
     stored = (sizes["Dv"], sizes["D"] - sizes["Dv"]) if latent else (sizes["D"], sizes["Dv"])
     check_caches("attention", k_cache, v_cache, *stored)
@@ -123,6 +136,8 @@ def check_attention(
         raise ValueError(f"attention: {sizes['Hq']} query heads do not share {heads} key heads")
     if slopes is not None and not causal:
         raise ValueError("attention: slopes go with causal attention")
+    if joins and (totals is None or sinks is not None):
+        raise ValueError("attention: what is joined has totals, and its sinks already")
 
 
 def check_norm(op: str, out: Array, x: Array, *weights: Array | None) -> None:

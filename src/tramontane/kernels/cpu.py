@@ -287,6 +287,9 @@ class CpuOps(RecurrentOps):
     def write_cache(self, k_cache: Array, v_cache: Array, k: Array, v: Array, slots: Array) -> None:
         self._native.write_cache(k_cache, v_cache, k, v, slots)
 
+    def read_cache(self, k: Array, v: Array, k_cache: Array, v_cache: Array, table: Array, first: int) -> None:
+        self._native.read_cache(k, v, k_cache, v_cache, table, first)
+
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
         self._native.copy_blocks(cache, source, target)
 
@@ -306,9 +309,11 @@ class CpuOps(RecurrentOps):
         sinks: Array | None = None,
         slopes: Array | None = None,
         latent: bool = False,
+        totals: Array | None = None,
+        joins: bool = False,
     ) -> None:
         arrays = (out, q, k_cache, v_cache, block_tables, query_start, context_lens)
-        self._native.attention(*arrays, scale, window, causal, softcap, sinks, slopes, latent)
+        self._native.attention(*arrays, scale, window, causal, softcap, sinks, slopes, latent, totals, joins)
 
     def activation(self, out: Array, x: Array, kind: str) -> None:
         self._native.activation(out, x, kind)

@@ -31,6 +31,7 @@ from tramontane.kernels.checks import (
     check_mask,
     check_norm,
     check_place,
+    check_read,
     check_route,
     check_same,
     check_sample,
@@ -138,13 +139,16 @@ class _Scoring:
         return result
 
 
-def _attend(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, scoring: _Scoring) -> Floats:
-    """Attention of scaled queries [n, Hkv, G, D] over pages [B, Hkv, block, D] that start at position `start`."""
+def _attend(
+    q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, scoring: _Scoring
+) -> tuple[Floats, Floats]:
+    """Attention of scaled queries [n, Hkv, G, D] over pages [B, Hkv, block, D] that start at position `start`, and the
+    logarithms of sums [n, Hkv, G]."""
     heads = k.shape[1]
     k = k.swapaxes(0, 1).reshape(heads, -1, k.shape[3])
     v = v.swapaxes(0, 1).reshape(heads, -1, v.shape[3])
     keys = np.arange(start, start + k.shape[1])
-    out = np.empty((*q.shape[:3], v.shape[2]), np.float32)
+    out, totals = np.empty((*q.shape[:3], v.shape[2]), np.float32), np.empty(q.shape[:3], np.float32)
     for a in range(0, len(q), _QUERY_ROWS):
         part = q[a : a + _QUERY_ROWS].transpose(1, 0, 2, 3)
         scores = (part.reshape(heads, -1, part.shape[3]) @ k.swapaxes(1, 2)).reshape(*part.shape[:3], -1)
@@ -156,14 +160,15 @@ def _attend(q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start
         total = scores.sum(axis=-1, keepdims=True)
         if scoring.sinks is not None:
             total += np.exp(scoring.sinks[:, :, None] - best)
+        totals[a : a + _QUERY_ROWS] = (best + np.log(total))[..., 0]
         weights = (scores / total).transpose(1, 0, 2, 3).reshape(heads, -1, len(keys))
         out[a : a + _QUERY_ROWS] = (weights @ v).reshape(*part.shape[:3], -1).transpose(1, 0, 2, 3)
-    return out
+    return out, totals
 
 
 def _attend_tiled(
     q: Floats, k: Floats, v: Floats, positions: NDArray[np.int64], start: int, scoring: _Scoring
-) -> Floats:
+) -> tuple[Floats, Floats]:
     """The same with an online softmax over the pages in order (Milakov and Gimelshein, 2018).
 
     A row's products are of one shape [G, D] x [D, block] whatever else is computed, and a page that it does not see
@@ -186,7 +191,7 @@ def _attend_tiled(
         mixed = mixed * keep[..., None] + weights @ v[page]
         best = new
     mixed /= total[..., None]
-    return mixed
+    return mixed, best + np.log(total)
 
 
 def _best(values: Floats, count: int) -> NDArray[np.int64]:
@@ -489,6 +494,18 @@ class ReferenceOps(StoredOps, RecurrentOps):
         cells.write_keys(k_cache, k, slots)
         cells.write_values(v_cache, v, slots)
 
+    def read_cache(self, k: Array, v: Array, k_cache: Array, v_cache: Array, table: Array, first: int) -> None:
+        check_read(k, v, k_cache, v_cache, table, first)
+        if not len(k):
+            return
+        size, tokens = k_cache.shape[3], slice(first % k_cache.shape[3], None)
+        blocks = table[first // size : -(-(first + len(k)) // size)]
+        keys, values = cells.read_keys(k_cache[blocks], k.shape[2]), cells.read_values(v_cache[blocks], v.shape[2])
+        if cells.cells_of(k_cache).top:
+            keys = cells.rotate(keys)
+        for out, x in ((k, keys), (v, values)):
+            out[...] = x.swapaxes(1, 2).reshape(-1, *out.shape[1:])[tokens][: len(out)]
+
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
         check(
             "copy_blocks",
@@ -514,9 +531,11 @@ class ReferenceOps(StoredOps, RecurrentOps):
         sinks: Array | None = None,
         slopes: Array | None = None,
         latent: bool = False,
+        totals: Array | None = None,
+        joins: bool = False,
     ) -> None:
         lists = (block_tables, query_start, context_lens)
-        check_attention(out, q, k_cache, v_cache, *lists, causal, sinks, slopes, latent)
+        check_attention(out, q, k_cache, v_cache, *lists, causal, sinks, slopes, latent, totals, joins)
         heads, size, width = k_cache.shape[1], k_cache.shape[3], q.shape[2]
         if cells.cells_of(k_cache).top and not latent:
             q = cells.rotate(q)
@@ -539,8 +558,15 @@ class ReferenceOps(StoredOps, RecurrentOps):
             queries = (q[a:b] * np.float32(scale)).reshape(b - a, heads, -1, width)
             positions = np.arange(context - (b - a), context)
             scoring = _Scoring(context, window, causal, softcap, *by_head)
-            mixed = attend(queries, keys, values, positions, first * size, scoring)
-            out[a:b] = mixed.reshape(b - a, -1, out.shape[2])
+            mixed, total = attend(queries, keys, values, positions, first * size, scoring)
+            mixed, total = mixed.reshape(b - a, -1, out.shape[2]), total.reshape(b - a, -1)
+            if joins and totals is not None:
+                before, total = totals[a:b], np.logaddexp(totals[a:b], total)
+                here = np.float32(1) - np.exp(before - total)
+                mixed = out[a:b] + (mixed - out[a:b]) * here[..., None]
+            out[a:b] = mixed
+            if totals is not None:
+                totals[a:b] = total
 
     def activation(self, out: Array, x: Array, kind: str) -> None:
         check("activation", ("out", out, "T N", FLOAT32), ("x", x, "T N", FLOAT32))

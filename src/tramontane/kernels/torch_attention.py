@@ -97,13 +97,15 @@ class Step:
         return torch.cat((latents, read_values(values, key_size - value_size)), dim=-1), latents
 
 
-def attend(out: Array, q: Array, step: Step, scoring: Scoring, held: int) -> None:
-    """Sequences of equally many rows together; about `held` elements of keys or scores at a time."""
+def attend(out: Array, q: Array, step: Step, scoring: Scoring, held: int, totals: Array | None) -> None:
+    """Sequences of equally many rows together; about `held` elements of keys or scores at a time. totals [T,Hq]: as of
+    `Ops.attention`."""
     page = max(1, *(math.prod(cache.shape[1:]) for cache in (step.k_cache, step.v_cache)))
     for a, b in _runs(step, held // page):
         rows = slice(step.starts[a], step.starts[b])
         shape = (b - a, (step.starts[b] - step.starts[a]) // (b - a))
-        _attend_run(out[rows].unflatten(0, shape), q[rows].unflatten(0, shape), step, slice(a, b), scoring, held)
+        here, queries, sums = (None if x is None else x[rows].unflatten(0, shape) for x in (out, q, totals))
+        _attend_run(here, queries, sums, step, slice(a, b), scoring, held)
 
 
 def _runs(step: Step, pages: int) -> Iterator[tuple[int, int]]:
@@ -122,8 +124,10 @@ def _runs(step: Step, pages: int) -> Iterator[tuple[int, int]]:
         a = b
 
 
-def _attend_run(out: Array, q: Array, step: Step, run: slice, scoring: Scoring, held: int) -> None:
-    """Sequences `run` of n query rows each: out [G, n, Hq, Dv], q [G, n, Hq, D]."""
+def _attend_run(
+    out: Array, q: Array, totals: Array | None, step: Step, run: slice, scoring: Scoring, held: int
+) -> None:
+    """Sequences `run` of n query rows each: out [G, n, Hq, Dv], q [G, n, Hq, D], totals [G, n, Hq]."""
     count, n, query_heads, _ = q.shape
     heads, size, contexts = step.k_cache.shape[1], step.block_size, step.contexts[run]
     first, last = scoring.first(min(contexts) - n) // size, -(-max(contexts) // size)
@@ -141,19 +145,21 @@ def _attend_run(out: Array, q: Array, step: Step, run: slice, scoring: Scoring, 
         products = (part.flatten(2, 3) @ k.transpose(2, 3)).view(*part.shape[:4], -1)
         seen = scoring.seen(positions[:, a : a + rows], keys, lens)[:, None, :, None]
         ahead = (positions[:, a : a + rows] - keys)[:, None, :, None]
-        weights = _softmax(scoring(products, ahead, seen, by_head), scoring.sinks, by_head)
+        scores = _with_sinks(scoring(products, ahead, seen, by_head), scoring.sinks, by_head)
+        if totals is not None:
+            totals[:, a : a + rows] = scores.logsumexp(dim=-1).transpose(1, 2).flatten(2, 3)
+        weights = scores.softmax(dim=-1)[..., : len(keys)]
         mixed = (weights.flatten(2, 3) @ v).view(*part.shape[:4], -1)
         out[:, a : a + rows] = mixed.transpose(1, 2).flatten(2, 3)
 
 
-def _softmax(scores: Array, sinks: Array | None, heads: tuple[int, ...]) -> Array:
+def _with_sinks(scores: Array, sinks: Array | None, heads: tuple[int, ...]) -> Array:
     if sinks is None:
-        return scores.softmax(dim=-1)
-    column = sinks.view(heads).expand(*scores.shape[:-1], 1)
-    return torch.cat((scores, column), dim=-1).softmax(dim=-1)[..., :-1]
+        return scores
+    return torch.cat((scores, sinks.view(heads).expand(*scores.shape[:-1], 1)), dim=-1)
 
 
-def attend_rows(out: Array, q: Array, step: Step, scoring: Scoring) -> None:
+def attend_rows(out: Array, q: Array, step: Step, scoring: Scoring, totals: Array | None) -> None:
     """Each row by itself, `GROUP` at a time, with an online softmax over its cache blocks in absolute order."""
     contexts, starts, device = step.contexts, step.starts, q.device
     owners = [s for s in range(len(contexts)) for _ in range(starts[s], starts[s + 1])]
@@ -166,13 +172,17 @@ def attend_rows(out: Array, q: Array, step: Step, scoring: Scoring) -> None:
         first = min(scoring.first(place) for _, place in here) // step.block_size
         end = max(scoring.end(place, contexts[s]) for s, place in here)
         pages = range(first, -(-end // step.block_size))
-        out[rows] = _attend_group(part, step, scoring, owner, place, pages, out.shape[2])[: len(here)]
+        mixed, total = _attend_group(part, step, scoring, owner, place, pages, out.shape[2])
+        out[rows] = mixed[: len(here)]
+        if totals is not None:
+            totals[rows] = total[: len(here)]
 
 
 def _attend_group(
     q: Array, step: Step, scoring: Scoring, owner: Array, place: Array, pages: range, width: int
-) -> Array:
-    """float32 [GROUP, Hq, Dv] for q [GROUP, Hq, D] at positions `place` of the sequences `owner`."""
+) -> tuple[Array, Array]:
+    """float32 [GROUP, Hq, Dv] for q [GROUP, Hq, D] at positions `place` of the sequences `owner`, and [GROUP, Hq], the
+    logarithms of sums."""
     heads, size = step.k_cache.shape[1], step.block_size
     queries = (q * scoring.scale).unflatten(1, (heads, -1))[:, :, :, None]
     by_head: Any = queries.shape[1:3]
@@ -197,4 +207,4 @@ def _attend_group(
         total = total * keep + weights.sum(dim=-1)
         mixed = mixed * keep[..., None] + (weights[..., None] * v[:, :, None]).sum(dim=-2)
         best = new
-    return (mixed / total[..., None]).flatten(1, 2)
+    return (mixed / total[..., None]).flatten(1, 2), (best + total.log()).flatten(1, 2)

@@ -36,6 +36,7 @@ from tramontane.kernels.checks import (
     check_mask,
     check_norm,
     check_place,
+    check_read,
     check_route,
     check_same,
     check_sample,
@@ -429,6 +430,18 @@ class TorchOps(StoredOps, RecurrentOps):
         torch_cells.write_keys(k_cache, k, slots)
         torch_cells.write_values(v_cache, v, slots)
 
+    def read_cache(self, k: Array, v: Array, k_cache: Array, v_cache: Array, table: Array, first: int) -> None:
+        check_read(k, v, k_cache, v_cache, table, first)
+        if not len(k):
+            return
+        size, tokens = k_cache.shape[3], slice(first % k_cache.shape[3], None)
+        blocks = table[first // size : -(-(first + len(k)) // size)].long()
+        keys = torch_cells.read_keys(torch_cells.pages_of(k_cache, blocks), k.shape[2])
+        keys = torch_cells.rotate(keys) if cells_of(k_cache).top else keys
+        values = torch_cells.read_values(torch_cells.pages_of(v_cache, blocks), v.shape[2])
+        for out, x in ((k, keys), (v, values)):
+            out.copy_(x.transpose(1, 2).flatten(0, 1)[tokens][: len(out)])
+
     def copy_blocks(self, cache: Array, source: Array, target: Array) -> None:
         check(
             "copy_blocks",
@@ -455,18 +468,25 @@ class TorchOps(StoredOps, RecurrentOps):
         sinks: Array | None = None,
         slopes: Array | None = None,
         latent: bool = False,
+        totals: Array | None = None,
+        joins: bool = False,
     ) -> None:
         lists = (block_tables, query_start, context_lens)
-        check_attention(out, q, k_cache, v_cache, *lists, causal, sinks, slopes, latent)
+        check_attention(out, q, k_cache, v_cache, *lists, causal, sinks, slopes, latent, totals, joins)
         scoring = Scoring(scale, window, causal, softcap, sinks, slopes)
         if cells_of(k_cache).top and not latent:
             q = torch_cells.rotate(q)
         starts, contexts = _integers(query_start), _integers(context_lens)
         step = Step(k_cache, v_cache, block_tables, starts, contexts, context_lens, latent)
+        before = (out.clone(), totals.clone()) if joins and totals is not None else None
         if self.deterministic:
-            attend_rows(out, q, step, scoring)
+            attend_rows(out, q, step, scoring, totals)
         else:
-            attend(out, q, step, scoring, self._gather)
+            attend(out, q, step, scoring, self._gather, totals)
+        if before is not None and totals is not None:
+            here = torch.sigmoid(totals - before[1])
+            out.copy_(torch.lerp(before[0], out, here[..., None]))
+            torch.logaddexp(before[1], totals, out=totals)
 
     def activation(self, out: Array, x: Array, kind: str) -> None:
         check("activation", ("out", out, "T N", FLOAT32), ("x", x, "T N", FLOAT32))
