@@ -65,6 +65,7 @@ def test_batch_says_where_each_token_goes(sequence_of_steps: list[Step]) -> None
         for row, sequence in enumerate(step.sequences):
             assert batch.query_start[row] == at
             assert batch.context_lens[row] == sequence.start + len(sequence.tokens)
+            assert batch.extents[row] == (len(sequence.tokens), batch.context_lens[row])
             for offset, token in enumerate(sequence.tokens):
                 position = sequence.start + offset
                 assert batch.tokens[at] == token

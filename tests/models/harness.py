@@ -100,6 +100,7 @@ class Rig:
             positions=self._ints(positions),
             query_start=self._ints(starts),
             context_lens=self._ints(lens),
+            extents=[(len(fed), end) for (_, fed), end in zip(work, lens, strict=True)],
             groups=groups,
             rope_lengths=np.array(lengths, np.int32),
             states=self._ints(sequence.state for sequence, _ in work),

@@ -52,3 +52,40 @@ def test_rows_do_not_depend_on_chunks(kernels: str, dtype: str, tiny_models: Tin
     rig = Rig(load_model(tiny_models.get("deepseek-v3").path, ops).decoder, dtype=dtype)
     ids = tokens(50)
     np.testing.assert_array_equal(rig.run(ids), rig.run(ids, [3, 1, 1, 30]))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("dtype", CELLS)
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3"])
+def test_long_prompts_make_keys_anew(name: str, dtype: str, kernels: str, tiny_models: TinyModels) -> None:
+    """In one piece, in chunks whose contexts are several stretches, and beside sequences that do not: what transformers
+    says, in a workspace as large as estimated."""
+    tiny, ids = tiny_models.get(name), tokens(560)
+    expected = tiny.logits(ids)
+    loaded = load_model(tiny.path, make(kernels))
+    rig = Rig(loaded.decoder, dtype=dtype, num_blocks=220)
+    long, short, other = rig.sequence(), rig.sequence(), rig.sequence()
+    steps = [
+        [(long, 0, 200), (short, 0, 30)],
+        [(short, 30, 31), (long, 200, 400), (other, 0, 20)],
+        [(other, 20, 21), (short, 31, 32), (long, 400, 559)],
+        [(long, 559, 560), (other, 21, 220), (short, 32, 33)],
+    ]
+    errors = []
+    for step in steps:
+        results = rig.step(*((sequence, ids[start:stop]) for sequence, start, stop in step))
+        errors += [np.abs(logits - expected[a:b]) for logits, (_, a, b) in zip(results, step, strict=True)]
+    assert np.median(np.concatenate(errors)) < NEAR[dtype] * expected.std()
+    assert all(np.median(errors[i]) < 1.5 * NEAR[dtype] * expected.std() for i in (0, 3, 7))  # those made anew
+    assert rig.workspace.nbytes == memory.workspace_bytes(loaded.spec, 256, 256, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_ways_to_attend_differ_by_rounding(dtype: str, tiny_models: TinyModels) -> None:
+    """Deterministic ops take one of them, whatever the chunks."""
+    model, ids = tiny_models.get("deepseek-v3").path, tokens(300)
+    ways = (load_model(model, make(kind)).decoder for kind in ("reference", "reference/deterministic"))
+    anew, fixed = (Rig(decoder, dtype=dtype) for decoder in ways)
+    right = fixed.run(ids, [150])
+    assert 0 < np.median(np.abs(anew.run(ids, [150]) - right)) < 0.5 * NEAR[dtype] * right.std()
+    np.testing.assert_array_equal(fixed.run(ids, [7, 130]), right)

@@ -269,7 +269,7 @@ def test_latent_attention_that_was_cut_a_head(kind: str, tiny_models: TinyModels
 def test_estimates_know_the_buffers(name: str, tiny_models: TinyModels) -> None:
     loaded = load_model(tiny_models.get(name).path, make("reference"))
     rig = Rig(loaded.decoder)
-    rig.run(tokens(5))
+    rig.run(tokens(140), [5])
     assert rig.workspace.nbytes == workspace_bytes(loaded.spec, 256, logits_rows=256)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tests.models.harness import KERNELS, MAIN, Rig, make
 from tests.models.tiny import CASES, Tiny, TinyModels, tokens
+from tramontane.layers.context import REPLAYED_ROWS
 from tramontane.loading.build import load_model
 from tramontane.loading.memory import workspace_bytes
 
@@ -50,6 +51,8 @@ def pair(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Pair:
 def test_full_prefill(pair: Pair) -> None:
     ids = tokens(LENGTH)
     pair.check(pair.rig.run(ids), ids)
+    if any(attention.makes_keys for attention in pair.rig.decoder.spec.attentions):
+        pair.rig.run(tokens(REPLAYED_ROWS + 1))  # which shorter prompts do not
     workspace = pair.rig.workspace
     assert workspace.nbytes == workspace_bytes(pair.rig.decoder.spec, workspace.max_rows, workspace.max_rows)
 

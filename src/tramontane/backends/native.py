@@ -177,7 +177,7 @@ def _free_for_cache(loaded: LoadedModel, config: EngineConfig) -> int:
         free = platform.available_memory()
     longest = config.context_length or loaded.spec.context_length
     step = step_rows(loaded.spec, config.scheduler.max_num_batched_tokens, longest)
-    needed = workspace_bytes(loaded.spec, step)
+    needed = workspace_bytes(loaded.spec, step, cache_dtype=loaded.cache_dtype(config.cache.dtype))
     if needed >= free:
         raise OutOfMemory(
             f"a step of {step} tokens needs {shown(needed)} of the {shown(free)} that are free",

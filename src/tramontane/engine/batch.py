@@ -57,6 +57,7 @@ class BatchBuilder:
             positions=device(_filled(self._positions, positions)),
             query_start=device(_filled(self._query_start, starts)),
             context_lens=device(_filled(self._context_lens, ends)),
+            extents=[(len(s.tokens), end) for s, end in zip(sequences, ends, strict=True)],
             states=device(_filled(self._states, [s.state for s in sequences])),
             groups=tuple(self._group(group, step) for group in range(len(self._tables))),
             rope_lengths=_rope_lengths(step),

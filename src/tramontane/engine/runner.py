@@ -19,15 +19,12 @@ from tramontane.engine.step import Row, SequenceResult, Step, StepResult, TokenI
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.plans import Plans
 from tramontane.kernels.workspace import Workspace
-from tramontane.layers.context import BatchContext
+from tramontane.layers.context import REPLAYED_ROWS, BatchContext
 from tramontane.layers.kvcache import KVCache
 from tramontane.loading.memory import LOGITS_ROWS
 from tramontane.text.grammar import Grammars
 
 T = TypeVar("T")
-
-REPLAYED_ROWS = 128
-"""Steps of more rows compute for so long that calls do not count, and hardly one is shaped like another."""
 
 
 class Model(Protocol):

@@ -5,11 +5,18 @@ Owns the dataclasses only. Must not know: scheduling, requests, how the arrays w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import Array
 from tramontane.records import dataclass
+
+REPLAYED_ROWS = 128
+"""Steps of up to so many rows may be recorded, and replayed with other values: what layers do with them depends on
+nothing but `BatchContext.shape`. More compute for so long that calls do not count, and hardly one is shaped like
+another."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ class BatchContext:
     """int32 [S]: tokens in the cache after this step."""
     groups: tuple[GroupContext, ...]
     """In the order of `models.spec.cache_groups`."""
+    extents: Sequence[tuple[int, int]] = ()
+    """Of each sequence, on the host: its tokens in the batch, and those in the cache after this step. Layers may take
+    another way by it where there are more than REPLAYED_ROWS; empty: they do not."""
     states: Array | None = None
     """int32 [S]: the places of the sequences' states, in models that keep one."""
     rope_lengths: NDArray[np.int32] | None = None

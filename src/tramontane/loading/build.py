@@ -99,9 +99,9 @@ def load_model(
         return LoadedModel(spec, found.model, ops, checkpoint, found.nbytes, found.dtype, formats, {})
     plan = checked_plan(checkpoint, architecture)
     formats = plan.formats(dtype)
-    needed = plan.weight_bytes(formats)
+    needed, turned = plan.weight_bytes(formats), 0 if ops.deterministic else plan.turned_bytes(formats)
     if ops.device == "cpu":
-        memory.check_weights_fit(needed, platform.available_memory())
+        memory.check_weights_fit(needed + turned, platform.available_memory())
     kept = _kept(ops, checkpoint, plan, formats, keep_packed, (dtype, architecture)) if keep_packed else None
     packed = _by_matrix(kept.read(partial(_rooms, ops, plan, formats))) if kept else {}
     hear = _heard(progress, needed, f"loading {checkpoint.path.name}")
@@ -114,7 +114,8 @@ def load_model(
     if kept and not packed:
         kept.write(_packed(parameters))
     decoder = Decoder(plan.spec, parameters, ops)
-    return LoadedModel(plan.spec, decoder, ops, checkpoint, needed, plan.dense_dtype(formats), formats, plan.bindings)
+    dense, nbytes = plan.dense_dtype(formats), needed + turned
+    return LoadedModel(plan.spec, decoder, ops, checkpoint, nbytes, dense, formats, plan.bindings)
 
 
 def checked_plan(checkpoint: Checkpoint, architecture: str = "auto") -> Plan:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tramontane.config import CacheConfig, SchedulerConfig
 from tramontane.errors import InvalidRequest, OutOfMemory
 from tramontane.kernels.cells import CELLS
+from tramontane.layers.latent import made_cells, made_shapes
 from tramontane.loading.binding import Binding
 from tramontane.loading.tensors import TensorEntry
 from tramontane.models.decoder import slot_shapes
@@ -89,6 +90,13 @@ class Plan:
         """Bytes of all parameters once loaded; `formats` of the matrices as `formats()` gives them."""
         return sum(self.parameter_bytes(name, formats.get(name, "F32")) for name in self.bindings)
 
+    def turned_bytes(self, formats: Mapping[str, str]) -> int:
+        """Bytes of what is kept turned besides: of latent attention, to make keys."""
+        layers = [i for i, layer in enumerate(self.spec.layers) if layer.attention and layer.attention.makes_keys]
+        names = [f"layers.{i}.attention.k_up" for i in layers]
+        kept = [ITEMSIZE[DENSE.get(formats[name], "float32")] for name in names]
+        return sum(math.prod(self.bindings[name].shape) * size for name, size in zip(names, kept, strict=True))
+
     def dense_dtype(self, formats: Mapping[str, str]) -> str:
         """The dtype of most dense matrices by bytes; float32 where all are quantized."""
         sizes: Counter[str] = Counter()
@@ -119,9 +127,9 @@ def estimate(
     blocks = _blocks_wanted(spec, CacheConfig(block_size=block_size), seats, context_length)
     resolved = resolve_cache_dtype(cache_dtype, stored.values())
     return MemoryEstimate(
-        weights=plan.weight_bytes(stored),
+        weights=plan.weight_bytes(stored) + plan.turned_bytes(stored),
         cache=blocks * block_bytes(spec, block_size, resolved) + batch * state_bytes(spec),
-        workspace=workspace_bytes(spec, rows),
+        workspace=workspace_bytes(spec, rows, cache_dtype=resolved),
     )
 
 
@@ -164,7 +172,9 @@ def step_rows(spec: ModelSpec, max_num_batched_tokens: int, context_length: int)
     return max_num_batched_tokens if spec.causal else max(max_num_batched_tokens, context_length)
 
 
-def workspace_bytes(spec: ModelSpec, max_num_batched_tokens: int, logits_rows: int = LOGITS_ROWS) -> int:
+def workspace_bytes(
+    spec: ModelSpec, max_num_batched_tokens: int, logits_rows: int = LOGITS_ROWS, cache_dtype: str = "float32"
+) -> int:
     """Buffers of the largest step: those of `Decoder.forward`, and of `logits_rows` rows of `Decoder.logits`."""
     # One buffer for every width that some layer has: layers of equal widths share theirs.
     widths = {("hidden", spec.hidden_size), ("branch", spec.hidden_size), ("embedding", spec.embedding_size or 0)}
@@ -176,7 +186,22 @@ def workspace_bytes(spec: ModelSpec, max_num_batched_tokens: int, logits_rows: i
     per_token = sum(width for _, width in widths) + angles
     head = spec.hidden_size + spec.vocab_size + (spec.embedding_size or 0) if spec.head else 0
     experts = {layer.mlp.num_experts + 1 for layer in spec.layers if isinstance(layer.mlp, MoESpec)}
-    return 4 * (max_num_batched_tokens * per_token + logits_rows * head + sum(experts))
+    made = sum(_made_bytes(each, max_num_batched_tokens, cache_dtype) for each in set(map(_heads, spec.attentions)))
+    return 4 * (max_num_batched_tokens * per_token + logits_rows * head + sum(experts)) + made
+
+
+_Heads = tuple[int, int, int]
+
+
+def _heads(spec: AttentionSpec) -> _Heads:
+    """Of which keys and values are made anew: how many, and their sizes."""
+    return (spec.num_heads, spec.head_dim, spec.value_size) if spec.makes_keys else (0, 0, 0)
+
+
+def _made_bytes(heads: _Heads, rows: int, cache_dtype: str) -> int:
+    """A stretch of such keys and values."""
+    cells = made_cells(CELLS[cache_dtype])
+    return sum(math.prod(shape) for shape in made_shapes(cells, rows, *heads)) * cells.itemsize
 
 
 def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
@@ -199,6 +224,7 @@ def _attention_widths(spec: AttentionSpec | None) -> Iterator[tuple[str, int]]:
     yield "heads", spec.num_heads * (spec.head_dim - value_size)
     yield "heads", spec.num_heads * spec.value_size
     yield "values", spec.num_heads * spec.value_size
+    yield "totals", spec.num_heads if spec.makes_keys else 0
 
 
 def _state_widths(spec: StateSpec | None) -> Iterator[tuple[str, int]]:

@@ -14,10 +14,11 @@ from tramontane.errors import UnsupportedModel
 from tramontane.kernels import Array, Ops
 from tramontane.kernels.workspace import Workspace
 from tramontane.layers import rope
-from tramontane.layers.attention import Attention, HeadNorm, LatentAttention, PlainAttention, Scores
+from tramontane.layers.attention import Attention, HeadNorm, PlainAttention, Scores
 from tramontane.layers.context import BatchContext
 from tramontane.layers.embedding import Embedding
 from tramontane.layers.kvcache import KVCache
+from tramontane.layers.latent import LatentAttention
 from tramontane.layers.linear import Linear
 from tramontane.layers.mlp import MLP
 from tramontane.layers.moe import ExpertLinear, MoE, Router
@@ -176,6 +177,7 @@ class _Parameters:
             kv_norm=self.norm("kv_norm", latent.norm),
             k_up=self["k_up"],
             v_up=self["v_up"],
+            k_made=self["k_up"].turned() if spec.makes_keys and not self.ops.deterministic else None,
             o=self.linear("o"),
             num_heads=spec.num_heads,
             rotary=rotary,

@@ -123,6 +123,14 @@ class AttentionSpec:
             return 1, self.latent.kv_rank, self.rope.dim if self.rope is not None else 0
         return self.num_kv_heads, self.head_dim, self.value_size
 
+    @property
+    def makes_keys(self) -> bool:
+        """Whether keys and values of heads may be made anew of latent vectors (`layers.latent`): where a stretch of the
+        context can be attended to by itself, and they are smaller."""
+        if self.latent is None or self.rope is None or self.window is not None or self.slopes is not None:
+            return False
+        return self.causal and max(self.head_dim - self.rope.dim, self.value_size) < self.latent.kv_rank
+
 
 @dataclass(frozen=True)
 class ConvSpec:

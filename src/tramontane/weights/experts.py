@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from tramontane.kernels import Array, Ops
 from tramontane.weights.base import Weight
+from tramontane.weights.dense import DenseWeight
 
 
 class Experts:
@@ -26,6 +29,14 @@ class Experts:
     @property
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self.weights)
+
+    def turned(self) -> Weight:
+        """One matrix [E * K, N], the matrices' transposes one above the other, dense: float32 where they are not."""
+        dense = all(isinstance(weight, DenseWeight) for weight in self.weights)
+        matrices = [weight.tensors()["weight"] if dense else weight.dequantize() for weight in self.weights]
+        stacked = np.concatenate([np.ascontiguousarray(matrix.T) for matrix in matrices])
+        format = self.weights[0].format if dense else "F32"
+        return DenseWeight.from_tensors(self.ops, format, stacked.shape, {"weight": stacked})
 
     def matmul(self, out: Array, x: Array, offsets: Array | None, bias: Array | None = None) -> None:
         """out[P,N] = x[P,K] @ W_e.T (+ bias[e]) for the rows from offsets[e] to offsets[e + 1].
