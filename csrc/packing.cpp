@@ -20,13 +20,18 @@ struct Place {
     bool packing;
 };
 
-// `count` words from byte `from` of each row, to [count][R] words at byte `to` of the unit; or back.
-inline void words(const Place& p, int to, int from, int count) {
+// `count` words from byte `from` of each row, the i-th of all rows together to byte to(i) of the unit; or back.
+template <class To>
+inline void words(const Place& p, const To& to, int from, int count) {
     for (int r = 0; r < p.rows; r++) {
         uint8_t* row = p.row + r * p.row_bytes + from;
-        uint8_t* tile = p.unit + to + r * 4;
-        for (int i = 0; i < count; i++) p.packing ? memcpy(tile + i * R * 4, row + i * 4, 4) : memcpy(row + i * 4, tile + i * R * 4, 4);
+        uint8_t* tile = p.unit + r * 4;
+        for (int i = 0; i < count; i++) p.packing ? memcpy(tile + to(i), row + i * 4, 4) : memcpy(row + i * 4, tile + to(i), 4);
     }
+}
+// To [count][R] words at byte `to`.
+inline void words(const Place& p, int to, int from, int count) {
+    words(p, [=](int i) { return to + i * R * 4; }, from, count);
 }
 
 // A piece of SIZE bytes of each row to [R] pieces at byte `to` of the unit.
@@ -176,28 +181,28 @@ void block(const Place& p, int b) {
             for (int r = 0; r < p.rows; r++) flip_signs(p.row + r * p.row_bytes + 2, 32);
     } else if constexpr (F == Format::Q2_K) {
         scales_plain(p, T::SCALES, 0);
-        words(p, T::CODES, 16, 16);
+        words(p, T::codes, 16, 16);
         pieces<2>(p, 0, 80);
         pieces<2>(p, 32, 82);
     } else if constexpr (F == Format::Q3_K) {
-        words(p, T::HIGH, 0, 8);
-        words(p, T::CODES, 32, 16);
+        words(p, T::high, 0, 8);
+        words(p, T::codes, 32, 16);
         scales_k3(p, T::SCALES);
         pieces<2>(p, 0, 108);
     } else if constexpr (F == Format::Q4_K) {
         pieces<2>(p, 0, 0);
         pieces<2>(p, 32, 2);
         scales_k4<4>(p, T::SCALES);
-        words(p, T::CODES, 16, 32);
+        words(p, T::codes, 16, 32);
     } else if constexpr (F == Format::Q5_K) {
         pieces<2>(p, 0, 0);
         pieces<2>(p, 32, 2);
         scales_k4<4>(p, T::SCALES);
-        words(p, T::HIGH, 16, 8);
-        words(p, T::CODES, 48, 32);
+        words(p, T::high, 16, 8);
+        words(p, T::codes, 48, 32);
     } else if constexpr (F == Format::Q6_K) {
-        words(p, T::CODES, 0, 32);
-        words(p, T::HIGH, 128, 16);
+        words(p, T::codes, 0, 32);
+        words(p, T::high, 128, 16);
         scales_plain(p, T::SCALES, 192);
         pieces<2>(p, 0, 208);
     }

@@ -45,37 +45,48 @@ struct Tile<Format::Q4_1> : Unit<64, 640> {
 };
 template <>
 struct Tile<Format::Q5_0> : Unit<64, 704> {
-    static constexpr int CODES = 64, HIGH = 576;
+    static constexpr int HIGH = 64, CODES = 192;
 };
 template <>
 struct Tile<Format::Q5_1> : Unit<64, 768> {
-    static constexpr int MINIMA = 64, CODES = 128, HIGH = 640;
+    static constexpr int MINIMA = 64, HIGH = 128, CODES = 256;
 };
 template <>
 struct Tile<Format::Q8_0> : Unit<64, 1088> {
     static constexpr int CODES = 64;
 };
 
-// One block of 256: halves d [16 rows] (and dmin at 32), bytes [groups][16 rows] of scales (and minima), codes.
+// One block of 256: halves d [16 rows] (and dmin at 32), bytes [groups][16 rows] of scales (and minima), codes. Where those
+// have high bits apart, these lie where they are first needed: products read a unit from its front to its end, and leave it
+// to the processor to foresee that, which brings more than asking for weights ahead. codes(i), high(i): where words i of
+// all rows begin.
 template <>
 struct Tile<Format::Q2_K> : Unit<256, 1344> {
-    static constexpr int SCALES = 64, CODES = 320;
+    static constexpr int SCALES = 64;
+    static constexpr int codes(int i) { return 320 + i * 64; }
 };
 template <>
 struct Tile<Format::Q3_K> : Unit<256, 1856> {
-    static constexpr int SCALES = 64, CODES = 320, HIGH = 1344;
+    static constexpr int SCALES = 64;
+    static constexpr int high(int i) { return 320 + i * 128; }
+    static constexpr int codes(int i) { return i < 8 ? 384 + i * 128 : 832 + i * 64; }
 };
 template <>
 struct Tile<Format::Q4_K> : Unit<256, 2368> {
-    static constexpr int SCALES = 64, MINIMA = 192, CODES = 320;
+    static constexpr int SCALES = 64, MINIMA = 192;
+    static constexpr int codes(int i) { return 320 + i * 64; }
 };
 template <>
 struct Tile<Format::Q5_K> : Unit<256, 2880> {
-    static constexpr int SCALES = 64, MINIMA = 192, CODES = 320, HIGH = 2368;
+    static constexpr int SCALES = 64, MINIMA = 192;
+    static constexpr int high(int i) { return 320 + i * 128; }
+    static constexpr int codes(int i) { return i < 8 ? 384 + i * 128 : 832 + i * 64; }
 };
 template <>
 struct Tile<Format::Q6_K> : Unit<256, 3392> {
-    static constexpr int SCALES = 64, CODES = 320, HIGH = 2368;
+    static constexpr int SCALES = 64;
+    static constexpr int high(int i) { return 320 + i / 8 * 1536 + i % 8 * 128; }
+    static constexpr int codes(int i) { return 320 + i / 16 * 1536 + (i % 16 < 8 ? 64 + i % 8 * 128 : 1024 + i % 8 * 64); }
 };
 
 // The formats that have tiles.
