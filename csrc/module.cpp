@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "choices.h"
@@ -83,6 +84,7 @@ NB_MODULE(_native, m) {
     products("matmul_together", &Products::matmul_together, "outs"_a, "x"_a, "weights"_a, "format"_a, "biases"_a);
     m.def("tiles_shape", &Products::tiles_shape, "format"_a, "rows"_a, "columns"_a);
     products("pack", &Products::pack, "tiles"_a, "stored"_a, "format"_a);
+    products("pack_all", &Products::pack_all, "matrices"_a);
     products("unpack", &Products::unpack, "stored"_a, "tiles"_a, "format"_a);
     products("pack_codes", &Products::pack_codes, "tiles"_a, "codes"_a, "bits"_a);
     products("unpack_codes", &Products::unpack_codes, "codes"_a, "tiles"_a, "bits"_a);

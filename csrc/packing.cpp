@@ -1,5 +1,6 @@
 // From rows of blocks to tiles and back; see tiles.h. Moves words of four bytes, mostly: fast without special instructions.
 
+#include <algorithm>
 #include <cstring>
 
 #include "tiles.h"
@@ -323,6 +324,17 @@ void pack_codes(Pool& pool, const CodePacking& packing) { move_codes(pool, packi
 void unpack_codes(Pool& pool, const CodePacking& packing) { move_codes(pool, packing, false); }
 void pack(Pool& pool, const Packing& packing) { move(pool, packing, true); }
 void unpack(Pool& pool, const Packing& packing) { move(pool, packing, false); }
+void pack_all(Pool& pool, const std::vector<Packing>& packings) {
+    std::vector<int64_t> ends;  // of each, in panels of them all
+    for (const Packing& m : packings) ends.push_back((ends.empty() ? 0 : ends.back()) + m.panels);
+    parallel(pool, ends.empty() ? 0 : ends.back(), 1, [&](int64_t begin, int64_t end) {
+        for (size_t i = std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin(); begin < end; i++) {
+            const int64_t first = ends[i] - packings[i].panels, last = least(end, ends[i]);
+            panels(packings[i], true, begin - first, last - first);
+            begin = last;
+        }
+    });
+}
 void pack_panel(const Packing& packing) { panels(packing, true, 0, 1); }
 
 }  // namespace tramontane

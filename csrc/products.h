@@ -115,6 +115,19 @@ class Products {
 
     void pack(handle tiles_, handle stored_, const char* name) { move(tiles_, stored_, name, true); }
     void unpack(handle stored_, handle tiles_, const char* name) { move(tiles_, stored_, name, false); }
+    // Several matrices, each a tuple of what `pack` takes, in one stretch without Python's lock.
+    void pack_all(nanobind::list matrices) {
+        std::vector<Packing> all;
+        int64_t work = 0;
+        for (const handle matrix : matrices) {
+            const auto [tiles, stored, name] = nanobind::cast<std::tuple<nanobind::object, nanobind::object, std::string>>(matrix);
+            all.push_back(moved(tiles, stored, name.c_str(), true));
+            work += all.back().rows * all.back().columns;
+        }
+        Plan::spoil();
+        const Unlocked unlocked(work);
+        tramontane::pack_all(pool_, all);
+    }
 
     void pack_codes(handle tiles_, handle codes_, int bits) { move_codes(tiles_, codes_, bits, true); }
     void unpack_codes(handle codes_, handle tiles_, int bits) { move_codes(tiles_, codes_, bits, false); }
@@ -306,6 +319,14 @@ class Products {
     }
 
     void move(handle tiles_, handle stored_, const char* name, bool packing) {
+        const Packing own = moved(tiles_, stored_, name, packing);
+        Plan::spoil();  // what is made once a model needs no plan
+        const Unlocked unlocked(own.rows * own.columns);
+        packing ? tramontane::pack(pool_, own) : tramontane::unpack(pool_, own);
+    }
+
+    // A matrix of these arrays, checked, of which one is to be written.
+    Packing moved(handle tiles_, handle stored_, const char* name, bool packing) {
         const Array rows(stored_, "stored", FLOATS | UINT8, {ANY, ANY}, !packing);
         const Array tiles(tiles_, "tiles", FLOATS | UINT8, {ANY, ANY, ANY}, packing);
         require(rows.dtype() == tiles.dtype(), "tiles must have the dtype of what they are made of");
@@ -317,10 +338,7 @@ class Products {
             columns = rows[1] / block.bytes * block.columns;
         }
         const Stored own = stored(tiles_, "tiles", dense ? nullptr : name, rows[0], columns);
-        const Packing packing_ = {const_cast<uint8_t*>(own.data), rows.data<uint8_t>(), rows[0], columns, tiles[0], tiles[1], own.format};
-        Plan::spoil();  // what is made once a model needs no plan
-        const Unlocked unlocked(rows.size());
-        packing ? tramontane::pack(pool_, packing_) : tramontane::unpack(pool_, packing_);
+        return {const_cast<uint8_t*>(own.data), rows.data<uint8_t>(), rows[0], columns, tiles[0], tiles[1], own.format};
     }
 
     void multiply(const Array& out, const Array& x, const Stored& weight, handle bias_) {

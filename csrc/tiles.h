@@ -6,6 +6,8 @@
 // order (scales of 6 bits become bytes), so nothing is lost. Rows and columns beyond the matrix are zeros.
 #pragma once
 
+#include <vector>
+
 #include <cstdint>
 
 #include "kernels.h"
@@ -137,6 +139,7 @@ struct Packing {
 };
 void pack(Pool& pool, const Packing& packing);
 void unpack(Pool& pool, const Packing& packing);
+void pack_all(Pool& pool, const std::vector<Packing>& packings);  // as one job, which ends once
 void pack_panel(const Packing& packing);  // of one panel
 
 // Codes of 4 or 8 bits, [rows, units * bits * 4] bytes, and as `panels` of `units`, each 32 columns of 16 rows: four

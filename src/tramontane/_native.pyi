@@ -79,6 +79,9 @@ class Cpu:
     def pack(self, tiles: NDArray[Any], stored: NDArray[Any], format: str) -> None:
         """Tiles of a matrix in rows, or of its blocks; see csrc/tiles.h. Products and rows take either."""
 
+    def pack_all(self, matrices: list[tuple[NDArray[Any], NDArray[Any], str]]) -> None:
+        """`pack` of several, in one stretch without Python's lock."""
+
     def unpack(self, stored: NDArray[Any], tiles: NDArray[Any], format: str) -> None: ...
     def pack_codes(self, tiles: NDArray[Any], codes: NDArray[Any], bits: int) -> None:
         """Panels [ceil(N / 16), K / 32, bits * 64] of codes [N, K * bits / 8]; `matmul_coded` takes either."""

@@ -63,6 +63,24 @@ def test_packing_loses_nothing_of_any_bytes(format: str, data: st.DataObject) ->
     np.testing.assert_array_equal(ops.unpack(tiles, format, (rows, blocks * BLOCKS[format].elements)), stored)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_packing_together_is_packing_each(rng: np.random.Generator, threads: int) -> None:
+    together, alone = cpu.CpuOps(threads=threads), cpu.CpuOps()
+    shapes = {"F32": (19, 33), "Q4_1": (50, 256), "BF16": (16, 64), "Q6_K": (333, 512)}
+    stored = {format: matrix(rng, format, *shape)[0] for format, shape in shapes.items()}
+    with together.packing():
+        made = {format: together.pack(one, format) for format, one in stored.items() if format != "Q6_K"}
+        np.testing.assert_array_equal(together.unpack(made["F32"], "F32", shapes["F32"]), stored["F32"])
+        made["Q6_K"] = together.pack(stored["Q6_K"], "Q6_K")
+    for format, one in stored.items():
+        assert made[format].tobytes() == alone.pack(one, format).tobytes()
+    with together.packing():
+        pass
+    assert together.pack(stored["F32"], "F32").tobytes() == made["F32"].tobytes()
+    with pytest.raises(ValueError, match="pack_all: rows do not divide"):
+        together._native.pack_all([(made["Q4_1"], np.zeros((50, 7), np.uint8), "Q4_1")])
+
+
 @each_isa
 @each_format
 def test_rows_are_exact_and_products_as_good_as_they_say(isa: str, format: str, rng: np.random.Generator) -> None:

@@ -20,6 +20,7 @@ chunks, cache hits and neighbours do not change it either.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -100,6 +101,12 @@ class Ops(Protocol):
         """A matrix [N,K] (or its blocks) as this module multiplies it fastest: what the ops of products and rows take
         in its place, and nothing else does. The same array where there is nothing faster. `format`: F32, F16, BF16 or
         one of `BLOCKS`."""
+        ...
+
+    def packing(self) -> AbstractContextManager[object]:
+        """Until its end, `pack` may only note what it is to pack, so that this is one piece of work, beside which other
+        threads run Python. Until then nothing but `unpack` may be given what `pack` returned, and matrices that it was
+        given must not change."""
         ...
 
     def room(self, format: str, shape: tuple[int, int]) -> Array | None:

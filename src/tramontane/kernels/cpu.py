@@ -20,6 +20,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -100,6 +101,7 @@ class CpuOps(RecurrentOps):
             self._native.pin(list(processors[1:]))
         self._spoil = _native.spoil
         self._arena = Arena()
+        self._noted: list[tuple[Array, Array, str]] | None = None
         self.name = f"cpu-{self._native.isa}"
         self.threads, self.processors = threads, processors
         self.deterministic = deterministic
@@ -128,8 +130,27 @@ class CpuOps(RecurrentOps):
         tiles = self.room(format, (matrix.shape[0], columns))
         if tiles is None:
             return matrix
-        self._native.pack(tiles, np.ascontiguousarray(matrix), format)
+        stored = np.ascontiguousarray(matrix)
+        if self._noted is None:
+            self._native.pack(tiles, stored, format)
+        else:
+            self._noted.append((tiles, stored, format))
         return tiles
+
+    @contextmanager
+    def packing(self) -> Iterator[None]:
+        # Each call of the compiled module may wait milliseconds for Python's lock, where another thread runs.
+        self._noted = []
+        try:
+            yield
+            self._pack_noted()
+        finally:
+            self._noted = None
+
+    def _pack_noted(self) -> None:
+        if self._noted:
+            self._native.pack_all(self._noted)
+            self._noted = []
 
     def room(self, format: str, shape: tuple[int, int]) -> Array | None:
         from tramontane import _native
@@ -140,6 +161,7 @@ class CpuOps(RecurrentOps):
     def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
         if packed.ndim != 3:
             return self.to_host(packed)
+        self._pack_noted()
         columns = shape[1]
         if format in BLOCKS:
             columns = columns // BLOCKS[format].elements * BLOCKS[format].nbytes

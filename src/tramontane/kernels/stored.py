@@ -7,6 +7,7 @@ layers, models, other kernel modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ class StoredOps:
 
     def pack(self, matrix: Array, format: str) -> Array:
         return matrix
+
+    def packing(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def room(self, format: str, shape: tuple[int, int]) -> Array | None:
         return None

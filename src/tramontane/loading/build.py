@@ -45,6 +45,9 @@ _MANY = ("experts", "heads")
 _LONG = 1.0
 """Seconds of a load that go by without a word of progress."""
 
+_TOGETHER = 16 << 20
+"""Bytes in files of the parameters that are packed together."""
+
 _NOT_KEPT = "Leave keep_packed out, or load the model with the CPU's kernels."
 
 
@@ -82,7 +85,7 @@ def load_model(
     """Load a checkpoint, or the one at a path, onto the device of `ops`.
 
     Matrices are used where they are mapped if the device can; `dtype` (float32, float16, bfloat16) converts dense
-    ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and a few megabytes.
+    ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and some 16 megabytes.
     A language model that no family of this build's describes runs through transformers' layers, where installed.
     `keep_packed`: as of `EngineConfig`. `progress` hears of loads that take longer than a second.
     Raises ModelNotFound, CorruptCheckpoint, UnsupportedModel, OutOfMemory or InvalidRequest.
@@ -106,11 +109,15 @@ def load_model(
     packed = _by_matrix(kept.read(partial(_rooms, ops, plan, formats))) if kept else {}
     hear = _heard(progress, needed, f"loading {checkpoint.path.name}")
     parameters: dict[str, Parameter] = {}
-    for name, binding in plan.bindings.items():
-        keys = _keys(name, binding)
-        ready = [packed[key] for key in keys] if all(key in packed for key in keys) else []
-        parameters[name] = load_parameter(ops, checkpoint, binding, formats.get(name), ready)
-        hear(parameters[name].nbytes)
+    for portion in _portions(checkpoint, plan.bindings):
+        with ops.packing():
+            for name, binding in portion.items():
+                keys = _keys(name, binding)
+                ready = [packed[key] for key in keys] if all(key in packed for key in keys) else []
+                parameters[name] = load_parameter(ops, checkpoint, binding, formats.get(name), ready)
+        for name, binding in portion.items():
+            _release(checkpoint, binding)
+            hear(parameters[name].nbytes)
     if kept and not packed:
         kept.write(_packed(parameters))
     decoder = Decoder(plan.spec, parameters, ops)
@@ -176,10 +183,26 @@ def load_parameter(
         if binding.unit_rows:
             one = {"weight": unit_rows(one["weight"])}
         parameter = make_weight(ops, format, (rows, columns), one)
-    # What was read to copy it to the device is not needed here any more; where it was not read this changes nothing.
+    return parameter
+
+
+def _portions(checkpoint: Checkpoint, bindings: Mapping[str, Binding]) -> Iterator[Mapping[str, Binding]]:
+    """The parameters in their order, so many at a time as are packed together."""
+    portion: dict[str, Binding] = {}
+    nbytes = 0
+    for name, binding in bindings.items():
+        portion[name] = binding
+        nbytes += sum(checkpoint.tensors[piece.tensor].nbytes for piece in binding.pieces)
+        if nbytes >= _TOGETHER:
+            yield portion
+            portion, nbytes = {}, 0
+    yield portion
+
+
+def _release(checkpoint: Checkpoint, binding: Binding) -> None:
+    """What was read to be copied to the device is not needed here any more; what was not read is not changed."""
     for piece in binding.pieces:
         checkpoint.release(piece.tensor)
-    return parameter
 
 
 def _vector(checkpoint: Checkpoint, piece: Piece) -> NDArray[Any]:
