@@ -45,7 +45,7 @@ _MANY = ("experts", "heads")
 _LONG = 1.0
 """Seconds of a load that go by without a word of progress."""
 
-_TOGETHER = 16 << 20
+_TOGETHER = 8 << 20
 """Bytes in files of the parameters that are packed together."""
 
 _NOT_KEPT = "Leave keep_packed out, or load the model with the CPU's kernels."
@@ -85,7 +85,7 @@ def load_model(
     """Load a checkpoint, or the one at a path, onto the device of `ops`.
 
     Matrices are used where they are mapped if the device can; `dtype` (float32, float16, bfloat16) converts dense
-    ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and some 16 megabytes.
+    ones, quantized ones stay as they are; vectors become float32. Peak memory is what stays, and some 8 megabytes.
     A language model that no family of this build's describes runs through transformers' layers, where installed.
     `keep_packed`: as of `EngineConfig`. `progress` hears of loads that take longer than a second.
     Raises ModelNotFound, CorruptCheckpoint, UnsupportedModel, OutOfMemory or InvalidRequest.
