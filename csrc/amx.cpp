@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include "scratch.h"
+#include "tables.h"
 
 namespace tramontane::amx {
 namespace {

@@ -74,7 +74,7 @@ struct CodedSource {
     int shift = 0, special = 128;  // of SMALL: where the seven bits go; from which on the table says something else
     float power = 1;
     // Of tables that are whole numbers: a value is `step` times what stands for its code in `numbers`, plus `base`.
-    int8_t bytes[16];
+    uint8_t bytes[16];
     float step = 1, base;
 
     explicit CodedSource(const Coded& coded) : m(coded) {
@@ -282,6 +282,6 @@ struct CodedSource {
             if (value != smallest * float(int(value / smallest))) return;
         step = smallest;
         base = -64 * step;
-        for (int i = 0; i < 16; i++) bytes[i] = static_cast<int8_t>(int(few[i] / step) + 64);
+        for (int i = 0; i < 16; i++) bytes[i] = static_cast<uint8_t>(int(few[i] / step) + 64);
     }
 };

@@ -32,8 +32,8 @@ inline Bytes32 bits(const uint8_t* p) {
     const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
     return {_mm256_and_si256(set, _mm256_set1_epi8(1))};
 }
-// The entries of a table of 16 signed bytes that codes below 16 name.
-inline Bytes32 look(const int8_t* table, Bytes32 a) {
+// The entries of a table of 16 bytes that codes below 16 name.
+inline Bytes32 look(const uint8_t* table, Bytes32 a) {
     const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
     return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), a.v)};
 }
@@ -118,7 +118,7 @@ inline Bytes32 nibbles(const uint8_t* p) {
 inline Bytes32 bits(const uint8_t* p) {
     return each([&](int i) { return p[i / 8] >> i % 8 & 1; });
 }
-inline Bytes32 look(const int8_t* table, Bytes32 a) {
+inline Bytes32 look(const uint8_t* table, Bytes32 a) {
     return each([&](int i) { return table[a.v[i]]; });
 }
 inline Bytes32 nibbles_in_turn(const uint8_t* p) {

@@ -21,6 +21,11 @@ inline Codes bits_of(Codes a, int shift) {
     const __m512i moved = _mm512_srl_epi16(a.v, _mm_cvtsi32_si128(shift));
     return {_mm512_and_si512(moved, _mm512_set1_epi8((1 << BITS) - 1))};
 }
+// The entries of a table of 16 bytes that codes below 16 name.
+inline Codes look(const uint8_t* table, Codes a) {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), a.v)};
+}
 // `low` with BITS bits of each byte of `high`, from bit `shift` on, put at bit AT, where it has none.
 template <int BITS, int AT>
 inline Codes with_bits(Codes low, Codes high, int shift) {
@@ -99,6 +104,10 @@ inline Codes bits_of(Codes a, int shift) {
     const __m256i moved = _mm256_srl_epi16(a.v, _mm_cvtsi32_si128(shift));
     return {_mm256_and_si256(moved, _mm256_set1_epi8((1 << BITS) - 1))};
 }
+inline Codes look(const uint8_t* table, Codes a) {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), a.v)};
+}
 template <int BITS, int AT>
 inline Codes with_bits(Codes low, Codes high, int shift) {
     const __m256i moved = _mm256_slli_epi16(_mm256_srl_epi16(high.v, _mm_cvtsi32_si128(shift)), AT);
@@ -165,6 +174,10 @@ inline Vec to_floats(Sums a) { return {__builtin_convertvector(a.v, Floats)}; }
 template <int BITS>
 inline Codes bits_of(Codes a, int shift) {
     return {a.v >> uint8_t(shift) & uint8_t((1 << BITS) - 1)};
+}
+inline Codes look(const uint8_t* table, Codes a) {
+    for (int i = 0; i < 4 * LANES; i++) a.v[i] = table[a.v[i]];
+    return a;
 }
 template <int BITS, int AT>
 inline Codes with_bits(Codes low, Codes high, int shift) {

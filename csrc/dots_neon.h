@@ -22,6 +22,10 @@ inline Codes bits_of(Codes a, int shift) {
     const uint8x16_t mask = vdupq_n_u8((1 << BITS) - 1);
     return {vandq_u8(vshlq_u8(a.v[0], down), mask), vandq_u8(vshlq_u8(a.v[1], down), mask)};
 }
+inline Codes look(const uint8_t* table, Codes a) {
+    const uint8x16_t entries = vld1q_u8(table);
+    return {vqtbl1q_u8(entries, a.v[0]), vqtbl1q_u8(entries, a.v[1])};
+}
 template <int BITS, int AT>
 inline Codes with_bits(Codes low, Codes high, int shift) {
     const int8x16_t down = vdupq_n_s8(int8_t(AT - shift));  // up, where the bits lie below AT

@@ -141,6 +141,24 @@ inline void scales_k3(const Place& p, int to) {
         });
 }
 
+// Eight scales of 6 bits of an IQ4_XS block, less 32: two high bits each from byte 2 on, low nibbles from byte 4 on.
+inline void scales_xs(const Place& p, int to) {
+    bytes(
+        p, to, 8,
+        [](uint8_t* values, const uint8_t* row) {
+            for (int i = 0; i < 8; i++)
+                values[i] = uint8_t(((row[4 + i / 2] >> i % 2 * 4 & 15) | (row[2 + i / 4] >> i % 4 * 2 & 3) << 4) - 32);
+        },
+        [](uint8_t* row, const uint8_t* values) {
+            memset(row + 2, 0, 6);
+            for (int i = 0; i < 8; i++) {
+                const int scale = uint8_t(values[i] + 32);
+                row[4 + i / 2] |= uint8_t((scale & 15) << i % 2 * 4);
+                row[2 + i / 4] |= uint8_t((scale >> 4 & 3) << i % 4 * 2);
+            }
+        });
+}
+
 inline void scales_plain(const Place& p, int to, int from) {
     bytes(
         p, to, 16, [=](uint8_t* values, const uint8_t* row) { memcpy(values, row + from, 16); },
@@ -180,6 +198,16 @@ void block(const Place& p, int b) {
             flip_signs(p.unit + T::CODES + b * 512, 512);
         else
             for (int r = 0; r < p.rows; r++) flip_signs(p.row + r * p.row_bytes + 2, 32);
+    } else if constexpr (F == Format::IQ4_NL) {
+        pieces<2>(p, b * 32, 0);
+        words(p, T::CODES + b * 256, 2, 4);
+    } else if constexpr (F == Format::MXFP4) {
+        pieces<1>(p, b * R, 0);
+        words(p, T::CODES + b * 256, 1, 4);
+    } else if constexpr (F == Format::IQ4_XS) {
+        pieces<2>(p, 0, 0);
+        scales_xs(p, T::SCALES);
+        for (int j = 0; j < 8; j++) words(p, T::CODES + j * 256, 8 + j * 16, 4);
     } else if constexpr (F == Format::Q2_K) {
         scales_plain(p, T::SCALES, 0);
         words(p, T::codes, 16, 16);

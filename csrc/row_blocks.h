@@ -47,33 +47,11 @@ struct RowBlocks<Format::Q8_K> : RowBlock<256, 292, 32, 128> {
 };
 
 template <>
-struct RowBlocks<Format::IQ4_NL> : HalfBlock<32, 18, 0, 128> {
-    static Bytes32 numbers(const uint8_t* b, int) { return look(tables.iq4, nibbles(b + 2)); }
-};
-
-template <>
-struct RowBlocks<Format::IQ4_XS> : RowBlock<256, 136, 32, 128> {
-    static void scales(const uint8_t* b, float* s) {
-        const float d = half_at(b);
-        const uint16_t high = load_u16(b + 2);
-        for (int i = 0; i < 8; i++)
-            s[i] = d * float(((b[4 + i / 2] >> i % 2 * 4 & 15) | (high >> 2 * i & 3) << 4) - 32);
-    }
-    static Bytes32 numbers(const uint8_t* b, int j) { return look(tables.iq4, nibbles(b + 8 + j * 16)); }
-};
-
-template <>
-struct RowBlocks<Format::MXFP4> : RowBlock<32, 17, 32> {
-    static void scales(const uint8_t* b, float* s) { *s = tables.e8m0[b[0]]; }
-    static Bytes32 numbers(const uint8_t* b, int) { return look(tables.e2m1, nibbles(b + 1)); }
-};
-
-template <>
 struct RowBlocks<Format::NVFP4> : RowBlock<64, 36, 16> {
     static void scales(const uint8_t* b, float* s) {
         for (int i = 0; i < 4; i++) s[i] = tables.ue4m3[b[i]];
     }
-    static Bytes32 numbers(const uint8_t* b, int j) { return look(tables.e2m1, nibbles_in_eights(b + 4 + j * 16)); }
+    static Bytes32 numbers(const uint8_t* b, int j) { return look(tables.e2m1, nibbles_in_eights(b + 4 + j * 16)) + -E2M1_ZERO; }
 };
 
 #define TRAMONTANE_16(n) n, n, n, n, n, n, n, n, n, n, n, n, n, n, n, n

@@ -57,6 +57,16 @@ template <>
 struct Tile<Format::Q8_0> : Unit<64, 1088> {
     static constexpr int CODES = 64;
 };
+template <>
+struct Tile<Format::IQ4_NL> : Unit<64, 576> {
+    static constexpr int CODES = 64;
+};
+
+// Four blocks of 32: bytes [4][16 rows] of exponents, then codes.
+template <>
+struct Tile<Format::MXFP4> : Unit<128, 1088> {
+    static constexpr int CODES = 64;
+};
 
 // One block of 256: halves d [16 rows] (and dmin at 32), bytes [groups][16 rows] of scales (and minima), codes. Where those
 // have high bits apart, these lie where they are first needed: products read a unit from its front to its end, and leave it
@@ -90,15 +100,20 @@ struct Tile<Format::Q6_K> : Unit<256, 3392> {
     static constexpr int high(int i) { return 320 + i / 8 * 1536 + i % 8 * 128; }
     static constexpr int codes(int i) { return 320 + i / 16 * 1536 + (i % 16 < 8 ? 64 + i % 8 * 128 : 1024 + i % 8 * 64); }
 };
+template <>
+struct Tile<Format::IQ4_XS> : Unit<256, 2240> {
+    static constexpr int SCALES = 64, CODES = 192;
+};
 
 // The formats that have tiles.
-#define TRAMONTANE_TILED_FORMATS(X) \
-    X(F32) X(F16) X(BF16) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K)
+#define TRAMONTANE_TILED_FORMATS(X)                                                                       \
+    X(F32) X(F16) X(BF16) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
+    X(IQ4_NL) X(IQ4_XS) X(MXFP4)
 
 // Those that are kept in rows of blocks, which csrc/row_blocks.h reads.
 #define TRAMONTANE_ROW_FORMATS(X)                                                                              \
-    X(Q8_1) X(Q8_K) X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS)    \
-    X(TQ1_0) X(TQ2_0) X(MXFP4) X(NVFP4) X(Q1_0) X(Q2_0)
+    X(Q8_1) X(Q8_K) X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(TQ1_0) X(TQ2_0)      \
+    X(NVFP4) X(Q1_0) X(Q2_0)
 
 // What rows become for their products, a panel at a time: floats [groups][16 rows] of scales, then of what is added for
 // each unit of activations, then codes of a byte. GROUP: columns with one scale; WIDE: some codes are above 127.
