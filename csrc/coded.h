@@ -92,7 +92,12 @@ struct CodedSource {
     // Whether some of them are above 127.
     bool wide() const { return kind != Values::FEW && m.bits == 8; }
 
-    int64_t line(int64_t row) const { return row / m.row_block % m.lines * m.groups; }
+    // Where a row's grids have its first group, and how far behind it the next.
+    int64_t line(int64_t row) const {
+        if (m.turned) return row / PANEL_ROWS * m.groups * PANEL_ROWS + row % PANEL_ROWS;
+        return row / m.row_block % m.lines * m.groups;
+    }
+    int64_t step_of_groups() const { return m.turned ? PANEL_ROWS : 1; }
 
     // Of packed codes, those of 32 columns from column k on of a panel.
     const uint8_t* panel_codes(int64_t panel, int64_t k) const {
@@ -112,16 +117,22 @@ struct CodedSource {
 
     // For LANES lines the scale of a group's numbers, and what is added once for each unit of activations.
     void scales(const int64_t* lines, int64_t g, Vec& scale, Vec& minimum) const {
-        const Vec factor = broadcast(m.factor);
-        Vec s, z = broadcast(0.0f), o = broadcast(-0.0f);
+        const int64_t more = g * step_of_groups();
+        Vec s;
         if (m.scale_table)
-            s = gathered([&](int i) { return m.scale_table[m.scales[lines[i] + g]]; });
+            s = gathered([&](int i) { return m.scale_table[m.scales[lines[i] + more]]; });
         else
-            s = gathered(m.scales, m.scale_type, lines, g);
-        if (m.zeros) z = gathered(m.zeros, m.zero_type, lines, g);
-        if (m.offsets) o = gathered(m.offsets, m.offset_type, lines, g);
-        scale = s * factor * broadcast(step);
-        minimum = ((broadcast(base) - z) * s + o) * factor;
+            s = gathered(m.scales, m.scale_type, lines, more);
+        scale = scale_of(s);
+        minimum = minimum_of(s, m.zeros ? gathered(m.zeros, m.zero_type, lines, more) : broadcast(0.0f),
+                             m.offsets ? gathered(m.offsets, m.offset_type, lines, more) : broadcast(-0.0f));
+    }
+
+    // The same of turned grids, for rows that lie together from place `i` on.
+    Vec scale_at(int64_t i) const { return scale_of(stored_scale(i)); }
+    Vec minimum_at(int64_t i) const {
+        return minimum_of(stored_scale(i), m.zeros ? together(m.zeros, m.zero_type, i) : broadcast(0.0f),
+                          m.offsets ? together(m.offsets, m.offset_type, i) : broadcast(-0.0f));
     }
 
     // Columns [k, k + count) of a row as floats; k is a multiple of 32. Writes whole vectors.
@@ -155,6 +166,14 @@ struct CodedSource {
     }
 
    private:
+    Vec scale_of(Vec s) const { return s * broadcast(m.factor) * broadcast(step); }
+    Vec minimum_of(Vec s, Vec z, Vec o) const { return ((broadcast(base) - z) * s + o) * broadcast(m.factor); }
+
+    Vec stored_scale(int64_t i) const {
+        if (m.scale_table) return gathered([&](int j) { return m.scale_table[m.scales[i + j]]; });
+        return together(m.scales, m.scale_type, i);
+    }
+
     void row_of_panel(uint8_t* codes, int64_t row, int64_t k, int64_t count) const {
         for (int64_t i = 0; i < count; i += 32, codes += 32)
             for (int w = 0; w < m.bits; w++) {
@@ -189,25 +208,29 @@ struct CodedSource {
         for (int i = 0; i < LANES; i++) values[i] = f(i);
         return load(values);
     }
-    static Vec gathered(const uint8_t* grid, Number type, const int64_t* lines, int64_t g) {
-        if (type == Number::F32) return gathered([&](int i) { return reinterpret_cast<const float*>(grid)[lines[i] + g]; });
+    static Vec gathered(const uint8_t* grid, Number type, const int64_t* lines, int64_t more) {
+        if (type == Number::F32) return gathered([&](int i) { return reinterpret_cast<const float*>(grid)[lines[i] + more]; });
         if (type == Number::U8) {
             uint8_t bytes[LANES];
-            for (int i = 0; i < LANES; i++) bytes[i] = grid[lines[i] + g];
+            for (int i = 0; i < LANES; i++) bytes[i] = grid[lines[i] + more];
             return load_u8(bytes);
         }
         uint16_t halves[LANES];
-        for (int i = 0; i < LANES; i++) halves[i] = reinterpret_cast<const uint16_t*>(grid)[lines[i] + g];
+        for (int i = 0; i < LANES; i++) halves[i] = reinterpret_cast<const uint16_t*>(grid)[lines[i] + more];
         return type == Number::F16 ? load_f16(halves) : load_bf16(halves);
+    }
+    // LANES numbers that lie together.
+    static Vec together(const uint8_t* grid, Number type, int64_t i) {
+        switch (type) {
+            case Number::F16: return load_f16(reinterpret_cast<const uint16_t*>(grid) + i);
+            case Number::BF16: return load_bf16(reinterpret_cast<const uint16_t*>(grid) + i);
+            case Number::U8: return load_u8(grid + i);
+            default: return load(reinterpret_cast<const float*>(grid) + i);
+        }
     }
     // The next LANES numbers of a line, of which there are `left`.
     static Vec in_line(const uint8_t* grid, Number type, int64_t i, int64_t left) {
-        if (left >= LANES) switch (type) {
-                case Number::F32: return load(reinterpret_cast<const float*>(grid) + i);
-                case Number::F16: return load_f16(reinterpret_cast<const uint16_t*>(grid) + i);
-                case Number::BF16: return load_bf16(reinterpret_cast<const uint16_t*>(grid) + i);
-                case Number::U8: return load_u8(grid + i);
-            }
+        if (left >= LANES) return together(grid, type, i);
         return gathered([&](int j) { return j < left ? number(grid, type, i + j) : 0.0f; });
     }
 
@@ -233,7 +256,8 @@ struct CodedSource {
         // Whole vectors: what is written beyond a group's end the next group writes again.
         for (int64_t i = 0; i < count;) {
             const int64_t g = (begin + i) / m.group, end = least(count, (g + 1) * m.group - begin);
-            const Vec s = broadcast(scale(line + g)), z = broadcast(zero_point(line + g)), o = broadcast(offset(line + g));
+            const int64_t at = line + g * step_of_groups();
+            const Vec s = broadcast(scale(at)), z = broadcast(zero_point(at)), o = broadcast(offset(at));
             for (; i < end; i += LANES) store(out + i, ((look(codes + i) - z) * s + o) * factor);
             i = end;
         }

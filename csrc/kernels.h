@@ -89,7 +89,8 @@ struct Rows {
 // How the numbers of a grid are stored.
 enum class Number : int { F32, F16, BF16, U8 };
 
-// A coded matrix; see kernels/coded.py. Row n takes line n / row_block % lines of the grids [lines, groups].
+// A coded matrix; see kernels/coded.py. Row n takes line n / row_block % lines of the grids [lines, groups]. Where they are
+// `turned`, they are [panels, groups, 16 rows], a line a row.
 struct Coded {
     const uint8_t* codes;  // [rows, row_bytes], or as `CodePacking` of tiles.h has them
     const float* table;    // [2^bits]
@@ -100,7 +101,7 @@ struct Coded {
     Number scale_type, zero_type, offset_type;
     float factor;
     int bits;
-    bool packed;
+    bool packed, turned;
 };
 
 // out [count, columns] = act(gate) * up, or where `clamped` the bounded form of kernels/base.py.

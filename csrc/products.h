@@ -233,7 +233,10 @@ class Products {
             rows = codes[0];
         }
         const bool looked_up = !scale_table_.is_none();
-        const Array scales(scales_, "scales", looked_up ? UINT8 : FLOATS, {ANY, groups});
+        const Array scales(scales_, "scales", looked_up ? UINT8 : FLOATS, {});
+        const bool turned = scales.rank() == 3;
+        require(!turned || (packed && row_block == 1), "only grids of packed codes, a line a row, are turned");
+        turned ? scales.expect("scales", {codes[0], groups, PANEL_ROWS}) : scales.expect("scales", {ANY, groups});
         require(scales[0] >= 1, "scales must have rows");
         Coded m = {};
         m.codes = codes.data<const uint8_t>();
@@ -242,12 +245,14 @@ class Products {
         m.scale_type = number(scales);
         if (looked_up) m.scale_table = Array(scale_table_, "scale_table", FLOAT32, {256}).data<const float>();
         if (!zeros_.is_none()) {
-            const Array zeros(zeros_, "zeros", FLOATS | UINT8, {scales[0], groups});
+            const Array zeros(zeros_, "zeros", FLOATS | UINT8, {});
+            require(zeros.same_shape(scales), "zeros must have the shape of scales");
             m.zeros = zeros.data<const uint8_t>();
             m.zero_type = number(zeros);
         }
         if (!offsets_.is_none()) {
-            const Array offsets(offsets_, "offsets", FLOATS, {scales[0], groups});
+            const Array offsets(offsets_, "offsets", FLOATS, {});
+            require(offsets.same_shape(scales), "offsets must have the shape of scales");
             m.offsets = offsets.data<const uint8_t>();
             m.offset_type = number(offsets);
         }
@@ -258,9 +263,10 @@ class Products {
         }
         m.rows = rows;
         m.packed = packed;
+        m.turned = turned;
         m.row_bytes = codes[1];
         m.columns = columns;
-        m.lines = scales[0];
+        m.lines = turned ? rows : scales[0];
         m.groups = groups;
         m.group = group;
         m.row_block = row_block;

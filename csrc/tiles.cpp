@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+
 #if defined(TRAMONTANE_AVX2) || defined(TRAMONTANE_AVX512)
 #include <immintrin.h>
 #elif defined(TRAMONTANE_NEON)

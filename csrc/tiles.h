@@ -131,6 +131,18 @@ struct Tile<prepared_format(32, false)> : Prepared<32> {};
 template <>
 struct Tile<prepared_format(32, true)> : Prepared<32> {};
 
+// Packed codes (`CodePacking`), whose scales lie apart, and what they stand for: themselves, signed bytes, entries of a table.
+enum class Kept { COUNTED, SIGNED, LOOKED_UP };
+constexpr Format kept_format(int bits, Kept kept) { return static_cast<Format>(2000 + bits * 10 + static_cast<int>(kept)); }
+template <>
+struct Tile<kept_format(4, Kept::COUNTED)> : Unit<32, 256> {};
+template <>
+struct Tile<kept_format(4, Kept::LOOKED_UP)> : Unit<32, 256> {};
+template <>
+struct Tile<kept_format(8, Kept::COUNTED)> : Unit<32, 512> {};
+template <>
+struct Tile<kept_format(8, Kept::SIGNED)> : Unit<32, 512> {};
+
 // Columns and bytes of a unit; zeros for a format without tiles.
 struct UnitSize {
     int64_t columns, bytes;

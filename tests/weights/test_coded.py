@@ -211,7 +211,7 @@ def test_codes_are_packed_and_lose_nothing(bits: int, rows: int, columns: int) -
     tensors, _ = random_coded(bits, (rows, columns), zeros=np.uint8)
     coded = Coded(tensors["codes"], bits, columns, tensors["table"], tensors["scales"], 32, zeros=tensors["zeros"])
     ops = cpu.CpuOps(2)
-    packed = ops.pack_codes(coded)
+    packed = ops.pack_codes(coded, rows)
     assert packed.codes.ndim == 3
     assert packed.codes.nbytes == -(-rows // 16) * 16 * columns * bits // 8
     np.testing.assert_array_equal(ops.unpack_codes(packed, rows), tensors["codes"])

@@ -117,9 +117,10 @@ class Ops(Protocol):
         """The matrix [N,K], or its blocks, that `packed` was made of, on the host and bit for bit."""
         ...
 
-    def pack_codes(self, coded: Coded) -> Coded:
-        """The same matrix with its codes as this module multiplies them fastest, for `matmul_coded` and `rows_coded` of
-        this module alone; the same where there is nothing faster."""
+    def pack_codes(self, coded: Coded, rows: int) -> Coded:
+        """The same matrix, of so many rows, with its codes and grids as this module multiplies them fastest, for
+        `matmul_coded` and `rows_coded` of this module alone; the same where there is nothing faster. Codes may be those
+        that it made before."""
         ...
 
     def room_codes(self, coded: Coded, rows: int) -> Array | None:

@@ -21,7 +21,9 @@ from tramontane.kernels.base import Array
 from tramontane.kernels.checks import FLOAT32, FLOATS, INT32, UINT8, Spec, check
 from tramontane.records import dataclass
 
-__all__ = ["TABLES", "Coded", "check_coded", "decode", "decode_host", "unpack"]
+__all__ = ["GRIDS", "TABLES", "Coded", "check_coded", "decode", "decode_host", "turn", "turn_back", "unpack"]
+
+GRIDS = ("scales", "zeros", "offsets")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Coded:
 
     Scales, zero points and offsets are grids [R, G] of one shape: row n takes row (n // row_block) % R of them, stored
     column k takes column k // group. So a grid serves groups within rows (R = N), blocks of rows (row_block > 1),
-    groups across rows (R rows that repeat), channels (G = 1) and whole tensors (R = G = 1).
+    groups across rows (R rows that repeat), channels (G = 1) and whole tensors (R = G = 1). What `Ops.pack_codes` made
+    may have them turned, where R = N: see `turn`.
     """
 
     codes: Array
@@ -162,6 +165,21 @@ def decode_host(coded: Coded, rows: NDArray[Any] | range) -> NDArray[np.float32]
     with np.errstate(over="ignore", invalid="ignore"):  # a scale may be inf or not a number: so are its values
         values: NDArray[np.float32] = decode(_NUMPY, coded, np.asarray(rows, np.int64))
     return values
+
+
+def turn(grid: NDArray[Any]) -> NDArray[Any]:
+    """[ceil(R / 16), G, 16] of a grid [R, G]: what 16 rows have for a group lies together; zeros for rows beyond."""
+    rows, groups = grid.shape
+    turned = np.zeros((-(-rows // 16), 16, groups), grid.dtype)
+    turned.reshape(-1, groups)[:rows] = grid
+    return np.ascontiguousarray(turned.transpose(0, 2, 1))
+
+
+def turn_back(grid: NDArray[Any], rows: int) -> NDArray[Any]:
+    """The grid of so many rows that `turn` was given; one that is not turned as it is."""
+    if grid.ndim == 2:
+        return grid
+    return np.ascontiguousarray(grid.transpose(0, 2, 1).reshape(-1, grid.shape[1])[:rows])
 
 
 def check_coded(op: str, coded: Coded, *specs: Spec) -> None:

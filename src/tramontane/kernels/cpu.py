@@ -32,7 +32,7 @@ from tramontane.errors import InvalidRequest
 from tramontane.kernels.arena import Arena
 from tramontane.kernels.base import BLOCKS, Array, BlockLayout
 from tramontane.kernels.cells import numpy_dtype
-from tramontane.kernels.coded import Coded
+from tramontane.kernels.coded import GRIDS, Coded, turn
 from tramontane.kernels.recurrence import RecurrentOps
 from tramontane.kernels.tables import LEVELS, table
 
@@ -169,14 +169,20 @@ class CpuOps(RecurrentOps):
         self._native.unpack(stored, packed, format)
         return stored
 
-    def pack_codes(self, coded: Coded) -> Coded:
+    def pack_codes(self, coded: Coded, rows: int) -> Coded:
         codes, bits = coded.codes, coded.bits
-        exact = codes.shape[1] == coded.columns * bits // 8
-        panels = self.room_codes(coded, codes.shape[0]) if exact else None
-        if panels is None:
+        if codes.ndim == 2:
+            exact = codes.shape[1] == coded.columns * bits // 8
+            panels = self.room_codes(coded, rows) if exact else None
+            if panels is None:
+                return coded
+            self._native.pack_codes(panels, np.ascontiguousarray(codes), bits)
+            coded = dataclasses.replace(coded, codes=panels)
+        if coded.row_block != 1 or coded.scales.shape[0] != rows:
             return coded
-        self._native.pack_codes(panels, np.ascontiguousarray(codes), bits)
-        return dataclasses.replace(coded, codes=panels)
+        grids = {name: getattr(coded, name) for name in GRIDS}
+        turned: dict[str, Any] = {name: turn(grid) for name, grid in grids.items() if grid is not None}
+        return dataclasses.replace(coded, **turned)
 
     def room_codes(self, coded: Coded, rows: int) -> Array | None:
         bits = coded.bits

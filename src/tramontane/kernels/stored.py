@@ -34,7 +34,7 @@ class StoredOps:
     def unpack(self: Ops, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
         return self.to_host(packed)
 
-    def pack_codes(self, coded: Coded) -> Coded:
+    def pack_codes(self, coded: Coded, rows: int) -> Coded:
         return coded
 
     def room_codes(self, coded: Coded, rows: int) -> Array | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tramontane.kernels import Array, Ops
-from tramontane.kernels.coded import Coded, check_coded, decode_host
+from tramontane.kernels.coded import GRIDS, Coded, check_coded, decode_host, turn_back
 from tramontane.weights.base import Weight
 
 BITS: Mapping[str, int] = {
@@ -67,9 +67,10 @@ class CodedWeight(Weight):
         return self.ops.unpack_codes(self._coded, self.shape[0])
 
     def _grids(self) -> dict[str, NDArray[Any]]:
-        """All arrays but the codes."""
+        """All arrays but the codes, as they were given."""
         arrays = {name: getattr(self._coded, name) for name in _ARRAYS if name != "codes"}
-        return {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
+        host = {name: self.ops.to_host(array) for name, array in arrays.items() if array is not None}
+        return {name: turn_back(array, self.shape[0]) if name in GRIDS else array for name, array in host.items()}
 
     def _small(self) -> dict[str, NDArray[Any]]:
         """All tensors but the codes."""
@@ -86,7 +87,7 @@ class CodedWeight(Weight):
         host = _coded(format, shape, tensors)
         moved = {name: ops.from_host(tensors[name]) for name in _ARRAYS if name in tensors}
         nbytes = sum(array.nbytes for array in tensors.values())
-        return cls(ops, format, shape, ops.pack_codes(dataclasses.replace(host, **moved)), nbytes)
+        return cls(ops, format, shape, ops.pack_codes(dataclasses.replace(host, **moved), shape[0]), nbytes)
 
     @property
     def packed(self) -> Mapping[str, Array]:
@@ -117,7 +118,8 @@ class CodedWeight(Weight):
         """The weight of such arrays, once they are filled."""
         host = _coded(format, shape, {**arrays, "codes": _no_codes(format, shape)})
         nbytes = host.codes.nbytes + sum(array.nbytes for name, array in arrays.items() if name != "codes")
-        return cls(ops, format, shape, dataclasses.replace(host, codes=arrays["codes"]), nbytes)
+        coded = ops.pack_codes(dataclasses.replace(host, codes=arrays["codes"]), shape[0])
+        return cls(ops, format, shape, coded, nbytes)
 
 
 def _coded(format: str, shape: tuple[int, int], tensors: Mapping[str, NDArray[Any]]) -> Coded:

@@ -63,7 +63,7 @@ def packed_sample(ops: Ops, format: str) -> bytes | None:
 def _coded_sample(ops: Ops, format: str) -> bytes | None:
     bits = BITS[format]
     table = np.arange(2**bits, dtype=np.float32) / (1 if format.startswith("INT") else 4)
-    coded = ops.pack_codes(Coded(_bytes(64 * bits), bits, 512, table, np.ones((17, 1), np.float32), 512))
+    coded = ops.pack_codes(Coded(_bytes(64 * bits), bits, 512, table, np.ones((17, 1), np.float32), 512), 17)
     return ops.to_host(coded.codes).tobytes() if coded.codes.ndim == 3 else None
 
 
