@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tables.h"
 #include "tiles.h"
 
 namespace tramontane {
@@ -165,6 +166,108 @@ inline void scales_plain(const Place& p, int to, int from) {
         [=](uint8_t* row, const uint8_t* values) { memcpy(row + from, values, 16); });
 }
 
+// Four bits to the fourth of a byte each, and back.
+inline uint32_t spread_signs(uint32_t four) { return (four * 0x00204081 & 0x01010101) << 3; }
+inline uint32_t gather_signs(uint32_t codes) { return (codes >> 3 & 0x01010101) * 0x01020408 >> 24 & 15; }
+
+// 32 columns a row of IQ3, the j-th of a block, to words of codes at byte `to`, or back. entry(row, j, i): the place in
+// its grid that four columns have; signs(row, j): those of all; put(row, j, entries, signs): the way back.
+template <class Grid, class Entry, class Signs, class Put>
+inline void thirds(const Place& p, int to, const Grid& grid, const Entry& entry, const Signs& signs, const Put& put) {
+    for (int r = 0; r < p.rows; r++) {
+        uint8_t* row = p.row + r * p.row_bytes;
+        for (int j = 0; j < 8; j++) {
+            uint8_t* tile = p.unit + to + j * 256 + r * 4;
+            if (p.packing) {
+                const uint32_t all = signs(row, j);
+                const auto code = [&](int i) { return grid.entries[entry(row, j, i)] | spread_signs(all >> 4 * i & 15); };
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) {
+                    const uint32_t both = code(i) | code(i + 4) << 4;
+                    memcpy(tile + i * R * 4, &both, 4);
+                }
+                continue;
+            }
+            int entries[8];
+            uint32_t all = 0;
+            for (int i = 0; i < 8; i++) {
+                uint32_t codes;
+                memcpy(&codes, tile + i % 4 * R * 4, 4);
+                codes = codes >> i / 4 * 4 & 0x0F0F0F0F;
+                const uint32_t levels = codes & 0x07070707;
+                entries[i] = grid.places[(levels & 7) | (levels >> 5 & 56) | (levels >> 10 & 448) | (levels >> 15 & 3584)];
+                all |= gather_signs(codes) << 4 * i;
+            }
+            put(row, j, entries, all);
+        }
+    }
+}
+
+// Of IQ3_XXS: seven of eight signs, of which the last follows, and four bits of scale on top.
+inline void thirds_xxs(const Place& p, int to) {
+    thirds(
+        p, to, tables.iq3_xxs, [](const uint8_t* row, int j, int i) -> int { return row[2 + 8 * j + i]; },
+        [](const uint8_t* row, int j) {
+            uint32_t word, all = 0;
+            memcpy(&word, row + 66 + 4 * j, 4);
+            for (int i = 0; i < 4; i++) {
+                const uint32_t seven = word >> 7 * i & 127;
+                all |= (seven | uint32_t(__builtin_parity(seven)) << 7) << 8 * i;
+            }
+            return all;
+        },
+        [](uint8_t* row, int j, const int* entries, uint32_t all) {
+            uint32_t word;
+            memcpy(&word, row + 66 + 4 * j, 4);
+            for (int i = 0; i < 8; i++) row[2 + 8 * j + i] = uint8_t(entries[i]);
+            for (int i = 0; i < 4; i++) word |= (all >> 8 * i & 127) << 7 * i;
+            memcpy(row + 66 + 4 * j, &word, 4);
+        });
+}
+inline void thirds_s(const Place& p, int to) {
+    thirds(
+        p, to, tables.iq3_s,
+        [](const uint8_t* row, int j, int i) -> int { return row[2 + 8 * j + i] | (row[66 + j] >> i & 1) << 8; },
+        [](const uint8_t* row, int j) {
+            uint32_t all;
+            memcpy(&all, row + 74 + 4 * j, 4);
+            return all;
+        },
+        [](uint8_t* row, int j, const int* entries, uint32_t all) {
+            row[66 + j] = 0;
+            for (int i = 0; i < 8; i++) {
+                row[2 + 8 * j + i] = uint8_t(entries[i]);
+                row[66 + j] |= uint8_t(entries[i] >> 8 << i);
+            }
+            memcpy(row + 74 + 4 * j, &all, 4);
+        });
+}
+
+// Eight scales of IQ3, twice each and 1. Of IQ3_XXS they are what its words have on top, where the way back leaves zeros.
+inline void scales_xxs(const Place& p, int to) {
+    bytes(
+        p, to, 8,
+        [](uint8_t* values, const uint8_t* row) {
+            for (int i = 0; i < 8; i++) values[i] = uint8_t((row[69 + 4 * i] >> 4) * 2 + 1);
+        },
+        [](uint8_t* row, const uint8_t* values) {
+            for (int i = 0; i < 8; i++) {
+                const uint32_t word = uint32_t(values[i] >> 1) << 28;
+                memcpy(row + 66 + 4 * i, &word, 4);
+            }
+        });
+}
+inline void scales_s(const Place& p, int to) {
+    bytes(
+        p, to, 8,
+        [](uint8_t* values, const uint8_t* row) {
+            for (int i = 0; i < 8; i++) values[i] = uint8_t((row[106 + i / 2] >> i % 2 * 4 & 15) * 2 + 1);
+        },
+        [](uint8_t* row, const uint8_t* values) {
+            for (int i = 0; i < 4; i++) row[106 + i] = uint8_t(values[2 * i] >> 1 | values[2 * i + 1] >> 1 << 4);
+        });
+}
+
 // One block of each row; `b` is which of its unit.
 template <Format F>
 void block(const Place& p, int b) {
@@ -208,6 +311,14 @@ void block(const Place& p, int b) {
         pieces<2>(p, 0, 0);
         scales_xs(p, T::SCALES);
         for (int j = 0; j < 8; j++) words(p, T::CODES + j * 256, 8 + j * 16, 4);
+    } else if constexpr (F == Format::IQ3_XXS) {
+        pieces<2>(p, 0, 0);
+        scales_xxs(p, T::SCALES);
+        thirds_xxs(p, T::CODES);
+    } else if constexpr (F == Format::IQ3_S) {
+        pieces<2>(p, 0, 0);
+        scales_s(p, T::SCALES);
+        thirds_s(p, T::CODES);
     } else if constexpr (F == Format::Q2_K) {
         scales_plain(p, T::SCALES, 0);
         words(p, T::codes, 16, 16);

@@ -100,12 +100,7 @@ struct RowBlocks<Format::Q2_0> : HalfBlock<64, 18, 0> {
 
 // The signs of four times seven bits; an eighth bit makes their number even.
 inline Bytes32 even_signs(uint32_t word) {
-    uint8_t signs[4];
-    for (int i = 0; i < 4; i++) {
-        const uint32_t seven = word >> 7 * i & 127;
-        signs[i] = static_cast<uint8_t>(seven | static_cast<uint32_t>(__builtin_parity(seven)) << 7);
-    }
-    return bits(signs);
+    return four_words([word](int i) { return tables.signs[word >> 7 * i & 127]; });
 }
 
 template <>
@@ -148,32 +143,6 @@ struct RowBlocks<Format::IQ2_S> : RowBlock<256, 82, 16> {
         int indices[4];
         for (int i = 0; i < 4; i++) indices[i] = b[2 + 4 * j + i] | (b[66 + j] >> 2 * i & 3) << 8;
         return flipped(entries(tables.iq2_s, indices), bits(b + 34 + 4 * j));
-    }
-};
-
-template <>
-struct RowBlocks<Format::IQ3_XXS> : RowBlock<256, 98, 32> {
-    static void scales(const uint8_t* b, float* s) {
-        const float d = half_at(b);
-        for (int i = 0; i < 8; i++) s[i] = d * (float(b[69 + 4 * i] >> 4) + 0.5f) * 0.5f;
-    }
-    static Bytes32 numbers(const uint8_t* b, int j) {
-        int indices[8];
-        for (int i = 0; i < 8; i++) indices[i] = b[2 + 8 * j + i];
-        return flipped(entries(tables.iq3_xxs, indices), even_signs(load_u32(b + 66 + 4 * j)));
-    }
-};
-
-template <>
-struct RowBlocks<Format::IQ3_S> : RowBlock<256, 110, 32> {
-    static void scales(const uint8_t* b, float* s) {
-        const float d = half_at(b);
-        for (int i = 0; i < 8; i++) s[i] = d * float((b[106 + i / 2] >> i % 2 * 4 & 15) * 2 + 1);
-    }
-    static Bytes32 numbers(const uint8_t* b, int j) {
-        int indices[8];
-        for (int i = 0; i < 8; i++) indices[i] = b[2 + 8 * j + i] | (b[66 + j] >> i & 1) << 8;
-        return flipped(entries(tables.iq3_s, indices), bits(b + 74 + 4 * j));
     }
 };
 

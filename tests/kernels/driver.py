@@ -25,7 +25,23 @@ from tramontane.kernels.tables import LEVELS, table
 
 ROOT = Path(__file__).parents[2]
 DENSE: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-TILED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
+TILED = (
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+)
 CACHES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "E4M3": "fp8"}
 FAST, UNIFORM, EXACT = range(3)
 

@@ -20,7 +20,23 @@ if not cpu.available():
     pytest.skip("the compiled module is not built", allow_module_level=True)
 
 DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-BLOCKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
+BLOCKED = (
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+)
 each_isa = pytest.mark.parametrize("isa", cpu.isas(emulated=True))
 each_wide = pytest.mark.parametrize("isa", [isa for isa in cpu.isas(emulated=True) if isa.startswith("amx")])
 IN_ROWS = tuple(name for name in BLOCKS if name not in BLOCKED)

@@ -51,6 +51,9 @@ _TILES: Mapping[str, np.dtype[Any]] = {
 }
 """What tiles are of, where it is not bytes."""
 
+_GROWING = ("IQ3_XXS", "IQ3_S")
+"""Formats of which tiles take more than rows of blocks do: they are left as they are while memory is short."""
+
 
 def available() -> bool:
     """Whether the compiled module is installed."""
@@ -156,6 +159,8 @@ class CpuOps(RecurrentOps):
         from tramontane import _native
 
         tiles = tuple(_native.tiles_shape(format, *shape)) if math.prod(shape) else ()
+        if format in _GROWING and platform.available_memory() < platform.total_memory() // 4:
+            return None
         return self._arena.empty(tiles, _TILES.get(format, _BYTES)) if tiles else None
 
     def unpack(self, packed: Array, format: str, shape: tuple[int, int]) -> NDArray[Any]:
