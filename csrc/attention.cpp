@@ -37,13 +37,13 @@ void read_all(Pool& pool, const CacheRead& r) {
     with_format(r.format, [&]<CacheFormat F>() { read_all<F>(pool, r); });
 }
 
-// Many: the way of tiles of many rows, where arithmetic is fast.
-template <template <CacheFormat> class Many>
+// Few, Many: the ways of tiles of few rows and of many, where arithmetic is fast.
+template <template <CacheFormat> class Few, template <CacheFormat> class Many>
 void attend_all(Pool& pool, const Attention& a, Arithmetic arithmetic) {
     with_format(a.format, [&]<CacheFormat F>() {
         if constexpr (F != CacheFormat::F32)  // which is asked for where nothing is to be rounded
-            if (arithmetic == Arithmetic::FAST) return attend_all<F, Many<F>>(pool, a);
-        attend_all<F, ByFloats<F>>(pool, a);
+            if (arithmetic == Arithmetic::FAST) return attend_all<F, Few<F>, Many<F>>(pool, a);
+        attend_all<F, ByFloats<F>, ByFloats<F>>(pool, a);
     });
 }
 
@@ -51,7 +51,10 @@ void attend_all(Pool& pool, const Attention& a, Arithmetic arithmetic) {
 #include "dots.h"
 #include "tile_unit.h"
 #include "attention_tiles.inc"
+#include "attention_pairs.inc"
 
+template <CacheFormat F>
+using Few = std::conditional_t<F == CacheFormat::BF16, ByPairs, ByFloats<F>>;
 template <CacheFormat F>
 using Pairs = ByTiles<F, PairsUnit>;
 #if defined(TRAMONTANE_AMX)
@@ -65,9 +68,9 @@ using Emulated = ByTiles<F, EmulatedUnit>;
 }  // namespace
 
 #if defined(TRAMONTANE_UNITS)
-extern const CacheKernels cache = {fill, read_all, attend_all<Pairs>};
+extern const CacheKernels cache = {fill, read_all, attend_all<Few, Pairs>};
 #else
-extern const CacheKernels cache = {fill, read_all, attend_all<ByFloats>};
+extern const CacheKernels cache = {fill, read_all, attend_all<ByFloats, ByFloats>};
 #endif
 
 }  // namespace tramontane::ISA
@@ -75,7 +78,7 @@ extern const CacheKernels cache = {fill, read_all, attend_all<ByFloats>};
 #if defined(TRAMONTANE_UNITS) && defined(TRAMONTANE_AMX)
 namespace tramontane::amx {
 using avx512_bf16::fill, avx512_bf16::read_all;
-extern const CacheKernels cache = {fill, read_all, avx512_bf16::attend_all<avx512_bf16::Amx>};
-extern const CacheKernels emulated_cache = {fill, read_all, avx512_bf16::attend_all<avx512_bf16::Emulated>};
+extern const CacheKernels cache = {fill, read_all, avx512_bf16::attend_all<avx512_bf16::Few, avx512_bf16::Amx>};
+extern const CacheKernels emulated_cache = {fill, read_all, avx512_bf16::attend_all<avx512_bf16::Few, avx512_bf16::Emulated>};
 }  // namespace tramontane::amx
 #endif

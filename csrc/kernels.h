@@ -39,7 +39,7 @@ inline int64_t row_bytes(Format format, int64_t columns) {
 // What a product may do to its activations. UNIFORM: make them 8-bit integers, a scale for each 32, where weights are
 // integers too, or bfloat16 where they are that. FAST: the same, or something else where there are many tokens: they and
 // the weights may become bfloat16, or integers with a scale for each 256; so may all that attention multiplies become
-// bfloat16. EXACT: keep them in float.
+// bfloat16, of few rows where the cache is that. EXACT: keep them in float.
 enum class Arithmetic : int { FAST, UNIFORM, EXACT };
 
 enum class Activation : int { SILU, GELU, GELU_TANH, GELU_QUICK, RELU, RELU_SQUARED, SIGMOID };

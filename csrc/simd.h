@@ -334,6 +334,17 @@ struct Power {
     return scale_by_power(fma(p.q, p.r, broadcast(1.0f)), p.n);
 }
 
+// The same to a few millionths, in half the time.
+[[gnu::always_inline]] inline Vec exp_roughly(Vec x) {
+    x = max(broadcast(-160.0f), x * broadcast(1.44269504f));
+    const Vec n = round(x), r = x - n;
+    Vec p = broadcast(0.00957009103f);  // 2^r, |r| <= 1/2
+    p = fma(p, r, broadcast(0.0559178628f));
+    p = fma(p, r, broadcast(0.240247458f));
+    p = fma(p, r, broadcast(0.693121791f));
+    return scale_by_power(fma(p, r, broadcast(0.999999285f)), n);
+}
+
 // t / (t + 2) with t = e^2x - 1, which keeps what is small exact.
 inline Vec tanh(Vec x) {
     const Power p = power(min(broadcast(40.0f), max(broadcast(-40.0f), x + x)));

@@ -22,11 +22,12 @@ constexpr Spread PACKED = {16, SUMS, 2 * SUMS};  // tile behind tile
 inline Spread in_rows(int64_t width) { return {width, 16, 16 * width}; }
 
 // Two columns of 16 rows as a tile of weights has them: from two vectors, one behind the other.
-inline void store_pairs(uint16_t* to, __m512i both) {
+inline __m512i in_pairs(__m512i both) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                                            23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_store_si512(to, _mm512_permutexvar_epi16(order, both));
+    return _mm512_permutexvar_epi16(order, both);
 }
+inline void store_pairs(uint16_t* to, __m512i both) { _mm512_store_si512(to, in_pairs(both)); }
 inline void store_pairs(uint16_t* to, Vec even, Vec odd) {
     store_pairs(to, (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v));
 }

@@ -129,8 +129,8 @@ class EngineConfig:
     keep_packed: bool | str = False
     """Whether the CPU's packed weights are kept on disk for the next start: True, beside the model; or a folder."""
     arithmetic: Literal["fast", "exact"] = "fast"
-    """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32), and for many
-    rows both, and what attention multiplies, to bfloat16; exact: never."""
+    """fast: kernels may round the activations that meet quantized weights (to 8 bits, a scale for 32), for many rows
+    both to bfloat16, and what attention multiplies to that; exact: never."""
 
     def __post_init__(self) -> None:
         _check("device", self.device, str)

@@ -296,7 +296,7 @@ def test_heads_that_share_one_vector_are_shared_out(dtype: str, heads: int, rng:
                     np.testing.assert_array_equal(actual, expected)
 
 
-# ---- Fast arithmetic, where matrices of bfloat16 are multiplied: tiles of sixteen rows and more go that way
+# ---- Fast arithmetic, where bfloat16 is multiplied: tiles of sixteen rows and more, and fewer over caches of bfloat16
 
 ROUNDING = 0.05
 """What products of bfloat16 may change in a result of about one, with scores of about two; in all, a hundredth."""
@@ -334,15 +334,17 @@ def test_many_rows_in_bfloat16(
     size: int,
     rng: np.random.Generator,
 ) -> None:
-    """The same, with rounded queries, weights and, of float16, caches; a cache of float32 is not rounded."""
+    """The same, with rounded queries, weights and, of float16, caches; a cache of float32 is not rounded. Nor are few
+    rows, but over a cache of bfloat16 that has rows to pair."""
+    paired = dtype == "bfloat16" and size % 16 == value_width % 16 == width % 2 == 0
     paged = Paged(rng, [1, 50, 16, 33, 70, 7], query_heads, heads, width, size, dtype, 2, value_width)
     scale = 2 * width**-0.5
     for (s, a, b), actual in zip(MIXED, paged.attend(fast, MIXED, scale, window), strict=True):
         expected = paged.expected(s, a, b, scale, window)
         near(actual, expected)
-        if (b - a) * query_heads // heads < 16 or dtype == "float32":
+        if ((b - a) * query_heads // heads < 16 and not paired) or dtype == "float32":
             np.testing.assert_allclose(actual, expected, atol=3e-6, rtol=3e-6)
-        elif b > 1:  # it is another way
+        elif b > max(a, 1):  # it is another way
             assert np.abs(actual - expected).max() > 1e-5
 
 
@@ -356,6 +358,40 @@ def test_many_rows_in_bfloat16_of_every_kind_of_score(
     rows = [(0, 600, 700), (1, 0, 90), (2, 0, 17)]
     for (s, a, b), actual in zip(rows, paged.attend(fast, rows, 0.2, window, KINDS[kind]), strict=True):
         near(actual, paged.expected(s, a, b, 0.2, window, KINDS[kind]))
+
+
+@each_kind
+@pytest.mark.parametrize("window", [7, 600])
+@pytest.mark.parametrize(
+    ("groups", "width", "value_width", "size"), [(range(1, 9), 64, 64, 16), ((2,), 40, 80, 32), ((13,), 128, 16, 48)]
+)
+def test_few_rows_in_bfloat16(
+    fast: Ops,
+    kind: str,
+    window: int,
+    groups: Sequence[int],
+    width: int,
+    value_width: int,
+    size: int,
+    rng: np.random.Generator,
+) -> None:
+    """Any number of query heads to a key, tokens at odd places, and what others left behind the last of them."""
+    for shared in groups:
+        paged = Paged(rng, [530, 90, 17, 1], 2 * shared, 2, width, size, "bfloat16", value_width=value_width)
+        steps = [(0, 529, 530), (1, 88, 89), (2, 16, 17), (3, 0, 1), (0, 508, 508 + 15 // shared)]
+        for (s, a, b), actual in zip(steps, paged.attend(fast, steps, 0.2, window, KINDS[kind]), strict=True):
+            near(actual, paged.expected(s, a, b, 0.2, window, KINDS[kind]))
+
+
+def test_few_rows_in_bfloat16_depend_on_nothing_else(fast: Ops, rng: np.random.Generator) -> None:
+    """Not on the other rows, as long as these are few, nor on threads."""
+    paged = Paged(rng, [1100, 300], 6, 2, 64, 16, "bfloat16")
+    together = paged.attend(fast, [(0, 1096, 1100), (1, 297, 300)], 0.1)
+    for ops in (fast, make(fast.name, threads=3, exact=False)):
+        for row in range(4):
+            alone = paged.attend(ops, [(0, 1096 + row, 1097 + row)], 0.1)[0]
+            np.testing.assert_array_equal(alone[0], together[0][row])
+        np.testing.assert_array_equal(paged.attend(ops, [(1, 297, 300)], 0.1)[0], together[1])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
