@@ -42,6 +42,8 @@ USUAL = (
     "Q4_K",
     "Q5_K",
     "Q6_K",
+    "IQ2_XS",
+    "IQ3_S",
     "IQ4_XS",
     "MXFP4",
     "INT4",

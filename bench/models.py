@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=SHAPES)
     parser.add_argument("--tokenizer", type=Path, required=True, help="a GGUF with a tokenizer")
     parser.add_argument("--llama-quantize", required=True)
+    parser.add_argument("--kinds", nargs="+", default=QUANTIZATIONS, help="quantizations, by llama-quantize's names")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def main() -> None:
             write_gguf(plain, name, shape, args.tokenizer)
         if not (args.folder / f"{name}-bf16" / "config.json").exists():
             write_folder(args.folder / f"{name}-bf16", shape)
-        for kind in QUANTIZATIONS:
+        for kind in args.kinds:
             out = args.folder / f"{name}-{kind.lower()}.gguf"
             if not out.exists():
                 subprocess.run([args.llama_quantize, plain, out, kind], check=True, capture_output=True)

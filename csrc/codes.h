@@ -8,12 +8,7 @@ struct Bytes32 {
 };
 
 inline Bytes32 load_bytes(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-inline Bytes32 operator|(Bytes32 a, Bytes32 b) { return {_mm256_or_si256(a.v, b.v)}; }
 inline Bytes32 operator+(Bytes32 a, int b) { return {_mm256_add_epi8(a.v, _mm256_set1_epi8(static_cast<char>(b)))}; }
-// (a >> shift) & mask, for masks of at most 8 - shift bits.
-inline Bytes32 field(Bytes32 a, int shift, int mask) {
-    return {_mm256_and_si256(_mm256_srli_epi16(a.v, shift), _mm256_set1_epi8(static_cast<char>(mask)))};
-}
 // a << shift, where nothing leaves a byte.
 inline Bytes32 raised(Bytes32 a, int shift) { return {_mm256_slli_epi16(a.v, shift)}; }
 // 16 bytes: their low nibbles, then their high ones.
@@ -44,23 +39,13 @@ inline Bytes32 nibbles_in_turn(const uint8_t* p) {
 }
 // In eights: the low nibbles of 8 bytes, their high ones, those of the next 8 bytes.
 inline Bytes32 nibbles_in_eights(const uint8_t* p) { return {_mm256_permute4x64_epi64(nibbles(p).v, 0xD8)}; }
-// Four entries of a table of vectors of eight, or eight of vectors of four.
+// Four entries of a table of vectors of eight.
 inline Bytes32 entries(const int8_t (*table)[8], const int* i) {
     int64_t v[4];
     for (int k = 0; k < 4; k++) memcpy(&v[k], table[i[k]], 8);
     return {_mm256_setr_epi64x(v[0], v[1], v[2], v[3])};
 }
-inline Bytes32 entries(const int8_t (*table)[4], const int* i) {
-    int32_t v[8];
-    for (int k = 0; k < 8; k++) memcpy(&v[k], table[i[k]], 4);
-    return {_mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])};
-}
 inline Bytes32 operator+(Bytes32 a, Bytes32 b) { return {_mm256_add_epi8(a.v, b.v)}; }
-// -a where `negative` is 1, a where it is 0.
-inline Bytes32 flipped(Bytes32 a, Bytes32 negative) {
-    const __m256i mask = _mm256_sub_epi8(_mm256_setzero_si256(), negative.v);
-    return {_mm256_sub_epi8(_mm256_xor_si256(a.v, mask), mask)};
-}
 template <class F>
 inline Bytes32 four_words(const F& f) {
     return {_mm256_setr_epi64x(int64_t(f(0)), int64_t(f(1)), int64_t(f(2)), int64_t(f(3)))};
@@ -100,14 +85,8 @@ inline Bytes32 each(const F& f) {
 inline Bytes32 load_bytes(const uint8_t* p) {
     return each([&](int i) { return p[i]; });
 }
-inline Bytes32 operator|(Bytes32 a, Bytes32 b) {
-    return each([&](int i) { return a.v[i] | b.v[i]; });
-}
 inline Bytes32 operator+(Bytes32 a, int b) {
     return each([&](int i) { return a.v[i] + b; });
-}
-inline Bytes32 field(Bytes32 a, int shift, int mask) {
-    return each([&](int i) { return a.v[i] >> shift & mask; });
 }
 inline Bytes32 raised(Bytes32 a, int shift) {
     return each([&](int i) { return a.v[i] << shift; });
@@ -127,15 +106,11 @@ inline Bytes32 nibbles_in_turn(const uint8_t* p) {
 inline Bytes32 nibbles_in_eights(const uint8_t* p) {
     return each([&](int i) { return p[i / 16 * 8 + i % 8] >> i / 8 % 2 * 4 & 15; });
 }
-template <int N>
-inline Bytes32 entries(const int8_t (*table)[N], const int* i) {
-    return each([&](int k) { return table[i[k / N]][k % N]; });
+inline Bytes32 entries(const int8_t (*table)[8], const int* i) {
+    return each([&](int k) { return table[i[k / 8]][k % 8]; });
 }
 inline Bytes32 operator+(Bytes32 a, Bytes32 b) {
     return each([&](int i) { return a.v[i] + b.v[i]; });
-}
-inline Bytes32 flipped(Bytes32 a, Bytes32 negative) {
-    return each([&](int i) { return (a.v[i] ^ -negative.v[i]) + negative.v[i]; });
 }
 template <class F>
 inline Bytes32 four_words(const F& f) {

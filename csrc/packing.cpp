@@ -166,105 +166,225 @@ inline void scales_plain(const Place& p, int to, int from) {
         [=](uint8_t* row, const uint8_t* values) { memcpy(row + from, values, 16); });
 }
 
-// Four bits to the fourth of a byte each, and back.
-inline uint32_t spread_signs(uint32_t four) { return (four * 0x00204081 & 0x01010101) << 3; }
-inline uint32_t gather_signs(uint32_t codes) { return (codes >> 3 & 0x01010101) * 0x01020408 >> 24 & 15; }
+// Four bits to the lowest of a byte each, and back.
+inline uint32_t spread_four(uint32_t four) { return four * 0x00204081 & 0x01010101; }
+inline uint32_t gather_four(uint32_t bytes) { return (bytes & 0x01010101) * 0x01020408 >> 24; }
 
-// 32 columns a row of IQ3, the j-th of a block, to words of codes at byte `to`, or back. entry(row, j, i): the place in
-// its grid that four columns have; signs(row, j): those of all; put(row, j, entries, signs): the way back.
-template <class Grid, class Entry, class Signs, class Put>
-inline void thirds(const Place& p, int to, const Grid& grid, const Entry& entry, const Signs& signs, const Put& put) {
-    for (int r = 0; r < p.rows; r++) {
-        uint8_t* row = p.row + r * p.row_bytes;
+// Four times seven bits of `word` as bytes, with an eighth that makes each one's bits even in number.
+inline uint32_t even_signs(uint32_t word) {
+    const uint32_t sevens = (word & 127) | (word & 127 << 7) << 1 | (word & 127 << 14) << 2 | (word & 127 << 21) << 3;
+    uint32_t odd = sevens ^ sevens >> 4;
+    odd ^= odd >> 2;
+    odd ^= odd >> 1;
+    return sevens | (odd & 0x01010101) << 7;
+}
+// Back, but for the top four bits.
+inline uint32_t without_eighths(uint32_t bytes) {
+    return (bytes & 127) | (bytes >> 1 & 127 << 7) | (bytes >> 2 & 127 << 14) | (bytes >> 3 & 127 << 21);
+}
+
+// What a block names of 32 columns, the j-th: places in a grid, and signs, the lowest the first column's.
+struct Named {
+    int places[8];
+    uint32_t signs;
+};
+
+// The blocks of formats with grids: GRID, and how 32 columns are named.
+struct Iq2Xxs {
+    static constexpr const auto& GRID = tables.iq2_xxs;
+    static Named get(const uint8_t* row, int j) {
+        Named n = {};
+        for (int i = 0; i < 4; i++) n.places[i] = row[2 + 8 * j + i];
+        uint32_t word;
+        memcpy(&word, row + 6 + 8 * j, 4);
+        n.signs = even_signs(word);
+        return n;
+    }
+    static void put(uint8_t* row, int j, const Named& n) {  // beside the scale
+        for (int i = 0; i < 4; i++) row[2 + 8 * j + i] = uint8_t(n.places[i]);
+        uint32_t word;
+        memcpy(&word, row + 6 + 8 * j, 4);
+        word |= without_eighths(n.signs);
+        memcpy(row + 6 + 8 * j, &word, 4);
+    }
+};
+struct Iq2Xs {
+    static constexpr const auto& GRID = tables.iq2_xs;
+    static Named get(const uint8_t* row, int j) {
+        Named n = {};
+        uint16_t words[4];
+        memcpy(words, row + 2 + 8 * j, 8);
+        uint32_t signs = 0;
+        for (int i = 0; i < 4; i++) {
+            n.places[i] = words[i] & 511;
+            signs |= uint32_t(words[i] >> 9) << 7 * i;
+        }
+        n.signs = even_signs(signs);
+        return n;
+    }
+    static void put(uint8_t* row, int j, const Named& n) {
+        uint16_t words[4];
+        for (int i = 0; i < 4; i++) words[i] = uint16_t(n.places[i] | (n.signs >> 8 * i & 127) << 9);
+        memcpy(row + 2 + 8 * j, words, 8);
+    }
+};
+struct Iq2S {
+    static constexpr const auto& GRID = tables.iq2_s;
+    static Named get(const uint8_t* row, int j) {
+        Named n = {};
+        for (int i = 0; i < 4; i++) n.places[i] = row[2 + 4 * j + i] | (row[66 + j] >> 2 * i & 3) << 8;
+        memcpy(&n.signs, row + 34 + 4 * j, 4);
+        return n;
+    }
+    static void put(uint8_t* row, int j, const Named& n) {
+        row[66 + j] = 0;
+        for (int i = 0; i < 4; i++) {
+            row[2 + 4 * j + i] = uint8_t(n.places[i]);
+            row[66 + j] |= uint8_t(n.places[i] >> 8 << 2 * i);
+        }
+        memcpy(row + 34 + 4 * j, &n.signs, 4);
+    }
+};
+struct Iq3Xxs {
+    static constexpr const auto& GRID = tables.iq3_xxs;
+    static Named get(const uint8_t* row, int j) {
+        Named n = {};
+        for (int i = 0; i < 8; i++) n.places[i] = row[2 + 8 * j + i];
+        uint32_t word;
+        memcpy(&word, row + 66 + 4 * j, 4);
+        n.signs = even_signs(word);
+        return n;
+    }
+    static void put(uint8_t* row, int j, const Named& n) {  // beside the scale
+        for (int i = 0; i < 8; i++) row[2 + 8 * j + i] = uint8_t(n.places[i]);
+        uint32_t word;
+        memcpy(&word, row + 66 + 4 * j, 4);
+        word |= without_eighths(n.signs);
+        memcpy(row + 66 + 4 * j, &word, 4);
+    }
+};
+struct Iq3S {
+    static constexpr const auto& GRID = tables.iq3_s;
+    static Named get(const uint8_t* row, int j) {
+        Named n = {};
+        for (int i = 0; i < 8; i++) n.places[i] = row[2 + 8 * j + i] | (row[66 + j] >> i & 1) << 8;
+        memcpy(&n.signs, row + 74 + 4 * j, 4);
+        return n;
+    }
+    static void put(uint8_t* row, int j, const Named& n) {
+        row[66 + j] = 0;
+        for (int i = 0; i < 8; i++) {
+            row[2 + 8 * j + i] = uint8_t(n.places[i]);
+            row[66 + j] |= uint8_t(n.places[i] >> 8 << i);
+        }
+        memcpy(row + 74 + 4 * j, &n.signs, 4);
+    }
+};
+
+// A row's levels and signs of 32 columns: words of four columns.
+template <class B>
+inline void named(const Place& p, int r, int j, uint32_t (&levels)[8], uint32_t (&signs)[8]) {
+    const Named n = B::get(p.row + r * p.row_bytes, j);
+#pragma GCC unroll 8
+    for (int w = 0; w < 8; w++) {
+        levels[w] = B::GRID.levels[n.places[w / B::GRID.WORDS]][w % B::GRID.WORDS];
+        signs[w] = spread_four(n.signs >> 4 * w & 15);
+    }
+}
+template <class B>
+inline void name(const Place& p, int r, int j, const uint32_t (&levels)[8], const uint32_t (&signs)[8]) {
+    Named n = {};
+    for (int w = 0; w < 8; w += B::GRID.WORDS) n.places[w / B::GRID.WORDS] = B::GRID.place(levels + w);
+    for (int w = 0; w < 8; w++) n.signs |= gather_four(signs[w]) << 4 * w;
+    B::put(p.row + r * p.row_bytes, j, n);
+}
+
+// IQ3's nibbles at byte `to`.
+template <class B>
+inline void thirds(const Place& p, int to) {
+    for (int r = 0; r < p.rows; r++)
         for (int j = 0; j < 8; j++) {
             uint8_t* tile = p.unit + to + j * 256 + r * 4;
+            uint32_t levels[8], signs[8];
             if (p.packing) {
-                const uint32_t all = signs(row, j);
-                const auto code = [&](int i) { return grid.entries[entry(row, j, i)] | spread_signs(all >> 4 * i & 15); };
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) {
-                    const uint32_t both = code(i) | code(i + 4) << 4;
-                    memcpy(tile + i * R * 4, &both, 4);
+                named<B>(p, r, j, levels, signs);
+                for (int w = 0; w < 4; w++) {
+                    const uint32_t both = levels[w] | signs[w] << 3 | levels[w + 4] << 4 | signs[w + 4] << 7;
+                    memcpy(tile + w * R * 4, &both, 4);
                 }
                 continue;
             }
-            int entries[8];
-            uint32_t all = 0;
-            for (int i = 0; i < 8; i++) {
-                uint32_t codes;
-                memcpy(&codes, tile + i % 4 * R * 4, 4);
-                codes = codes >> i / 4 * 4 & 0x0F0F0F0F;
-                const uint32_t levels = codes & 0x07070707;
-                entries[i] = grid.places[(levels & 7) | (levels >> 5 & 56) | (levels >> 10 & 448) | (levels >> 15 & 3584)];
-                all |= gather_signs(codes) << 4 * i;
+            for (int w = 0; w < 8; w++) {
+                uint32_t both;
+                memcpy(&both, tile + w % 4 * R * 4, 4);
+                levels[w] = both >> w / 4 * 4 & 0x07070707;
+                signs[w] = both >> (w / 4 * 4 + 3) & 0x01010101;
             }
-            put(row, j, entries, all);
+            name<B>(p, r, j, levels, signs);
+        }
+}
+
+// IQ2's pairs of bits and its signs, which four and eight times 32 columns share.
+template <Format F, class B>
+inline void quarters(const Place& p) {
+    using T = Tile<F>;
+    for (int r = 0; r < p.rows; r++) {
+        uint8_t* tile = p.unit + r * 4;
+        uint32_t pairs[2][8] = {}, bits[8] = {}, levels[8], signs[8];
+        if (p.packing) {
+            for (int j = 0; j < 8; j++) {
+                named<B>(p, r, j, levels, signs);
+                for (int w = 0; w < 8; w++) {
+                    pairs[j / 4][w] |= levels[w] << j % 4 * 2;
+                    bits[w] |= signs[w] << j;
+                }
+            }
+            for (int w = 0; w < 8; w++) {
+                memcpy(tile + T::codes(w), &pairs[0][w], 4);
+                memcpy(tile + T::codes(8 + w), &pairs[1][w], 4);
+                memcpy(tile + T::high(w), &bits[w], 4);
+            }
+            continue;
+        }
+        for (int w = 0; w < 8; w++) {
+            memcpy(&pairs[0][w], tile + T::codes(w), 4);
+            memcpy(&pairs[1][w], tile + T::codes(8 + w), 4);
+            memcpy(&bits[w], tile + T::high(w), 4);
+        }
+        for (int j = 0; j < 8; j++) {
+            for (int w = 0; w < 8; w++) {
+                levels[w] = pairs[j / 4][w] >> j % 4 * 2 & 0x03030303;
+                signs[w] = bits[w] >> j & 0x01010101;
+            }
+            name<B>(p, r, j, levels, signs);
         }
     }
 }
 
-// Of IQ3_XXS: seven of eight signs, of which the last follows, and four bits of scale on top.
-inline void thirds_xxs(const Place& p, int to) {
-    thirds(
-        p, to, tables.iq3_xxs, [](const uint8_t* row, int j, int i) -> int { return row[2 + 8 * j + i]; },
-        [](const uint8_t* row, int j) {
-            uint32_t word, all = 0;
-            memcpy(&word, row + 66 + 4 * j, 4);
-            for (int i = 0; i < 4; i++) {
-                const uint32_t seven = word >> 7 * i & 127;
-                all |= (seven | uint32_t(__builtin_parity(seven)) << 7) << 8 * i;
-            }
-            return all;
-        },
-        [](uint8_t* row, int j, const int* entries, uint32_t all) {
-            uint32_t word;
-            memcpy(&word, row + 66 + 4 * j, 4);
-            for (int i = 0; i < 8; i++) row[2 + 8 * j + i] = uint8_t(entries[i]);
-            for (int i = 0; i < 4; i++) word |= (all >> 8 * i & 127) << 7 * i;
-            memcpy(row + 66 + 4 * j, &word, 4);
-        });
-}
-inline void thirds_s(const Place& p, int to) {
-    thirds(
-        p, to, tables.iq3_s,
-        [](const uint8_t* row, int j, int i) -> int { return row[2 + 8 * j + i] | (row[66 + j] >> i & 1) << 8; },
-        [](const uint8_t* row, int j) {
-            uint32_t all;
-            memcpy(&all, row + 74 + 4 * j, 4);
-            return all;
-        },
-        [](uint8_t* row, int j, const int* entries, uint32_t all) {
-            row[66 + j] = 0;
-            for (int i = 0; i < 8; i++) {
-                row[2 + 8 * j + i] = uint8_t(entries[i]);
-                row[66 + j] |= uint8_t(entries[i] >> 8 << i);
-            }
-            memcpy(row + 74 + 4 * j, &all, 4);
-        });
-}
-
-// Eight scales of IQ3, twice each and 1. Of IQ3_XXS they are what its words have on top, where the way back leaves zeros.
-inline void scales_xxs(const Place& p, int to) {
+// Scales of four bits as bytes, twice each and 1. On top of words that are `apart` bytes apart, the first's last byte
+// at `from`: where the way back leaves zeros in the words.
+inline void scales_on_top(const Place& p, int to, int from, int apart) {
     bytes(
         p, to, 8,
-        [](uint8_t* values, const uint8_t* row) {
-            for (int i = 0; i < 8; i++) values[i] = uint8_t((row[69 + 4 * i] >> 4) * 2 + 1);
+        [=](uint8_t* values, const uint8_t* row) {
+            for (int i = 0; i < 8; i++) values[i] = uint8_t((row[from + apart * i] >> 4) * 2 + 1);
         },
-        [](uint8_t* row, const uint8_t* values) {
+        [=](uint8_t* row, const uint8_t* values) {
             for (int i = 0; i < 8; i++) {
                 const uint32_t word = uint32_t(values[i] >> 1) << 28;
-                memcpy(row + 66 + 4 * i, &word, 4);
+                memcpy(row + from - 3 + apart * i, &word, 4);
             }
         });
 }
-inline void scales_s(const Place& p, int to) {
+// Two in a byte.
+inline void scales_in_pairs(const Place& p, int to, int from, int count) {
     bytes(
-        p, to, 8,
-        [](uint8_t* values, const uint8_t* row) {
-            for (int i = 0; i < 8; i++) values[i] = uint8_t((row[106 + i / 2] >> i % 2 * 4 & 15) * 2 + 1);
+        p, to, count,
+        [=](uint8_t* values, const uint8_t* row) {
+            for (int i = 0; i < count; i++) values[i] = uint8_t((row[from + i / 2] >> i % 2 * 4 & 15) * 2 + 1);
         },
-        [](uint8_t* row, const uint8_t* values) {
-            for (int i = 0; i < 4; i++) row[106 + i] = uint8_t(values[2 * i] >> 1 | values[2 * i + 1] >> 1 << 4);
+        [=](uint8_t* row, const uint8_t* values) {
+            for (int i = 0; i < count; i += 2) row[from + i / 2] = uint8_t(values[i] >> 1 | values[i + 1] >> 1 << 4);
         });
 }
 
@@ -313,12 +433,27 @@ void block(const Place& p, int b) {
         for (int j = 0; j < 8; j++) words(p, T::CODES + j * 256, 8 + j * 16, 4);
     } else if constexpr (F == Format::IQ3_XXS) {
         pieces<2>(p, 0, 0);
-        scales_xxs(p, T::SCALES);
-        thirds_xxs(p, T::CODES);
+        scales_on_top(p, T::SCALES, 69, 4);
+        thirds<Iq3Xxs>(p, T::CODES);
     } else if constexpr (F == Format::IQ3_S) {
         pieces<2>(p, 0, 0);
-        scales_s(p, T::SCALES);
-        thirds_s(p, T::CODES);
+        scales_in_pairs(p, T::SCALES, 106, 8);
+        thirds<Iq3S>(p, T::CODES);
+    } else if constexpr (F == Format::IQ2_XXS) {
+        pieces<2>(p, 0, 0);
+        scales_on_top(p, T::SCALES, 9, 8);
+        quarters<F, Iq2Xxs>(p);
+    } else if constexpr (F == Format::IQ2_XS) {
+        pieces<2>(p, 0, 0);
+        scales_in_pairs(p, T::SCALES, 66, 16);
+        quarters<F, Iq2Xs>(p);
+    } else if constexpr (F == Format::IQ2_S) {
+        pieces<2>(p, 0, 0);
+        scales_in_pairs(p, T::SCALES, 74, 16);
+        quarters<F, Iq2S>(p);
+    } else if constexpr (F == Format::TQ2_0) {
+        words(p, T::codes, 0, 16);
+        pieces<2>(p, 0, 64);
     } else if constexpr (F == Format::Q2_K) {
         scales_plain(p, T::SCALES, 0);
         words(p, T::codes, 16, 16);

@@ -10,11 +10,6 @@ inline uint16_t load_u16(const uint8_t* p) {
     memcpy(&h, p, 2);
     return h;
 }
-inline uint32_t load_u32(const uint8_t* p) {
-    uint32_t u;
-    memcpy(&u, p, 4);
-    return u;
-}
 inline float half_at(const uint8_t* p) { return half_to_float(load_u16(p)); }
 
 template <Format F>
@@ -80,11 +75,6 @@ struct RowBlocks<Format::TQ1_0> : HalfBlock<256, 54, 52> {
 #undef TRAMONTANE_32
 
 template <>
-struct RowBlocks<Format::TQ2_0> : HalfBlock<256, 66, 64> {
-    static Bytes32 numbers(const uint8_t* b, int j) { return field(load_bytes(b + j / 4 * 32), j % 4 * 2, 3) + -1; }
-};
-
-template <>
 struct RowBlocks<Format::Q1_0> : HalfBlock<128, 18, 0> {
     static Bytes32 numbers(const uint8_t* b, int j) { return raised(bits(b + 2 + j * 4), 1) + -1; }
 };
@@ -93,56 +83,6 @@ template <>
 struct RowBlocks<Format::Q2_0> : HalfBlock<64, 18, 0> {
     static Bytes32 numbers(const uint8_t* b, int j) {
         return codes_in_turn<2>(b + 2 + j * 8) + -1;
-    }
-};
-
-// ---- grids
-
-// The signs of four times seven bits; an eighth bit makes their number even.
-inline Bytes32 even_signs(uint32_t word) {
-    return four_words([word](int i) { return tables.signs[word >> 7 * i & 127]; });
-}
-
-template <>
-struct RowBlocks<Format::IQ2_XXS> : RowBlock<256, 66, 32> {
-    static void scales(const uint8_t* b, float* s) {
-        const float d = half_at(b);
-        for (int i = 0; i < 8; i++) s[i] = d * (float(b[9 + 8 * i] >> 4) + 0.5f) * 0.25f;
-    }
-    static Bytes32 numbers(const uint8_t* b, int j) {
-        const uint8_t* p = b + 2 + 8 * j;
-        const int indices[4] = {p[0], p[1], p[2], p[3]};
-        return flipped(entries(tables.iq2_xxs, indices), even_signs(load_u32(p + 4)));
-    }
-};
-
-// Scales of 16 nibbles: d * (scale + 1/2) / 4.
-inline void quarter_scales(float* s, float d, const uint8_t* packed) {
-    for (int i = 0; i < 16; i++) s[i] = d * (float(packed[i / 2] >> i % 2 * 4 & 15) + 0.5f) * 0.25f;
-}
-
-template <>
-struct RowBlocks<Format::IQ2_XS> : RowBlock<256, 74, 16> {
-    static void scales(const uint8_t* b, float* s) { quarter_scales(s, half_at(b), b + 66); }
-    static Bytes32 numbers(const uint8_t* b, int j) {
-        int indices[4];
-        uint32_t signs = 0;
-        for (int i = 0; i < 4; i++) {
-            const uint32_t word = load_u16(b + 2 + 8 * j + 2 * i);
-            indices[i] = static_cast<int>(word & 511);
-            signs |= word >> 9 << 7 * i;
-        }
-        return flipped(entries(tables.iq2_xs, indices), even_signs(signs));
-    }
-};
-
-template <>
-struct RowBlocks<Format::IQ2_S> : RowBlock<256, 82, 16> {
-    static void scales(const uint8_t* b, float* s) { quarter_scales(s, half_at(b), b + 74); }
-    static Bytes32 numbers(const uint8_t* b, int j) {
-        int indices[4];
-        for (int i = 0; i < 4; i++) indices[i] = b[2 + 4 * j + i] | (b[66 + j] >> 2 * i & 3) << 8;
-        return flipped(entries(tables.iq2_s, indices), bits(b + 34 + 4 * j));
     }
 };
 

@@ -78,6 +78,10 @@ struct Tile<Format::Q2_K> : Unit<256, 1344> {
     static constexpr int codes(int i) { return 320 + i * 64; }
 };
 template <>
+struct Tile<Format::TQ2_0> : Unit<256, 1088> {
+    static constexpr int codes(int i) { return 64 + i * 64; }
+};
+template <>
 struct Tile<Format::Q3_K> : Unit<256, 1856> {
     static constexpr int SCALES = 64;
     static constexpr int high(int i) { return 320 + i * 128; }
@@ -104,22 +108,34 @@ template <>
 struct Tile<Format::IQ4_XS> : Unit<256, 2240> {
     static constexpr int SCALES = 64, CODES = 192;
 };
-// These take more than in a row of blocks, 1.39 and 1.24 times that: codes are a bit of sign and three that say which of
-// eight sizes, where blocks name four columns at once.
+// IQ3 and IQ2 take more than in a row of blocks, 1.24 to 1.64 times that: codes say of each column which of eight or three
+// sizes it has, and its sign, where blocks name four or eight columns at once. IQ2's sizes lie and its signs as Q3_K's low
+// bits and high ones.
 template <>
 struct Tile<Format::IQ3_XXS> : Tile<Format::IQ4_XS> {};
 template <>
 struct Tile<Format::IQ3_S> : Tile<Format::IQ4_XS> {};
+template <int SCALES_BYTES>
+struct TileOfIQ2 : Unit<256, 64 + SCALES_BYTES + 1536> {
+    static constexpr int SCALES = 64, FIRST = 64 + SCALES_BYTES;
+    static constexpr int high(int i) { return FIRST + i * 128; }
+    static constexpr int codes(int i) { return i < 8 ? FIRST + 64 + i * 128 : FIRST + 512 + i * 64; }
+};
+template <>
+struct Tile<Format::IQ2_XXS> : TileOfIQ2<128> {};
+template <>
+struct Tile<Format::IQ2_XS> : TileOfIQ2<256> {};
+template <>
+struct Tile<Format::IQ2_S> : TileOfIQ2<256> {};
 
 // The formats that have tiles.
 #define TRAMONTANE_TILED_FORMATS(X)                                                                       \
     X(F32) X(F16) X(BF16) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) \
-    X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS) X(MXFP4)
+    X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ4_NL) X(IQ4_XS) X(TQ2_0) X(MXFP4)
 
 // Those that are kept in rows of blocks, which csrc/row_blocks.h reads.
-#define TRAMONTANE_ROW_FORMATS(X)                                                                              \
-    X(Q8_1) X(Q8_K) X(IQ1_S) X(IQ1_M) X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(TQ1_0) X(TQ2_0) X(NVFP4)                 \
-    X(Q1_0) X(Q2_0)
+#define TRAMONTANE_ROW_FORMATS(X) \
+    X(Q8_1) X(Q8_K) X(IQ1_S) X(IQ1_M) X(TQ1_0) X(NVFP4) X(Q1_0) X(Q2_0)
 
 // What rows become for their products, a panel at a time: floats [groups][16 rows] of scales, then of what is added for
 // each unit of activations, then codes of a byte. GROUP: columns with one scale; WIDE: some codes are above 127.

@@ -36,10 +36,14 @@ TILED = (
     "Q4_K",
     "Q5_K",
     "Q6_K",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
     "IQ3_XXS",
     "IQ3_S",
     "IQ4_NL",
     "IQ4_XS",
+    "TQ2_0",
     "MXFP4",
 )
 CACHES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "E4M3": "fp8"}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.oracles import random_blocks
+from tramontane import platform
 from tramontane.kernels import BLOCKS, cpu
 from tramontane.kernels.blocks import dequantize
 
@@ -31,10 +32,14 @@ BLOCKED = (
     "Q4_K",
     "Q5_K",
     "Q6_K",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
     "IQ3_XXS",
     "IQ3_S",
     "IQ4_NL",
     "IQ4_XS",
+    "TQ2_0",
     "MXFP4",
 )
 each_isa = pytest.mark.parametrize("isa", cpu.isas(emulated=True))
@@ -283,6 +288,15 @@ def test_blocks_that_are_not_packed_give_the_same(isa: str, format: str, rng: np
         np.testing.assert_array_equal(product(ops, format, x, stored, 35), product(ops, format, x, tiles, 35))
 
 
+@pytest.mark.parametrize("format", ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_what_tiles_make_larger_is_left_while_memory_is_short(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops, stored = cpu.CpuOps(), np.zeros((16, BLOCKS[format].nbytes), np.uint8)
+    assert ops.pack(stored, format).nbytes > stored.nbytes
+    monkeypatch.setattr(platform, "available_memory", lambda: platform.total_memory() // 5)
+    assert ops.pack(stored, format) is stored
+    assert ops.pack(np.zeros((16, 18), np.uint8), "Q4_0").ndim == 3
+
+
 def test_tiles_are_checked() -> None:
     ops = cpu.CpuOps()
     tiles = ops.pack(np.zeros((16, 32), np.float32), "F32")
@@ -291,7 +305,7 @@ def test_tiles_are_checked() -> None:
         with pytest.raises(ValueError, match="weight"):
             ops.matmul(out, x, wrong)
     with pytest.raises(ValueError, match="no tiles"):
-        ops.matmul_blocks(out, np.zeros((1, 256), np.float32), np.zeros((1, 1, 66), np.uint8), "TQ2_0")
+        ops.matmul_blocks(out, np.zeros((1, 256), np.float32), np.zeros((1, 1, 54), np.uint8), "TQ1_0")
     with pytest.raises(ValueError, match="outside"):
         ops.rows(x, np.array([16], np.int32), tiles)
 

@@ -51,8 +51,8 @@ _TILES: Mapping[str, np.dtype[Any]] = {
 }
 """What tiles are of, where it is not bytes."""
 
-_GROWING = ("IQ3_XXS", "IQ3_S")
-"""Formats of which tiles take more than rows of blocks do: they are left as they are while memory is short."""
+_GROWING = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+"""Formats of which tiles take more than rows of blocks do, which are left while memory is short."""
 
 
 def available() -> bool:
