@@ -212,6 +212,7 @@ def _attention(rng: np.random.Generator) -> Iterator[Case]:
         for latent in (False, True):
             paged = Paged(rng, (40, 70), 6, 1, 48, 16, cells, value_width=32, latent=latent)
             yield from _attended(paged, format, KINDS["sinks"], 0, rows=8, cut=32)
+            yield from _attended(paged, format, KINDS["sinks"], 0, rows=1)
         yield from _read(paged, format)
 
 
