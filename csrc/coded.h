@@ -129,10 +129,15 @@ struct CodedSource {
     }
 
     // The same of turned grids, for rows that lie together from place `i` on.
-    Vec scale_at(int64_t i) const { return scale_of(stored_scale(i)); }
-    Vec minimum_at(int64_t i) const {
-        return minimum_of(stored_scale(i), m.zeros ? together(m.zeros, m.zero_type, i) : broadcast(0.0f),
-                          m.offsets ? together(m.offsets, m.offset_type, i) : broadcast(-0.0f));
+    void scales_at(int64_t i, Vec& scale, Vec& minimum) const {
+        Vec s;
+        if (m.scale_table)
+            s = gathered([&](int j) { return m.scale_table[m.scales[i + j]]; });
+        else
+            s = together(m.scales, m.scale_type, i);
+        scale = scale_of(s);
+        minimum = minimum_of(s, m.zeros ? together(m.zeros, m.zero_type, i) : broadcast(0.0f),
+                             m.offsets ? together(m.offsets, m.offset_type, i) : broadcast(-0.0f));
     }
 
     // Columns [k, k + count) of a row as floats; k is a multiple of 32. Writes whole vectors.
@@ -168,11 +173,6 @@ struct CodedSource {
    private:
     Vec scale_of(Vec s) const { return s * broadcast(m.factor) * broadcast(step); }
     Vec minimum_of(Vec s, Vec z, Vec o) const { return ((broadcast(base) - z) * s + o) * broadcast(m.factor); }
-
-    Vec stored_scale(int64_t i) const {
-        if (m.scale_table) return gathered([&](int j) { return m.scale_table[m.scales[i + j]]; });
-        return together(m.scales, m.scale_type, i);
-    }
 
     void row_of_panel(uint8_t* codes, int64_t row, int64_t k, int64_t count) const {
         for (int64_t i = 0; i < count; i += 32, codes += 32)
