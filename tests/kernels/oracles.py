@@ -41,7 +41,7 @@ def random_blocks(rng: np.random.Generator, format: str, rows: int, columns: int
     for start in _HALVES.get(format, ()):
         blocks[:, start : start + 2] = halves()
     if format == "MXFP4":  # an exponent
-        blocks[:, 0] = rng.integers(116, 128, len(blocks))
+        blocks[:, 0] = rng.integers(123, 128, len(blocks))
     if format == "Q8_K":
         blocks[:, :4] = rng.standard_normal(len(blocks)).astype(np.float32).view(np.uint8).reshape(-1, 4)
     if format == "IQ1_M":  # a nibble of the half on top of each of the last four words
