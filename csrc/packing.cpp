@@ -10,6 +10,7 @@ namespace tramontane {
 namespace {
 
 #include "pieces.h"
+#include "grid_blocks.h"
 
 constexpr int R = PANEL_ROWS;
 
@@ -170,117 +171,6 @@ inline void scales_plain(const Place& p, int to, int from) {
 inline uint32_t spread_four(uint32_t four) { return four * 0x00204081 & 0x01010101; }
 inline uint32_t gather_four(uint32_t bytes) { return (bytes & 0x01010101) * 0x01020408 >> 24; }
 
-// Four times seven bits of `word` as bytes, with an eighth that makes each one's bits even in number.
-inline uint32_t even_signs(uint32_t word) {
-    const uint32_t sevens = (word & 127) | (word & 127 << 7) << 1 | (word & 127 << 14) << 2 | (word & 127 << 21) << 3;
-    uint32_t odd = sevens ^ sevens >> 4;
-    odd ^= odd >> 2;
-    odd ^= odd >> 1;
-    return sevens | (odd & 0x01010101) << 7;
-}
-// Back, but for the top four bits.
-inline uint32_t without_eighths(uint32_t bytes) {
-    return (bytes & 127) | (bytes >> 1 & 127 << 7) | (bytes >> 2 & 127 << 14) | (bytes >> 3 & 127 << 21);
-}
-
-// What a block names of 32 columns, the j-th: places in a grid, and signs, the lowest the first column's.
-struct Named {
-    int places[8];
-    uint32_t signs;
-};
-
-// The blocks of formats with grids: GRID, and how 32 columns are named.
-struct Iq2Xxs {
-    static constexpr const auto& GRID = tables.iq2_xxs;
-    static Named get(const uint8_t* row, int j) {
-        Named n = {};
-        for (int i = 0; i < 4; i++) n.places[i] = row[2 + 8 * j + i];
-        uint32_t word;
-        memcpy(&word, row + 6 + 8 * j, 4);
-        n.signs = even_signs(word);
-        return n;
-    }
-    static void put(uint8_t* row, int j, const Named& n) {  // beside the scale
-        for (int i = 0; i < 4; i++) row[2 + 8 * j + i] = uint8_t(n.places[i]);
-        uint32_t word;
-        memcpy(&word, row + 6 + 8 * j, 4);
-        word |= without_eighths(n.signs);
-        memcpy(row + 6 + 8 * j, &word, 4);
-    }
-};
-struct Iq2Xs {
-    static constexpr const auto& GRID = tables.iq2_xs;
-    static Named get(const uint8_t* row, int j) {
-        Named n = {};
-        uint16_t words[4];
-        memcpy(words, row + 2 + 8 * j, 8);
-        uint32_t signs = 0;
-        for (int i = 0; i < 4; i++) {
-            n.places[i] = words[i] & 511;
-            signs |= uint32_t(words[i] >> 9) << 7 * i;
-        }
-        n.signs = even_signs(signs);
-        return n;
-    }
-    static void put(uint8_t* row, int j, const Named& n) {
-        uint16_t words[4];
-        for (int i = 0; i < 4; i++) words[i] = uint16_t(n.places[i] | (n.signs >> 8 * i & 127) << 9);
-        memcpy(row + 2 + 8 * j, words, 8);
-    }
-};
-struct Iq2S {
-    static constexpr const auto& GRID = tables.iq2_s;
-    static Named get(const uint8_t* row, int j) {
-        Named n = {};
-        for (int i = 0; i < 4; i++) n.places[i] = row[2 + 4 * j + i] | (row[66 + j] >> 2 * i & 3) << 8;
-        memcpy(&n.signs, row + 34 + 4 * j, 4);
-        return n;
-    }
-    static void put(uint8_t* row, int j, const Named& n) {
-        row[66 + j] = 0;
-        for (int i = 0; i < 4; i++) {
-            row[2 + 4 * j + i] = uint8_t(n.places[i]);
-            row[66 + j] |= uint8_t(n.places[i] >> 8 << 2 * i);
-        }
-        memcpy(row + 34 + 4 * j, &n.signs, 4);
-    }
-};
-struct Iq3Xxs {
-    static constexpr const auto& GRID = tables.iq3_xxs;
-    static Named get(const uint8_t* row, int j) {
-        Named n = {};
-        for (int i = 0; i < 8; i++) n.places[i] = row[2 + 8 * j + i];
-        uint32_t word;
-        memcpy(&word, row + 66 + 4 * j, 4);
-        n.signs = even_signs(word);
-        return n;
-    }
-    static void put(uint8_t* row, int j, const Named& n) {  // beside the scale
-        for (int i = 0; i < 8; i++) row[2 + 8 * j + i] = uint8_t(n.places[i]);
-        uint32_t word;
-        memcpy(&word, row + 66 + 4 * j, 4);
-        word |= without_eighths(n.signs);
-        memcpy(row + 66 + 4 * j, &word, 4);
-    }
-};
-struct Iq3S {
-    static constexpr const auto& GRID = tables.iq3_s;
-    static Named get(const uint8_t* row, int j) {
-        Named n = {};
-        for (int i = 0; i < 8; i++) n.places[i] = row[2 + 8 * j + i] | (row[66 + j] >> i & 1) << 8;
-        memcpy(&n.signs, row + 74 + 4 * j, 4);
-        return n;
-    }
-    static void put(uint8_t* row, int j, const Named& n) {
-        row[66 + j] = 0;
-        for (int i = 0; i < 8; i++) {
-            row[2 + 8 * j + i] = uint8_t(n.places[i]);
-            row[66 + j] |= uint8_t(n.places[i] >> 8 << i);
-        }
-        memcpy(row + 74 + 4 * j, &n.signs, 4);
-    }
-};
-
 // A row's levels and signs of 32 columns: words of four columns.
 template <class B>
 inline void named(const Place& p, int r, int j, uint32_t (&levels)[8], uint32_t (&signs)[8]) {
@@ -325,9 +215,10 @@ inline void thirds(const Place& p, int to) {
 }
 
 // IQ2's pairs of bits and its signs, which four and eight times 32 columns share.
-template <Format F, class B>
+template <Format F>
 inline void quarters(const Place& p) {
     using T = Tile<F>;
+    using B = GridBlock<F>;
     for (int r = 0; r < p.rows; r++) {
         uint8_t* tile = p.unit + r * 4;
         uint32_t pairs[2][8] = {}, bits[8] = {}, levels[8], signs[8];
@@ -434,23 +325,23 @@ void block(const Place& p, int b) {
     } else if constexpr (F == Format::IQ3_XXS) {
         pieces<2>(p, 0, 0);
         scales_on_top(p, T::SCALES, 69, 4);
-        thirds<Iq3Xxs>(p, T::CODES);
+        thirds<GridBlock<Format::IQ3_XXS>>(p, T::CODES);
     } else if constexpr (F == Format::IQ3_S) {
         pieces<2>(p, 0, 0);
         scales_in_pairs(p, T::SCALES, 106, 8);
-        thirds<Iq3S>(p, T::CODES);
+        thirds<GridBlock<Format::IQ3_S>>(p, T::CODES);
     } else if constexpr (F == Format::IQ2_XXS) {
         pieces<2>(p, 0, 0);
         scales_on_top(p, T::SCALES, 9, 8);
-        quarters<F, Iq2Xxs>(p);
+        quarters<F>(p);
     } else if constexpr (F == Format::IQ2_XS) {
         pieces<2>(p, 0, 0);
         scales_in_pairs(p, T::SCALES, 66, 16);
-        quarters<F, Iq2Xs>(p);
+        quarters<F>(p);
     } else if constexpr (F == Format::IQ2_S) {
         pieces<2>(p, 0, 0);
         scales_in_pairs(p, T::SCALES, 74, 16);
-        quarters<F, Iq2S>(p);
+        quarters<F>(p);
     } else if constexpr (F == Format::TQ2_0) {
         words(p, T::codes, 0, 16);
         pieces<2>(p, 0, 64);

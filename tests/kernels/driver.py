@@ -25,27 +25,6 @@ from tramontane.kernels.tables import LEVELS, table
 
 ROOT = Path(__file__).parents[2]
 DENSE: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-TILED = (
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "Q2_K",
-    "Q3_K",
-    "Q4_K",
-    "Q5_K",
-    "Q6_K",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ3_XXS",
-    "IQ3_S",
-    "IQ4_NL",
-    "IQ4_XS",
-    "TQ2_0",
-    "MXFP4",
-)
 CACHES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "E4M3": "fp8"}
 FAST, UNIFORM, EXACT = range(3)
 
@@ -141,7 +120,7 @@ def _matrix(rng: np.random.Generator, format: str, rows: int, columns: int) -> t
 def _matrices(rng: np.random.Generator) -> Iterator[Case]:
     for format in (*DENSE, *BLOCKS):
         yield from _products(rng, format, 3, 9, 512, tiled=False)
-        if format in (*DENSE, *TILED):
+        if format in (*DENSE, *oracles.TILED):
             for tokens, rows, columns in ((1, 1, 256), (5, 35, 768), (17, 50, 256), (300, 16, 256)):
                 yield from _products(rng, format, tokens, rows, columns, tiled=True)
     for format in DENSE:

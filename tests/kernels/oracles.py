@@ -13,6 +13,29 @@ from tramontane.kernels import BLOCKS
 
 Floats = NDArray[Any]
 
+TILED = (
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_S",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ4_NL",
+    "IQ4_XS",
+    "TQ2_0",
+    "MXFP4",
+)
+"""The block formats that the compiled module keeps in tiles."""
+
 # Where the float16 fields of a block begin; the formats that are missing have no such field.
 _HALVES = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "Q1_0", "Q2_0", "IQ4_NL", "IQ4_XS", "IQ1_S"), (0,)),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.kernels.oracles import random_blocks
+from tests.kernels.oracles import TILED, random_blocks
 from tramontane import platform
 from tramontane.kernels import BLOCKS, cpu
 from tramontane.kernels.blocks import dequantize
@@ -21,30 +21,9 @@ if not cpu.available():
     pytest.skip("the compiled module is not built", allow_module_level=True)
 
 DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-BLOCKED = (
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "Q2_K",
-    "Q3_K",
-    "Q4_K",
-    "Q5_K",
-    "Q6_K",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ3_XXS",
-    "IQ3_S",
-    "IQ4_NL",
-    "IQ4_XS",
-    "TQ2_0",
-    "MXFP4",
-)
 each_isa = pytest.mark.parametrize("isa", cpu.isas(emulated=True))
 each_wide = pytest.mark.parametrize("isa", [isa for isa in cpu.isas(emulated=True) if isa.startswith("amx")])
-IN_ROWS = tuple(name for name in BLOCKS if name not in BLOCKED)
+IN_ROWS = tuple(name for name in BLOCKS if name not in TILED)
 each_format = pytest.mark.parametrize("format", [*DENSE, *BLOCKS])
 each_quantized = pytest.mark.parametrize("format", BLOCKS)
 each_shape = pytest.mark.parametrize(
@@ -71,7 +50,7 @@ def product(ops: cpu.CpuOps, format: str, x: NDArray[np.float32], tiles: Any, ro
     return out
 
 
-@pytest.mark.parametrize("format", BLOCKED)
+@pytest.mark.parametrize("format", TILED)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_packing_loses_nothing_of_any_bytes(format: str, data: st.DataObject) -> None:
@@ -206,7 +185,7 @@ def test_many_tokens_of_dense_matrices_or_large_columns_are_multiplied_in_bfloat
 ) -> None:
     stored, values = matrix(rng, format, rows, columns)
     x = rng.standard_normal((tokens, columns)).astype(np.float32)
-    if format in BLOCKED:
+    if format in TILED:
         x[:, ::256] = 40
     bias = rng.standard_normal(rows).astype(np.float32)
     one, three = (cpu.CpuOps(threads, isa=isa) for threads in (1, 3))
@@ -222,7 +201,7 @@ def test_many_tokens_of_dense_matrices_or_large_columns_are_multiplied_in_bfloat
 
 
 @each_wide
-@pytest.mark.parametrize("format", BLOCKED)
+@pytest.mark.parametrize("format", TILED)
 @each_shape
 def test_many_tokens_of_quantized_matrices_are_multiplied_in_bytes(
     isa: str, format: str, tokens: int, rows: int, columns: int, rng: np.random.Generator
