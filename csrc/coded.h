@@ -118,26 +118,13 @@ struct CodedSource {
     // For LANES lines the scale of a group's numbers, and what is added once for each unit of activations.
     void scales(const int64_t* lines, int64_t g, Vec& scale, Vec& minimum) const {
         const int64_t more = g * step_of_groups();
-        Vec s;
-        if (m.scale_table)
-            s = gathered([&](int i) { return m.scale_table[m.scales[lines[i] + more]]; });
-        else
-            s = gathered(m.scales, m.scale_type, lines, more);
-        scale = scale_of(s);
-        minimum = minimum_of(s, m.zeros ? gathered(m.zeros, m.zero_type, lines, more) : broadcast(0.0f),
-                             m.offsets ? gathered(m.offsets, m.offset_type, lines, more) : broadcast(-0.0f));
+        scales_by([&](int lane) { return lines[lane] + more; },
+                  [&](const uint8_t* grid, Number type) { return gathered(grid, type, lines, more); }, scale, minimum);
     }
-
-    // The same of turned grids, for rows that lie together from place `i` on.
-    void scales_at(int64_t i, Vec& scale, Vec& minimum) const {
-        Vec s;
-        if (m.scale_table)
-            s = gathered([&](int j) { return m.scale_table[m.scales[i + j]]; });
-        else
-            s = together(m.scales, m.scale_type, i);
-        scale = scale_of(s);
-        minimum = minimum_of(s, m.zeros ? together(m.zeros, m.zero_type, i) : broadcast(0.0f),
-                             m.offsets ? together(m.offsets, m.offset_type, i) : broadcast(-0.0f));
+    // The same of turned grids, for rows that lie together from place `first` on.
+    void scales_at(int64_t first, Vec& scale, Vec& minimum) const {
+        scales_by([=](int lane) { return first + lane; },
+                  [=](const uint8_t* grid, Number type) { return together(grid, type, first); }, scale, minimum);
     }
 
     // Columns [k, k + count) of a row as floats; k is a multiple of 32. Writes whole vectors.
@@ -171,8 +158,17 @@ struct CodedSource {
     }
 
    private:
-    Vec scale_of(Vec s) const { return s * broadcast(m.factor) * broadcast(step); }
-    Vec minimum_of(Vec s, Vec z, Vec o) const { return ((broadcast(base) - z) * s + o) * broadcast(m.factor); }
+    // place(lane): where a lane's number lies in its grid; take(grid, type): those of all lanes.
+    template <class Place, class Take>
+    void scales_by(const Place& place, const Take& take, Vec& scale, Vec& minimum) const {
+        const Vec factor = broadcast(m.factor);
+        const Vec s = m.scale_table ? gathered([&](int lane) { return m.scale_table[m.scales[place(lane)]]; })
+                                    : take(m.scales, m.scale_type);
+        const Vec z = m.zeros ? take(m.zeros, m.zero_type) : broadcast(0.0f);
+        const Vec o = m.offsets ? take(m.offsets, m.offset_type) : broadcast(-0.0f);
+        scale = s * factor * broadcast(step);
+        minimum = ((broadcast(base) - z) * s + o) * factor;
+    }
 
     void row_of_panel(uint8_t* codes, int64_t row, int64_t k, int64_t count) const {
         for (int64_t i = 0; i < count; i += 32, codes += 32)
